@@ -1,0 +1,35 @@
+# Two commands do everything on a fresh Debian 12 machine, as root: `make demo` and `make test`.
+# Both install what they need (scripts/setup.sh) and may be run any number of times.
+PY := .venv/bin/python
+
+.PHONY: setup demo test unit lint bench soak lock install clean
+setup:            ## Debian packages, .venv from the pinned requirements, generated schemas, the CNI shim
+	@scripts/setup.sh
+
+demo: setup       ## bring a lab up, apply the examples, check every way of talking, trace one request
+	@scripts/demo.sh
+
+test: setup       ## every test: pure, with namespaces, with whole labs
+	@$(PY) -m pytest tests --ignore=tests/bench
+
+unit: setup       ## only the pure tests
+	@$(PY) -m pytest tests/unit tests/property
+
+lint: setup       ## style, types, import rules
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports
+
+bench: setup      ## what things cost, as ratios against a peer or the bare kernel
+	@$(PY) -m tests.bench
+
+soak: setup       ## long runs: labs up and down, kills at random points
+	@$(PY) -m tests.soak
+
+lock:             ## remake the hash-pinned locks from requirements*.in (needs pip-tools on PATH)
+	pip-compile --generate-hashes --no-emit-index-url --no-emit-trusted-host --strip-extras --allow-unsafe -q --no-header -o requirements.txt requirements.in
+	pip-compile --generate-hashes --no-emit-index-url --no-emit-trusted-host --strip-extras --allow-unsafe -q --no-header -o requirements-dev.txt requirements-dev.in
+
+install: setup    ## put `podlane` on the PATH
+	@ln -sf "$(CURDIR)/.venv/bin/podlane" /usr/local/bin/podlane
+
+clean:
+	rm -rf .venv native/build src/podlane/lab/api/generated .mypy_cache .ruff_cache .pytest_cache .hypothesis

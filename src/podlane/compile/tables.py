@@ -1,0 +1,167 @@
+"""What one node's kernel should hold: plain, frozen, comparable rows with symbolic keys.
+
+Numbers the kernel needs (list ids, marks, interface indexes) are no part of a row: the drivers bind
+them. `Rows` is what one unit compiles to; the store (compile/store.py) merges the rows of all units.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+from msgspec import Struct
+
+from podlane.model.addresses import Address, Family, Prefix, Protocol
+
+
+class Table(enum.StrEnum):
+    """In the order in which a generation is applied; removals run in reverse."""
+
+    LINKS = "links"  # device name -> VxlanLink
+    NEIGHBOURS = "neighbours"  # (device, address) -> Neighbour
+    FDB = "fdb"  # (device, mac) -> FdbEntry
+    ROUTES = "routes"  # Prefix -> Route
+    SETS = "sets"  # SetMember -> SetMember
+    BACKENDS = "backends"  # ListKey -> BackendList
+    FRONTENDS = "frontends"  # FrontendKey -> Frontend
+    NODE_PORTS = "node-ports"  # NodePortKey -> Frontend
+
+
+# --- links, neighbours, routes --------------------------------------------------------------------
+
+
+class VxlanLink(Struct, frozen=True):
+    """A VXLAN device (RFC 7348) with learning off: every peer is an entry of FDB.
+
+    mac: deterministic, set at creation (udev must find nothing to change). local: outer source.
+    addresses: what the device itself carries, as the source of packets the node masquerades.
+    """
+
+    name: str
+    vni: int
+    port: int
+    underlay: str
+    local: Address
+    mac: str
+    mtu_bytes: int
+    addresses: tuple[Prefix, ...]
+
+
+class Neighbour(Struct, frozen=True):
+    """A permanent neighbour entry: `address` on `device` has link-layer address `mac`."""
+
+    device: str
+    address: Address
+    mac: str
+
+
+class FdbEntry(Struct, frozen=True):
+    """Frames for `mac` on VXLAN `device` are sent to the host `remote`."""
+
+    device: str
+    mac: str
+    remote: Address
+
+
+class Route(Struct, frozen=True):
+    """One row of the routing table podlane owns (protocol 85, main table).
+
+    destination: prefix; via: next hop or None when on-link; device: link name; source: preferred
+    source address for what the node itself sends; onlink: the next hop need not be on a connected
+    subnet; mtu_bytes: path MTU, 0 for the device's own.
+    """
+
+    destination: Prefix
+    via: Address | None
+    device: str
+    source: Address | None = None
+    onlink: bool = False
+    mtu_bytes: int = 0
+
+
+# --- services -------------------------------------------------------------------------------------
+
+
+class SetName(enum.StrEnum):
+    CLUSTER_IPS = "cluster-ips"  # every ClusterIP: a port nobody serves is refused
+    SERVICE_CIDRS = "service-cidrs"  # an address nobody holds is dropped
+    POD_CIDRS = "pod-cidrs"  # sources that are pods (the local detector)
+    CLUSTER_CIDRS = "cluster-cidrs"  # destinations a pod reaches without masquerade
+    NODE_IPS = "node-ips"  # all nodes' own addresses: never masqueraded either
+    NODE_PORT_IPS = "node-port-ips"  # this node's addresses that answer node ports
+    LOCAL_ENDPOINTS = "local-endpoints"  # this node's endpoints: hairpin needs masquerade
+
+
+class SetMember(NamedTuple):
+    """An address or prefix in a named set; the family of the value says in which table."""
+
+    set: SetName
+    value: Prefix
+
+
+class ListKey(NamedTuple):
+    """Names one list of endpoints: those a service port uses for one scope and family.
+
+    scope: "cluster" (all nodes' endpoints by topology) or "local" (this node's only).
+    """
+
+    namespace: str
+    service: str
+    port: str
+    protocol: Protocol
+    family: Family
+    scope: str
+
+
+class Backend(NamedTuple):
+    address: Address
+    port: int
+
+
+class BackendList(Struct, frozen=True):
+    """Endpoints in their order of index; equal endpoints repeat by weight.
+
+    affinity_timeout_s: 0 for no session affinity (ClientIP).
+    """
+
+    backends: tuple[Backend, ...]
+    affinity_timeout_s: int = 0
+
+
+class FrontendKey(NamedTuple):
+    address: Address
+    protocol: Protocol
+    port: int
+
+
+class NodePortKey(NamedTuple):
+    family: Family
+    protocol: Protocol
+    port: int
+
+
+class FrontendClass(enum.StrEnum):
+    """What happens to the first packet of a flow (behaviour table of kube-proxy v1.36)."""
+
+    INTERNAL = "internal"  # ClusterIP: masquerade unless the source is a pod
+    EXTERNAL = "external"  # node port, external or load-balancer address: masquerade always
+    EXTERNAL_LOCAL = "external-local"  # externalTrafficPolicy Local: pods and the node short-circuit
+    DROP = "drop"  # traffic policy Local without a local endpoint
+    REJECT = "reject"  # no endpoint anywhere
+
+
+class Frontend(Struct, frozen=True):
+    """A virtual address and port, and the list that answers for it.
+
+    backends: the list new flows choose from. short_circuit: EXTERNAL_LOCAL only, the cluster-wide
+    list that pods and the node itself use instead. None for DROP and REJECT.
+    """
+
+    kind: FrontendClass
+    backends: ListKey | None
+    short_circuit: ListKey | None = None
+
+
+Rows: TypeAlias = Mapping[Table, Mapping[Any, Any]]
+NOTHING: Rows = {}

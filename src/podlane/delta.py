@@ -1,0 +1,41 @@
+"""Desired against actual: the only place that decides what changes."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Generic, NamedTuple, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class Change(NamedTuple, Generic[V]):
+    old: V
+    new: V
+
+
+class Delta(NamedTuple, Generic[K, V]):
+    """added, changed and removed rows. Empty deltas are false."""
+
+    added: dict[K, V]
+    changed: dict[K, Change[V]]
+    removed: dict[K, V]
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.changed or self.removed)
+
+    def __len__(self) -> int:
+        return len(self.added) + len(self.changed) + len(self.removed)
+
+
+def delta(desired: Mapping[K, V], actual: Mapping[K, V]) -> Delta[K, V]:
+    """What to do to `actual` so that it equals `desired`."""
+    added: dict[K, V] = {}
+    changed: dict[K, Change[V]] = {}
+    for key, row in desired.items():
+        if key not in actual:
+            added[key] = row
+        elif actual[key] != row:
+            changed[key] = Change(actual[key], row)
+    removed = {key: row for key, row in actual.items() if key not in desired}
+    return Delta(added, changed, removed)

@@ -1,0 +1,239 @@
+"""NetworkConfig (podlane.dev/v1alpha1): what a cluster's network shall be.
+
+Pure: `parse` takes decoded YAML or JSON, `with_settings` the `--set KEY=VALUE` pairs of the command
+line. Both refuse unknown keys and contradictory values with the key's path and the reason.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from typing import Any
+
+import msgspec
+from msgspec import Struct, field
+
+from podlane.errors import ConfigError
+from podlane.model.addresses import Family, Prefix, family_of, prefix
+
+API_VERSION = "podlane.dev/v1alpha1"
+
+
+class BackendType(enum.StrEnum):
+    VXLAN = "vxlan"
+    HOST_GW = "host-gw"
+    UDP = "udp"
+    IPIP = "ipip"
+    WIREGUARD = "wireguard"
+    SRV6 = "srv6"
+    BGP = "bgp"
+    EXTENSION = "extension"
+
+
+AVAILABLE_BACKENDS = (BackendType.VXLAN,)
+
+
+class LinkMode(enum.StrEnum):
+    ROUTED = "routed"
+    BRIDGE = "bridge"
+
+
+class ServiceMode(enum.StrEnum):
+    NFTABLES = "nftables"
+    SOCKET = "socket"
+
+
+class _Section(Struct, frozen=True, rename="camel", kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class Backend(_Section, frozen=True):
+    """type: how pods of two nodes reach each other. vni, port, mtuBytes (0: from the underlay)."""
+
+    type: BackendType = BackendType.VXLAN
+    vni: int = 85
+    port: int = 8472
+    mtu_bytes: int = 0
+
+
+class Link(_Section, frozen=True):
+    mode: LinkMode = LinkMode.ROUTED
+
+
+class Services(_Section, frozen=True):
+    """nodePortRange: "first-last". masqueradeMark: one bit of the packet mark."""
+
+    mode: ServiceMode = ServiceMode.NFTABLES
+    node_port_range: str = "30000-32767"
+    masquerade_mark: int = 0x4000
+
+
+class Fabric(_Section, frozen=True):
+    """The lab's underlay. racks: subnets of nodes, with a router between them."""
+
+    racks: int = 1
+    mtu: int = 1500
+
+
+class NetworkConfig(_Section, frozen=True):
+    api_version: str = API_VERSION
+    kind: str = "NetworkConfig"
+    metadata: dict[str, Any] = {}
+    ip_families: list[Family] = field(default_factory=lambda: [Family.IPV4, Family.IPV6])
+    pod_cidrs: list[str] = field(
+        default_factory=lambda: ["10.244.0.0/16", "fd00:10:244::/56"], name="podCIDRs"
+    )
+    service_cidrs: list[str] = field(
+        default_factory=lambda: ["10.96.0.0/16", "fd00:10:96::/112"], name="serviceCIDRs"
+    )
+    node_cidrs: list[str] = field(
+        default_factory=lambda: ["172.30.0.0/16", "fd00:172:30::/64"], name="nodeCIDRs"
+    )
+    node_cidr_mask_sizes: list[int] = field(default_factory=lambda: [24, 64])
+    cluster_domain: str = "cluster.local"
+    backend: Backend = Backend()
+    link: Link = Link()
+    services: Services = Services()
+    fabric: Fabric = Fabric()
+
+    def _of(self, texts: list[str]) -> dict[Family, Prefix]:
+        """The prefix of each enabled family, primary family first."""
+        by_family = {family_of(p): p for p in map(prefix, texts)}
+        return {f: by_family[f] for f in self.ip_families}
+
+    @property
+    def pods(self) -> dict[Family, Prefix]:
+        return self._of(self.pod_cidrs)
+
+    @property
+    def cluster_services(self) -> dict[Family, Prefix]:
+        return self._of(self.service_cidrs)
+
+    @property
+    def nodes(self) -> dict[Family, Prefix]:
+        return self._of(self.node_cidrs)
+
+    @property
+    def node_mask_bits(self) -> dict[Family, int]:
+        """Prefix length of one node's pod CIDR."""
+        four, six = [*self.node_cidr_mask_sizes, 64][:2]
+        sizes = {Family.IPV4: four, Family.IPV6: six}
+        return {f: sizes[f] for f in self.ip_families}
+
+
+DEFAULT = NetworkConfig()
+
+
+def parse(document: Any, where: str = "NetworkConfig") -> NetworkConfig:
+    """A decoded document. Raises ConfigError naming the key's path."""
+    if not isinstance(document, dict):
+        raise ConfigError(f"{where}: expected a mapping, found {type(document).__name__}")
+    for key, wanted in (("apiVersion", API_VERSION), ("kind", "NetworkConfig")):
+        if key in document and document[key] != wanted:
+            raise ConfigError(f"{where}: {key} is {document[key]!r}, expected {wanted!r}")
+    return validate(_convert(document, where), where)
+
+
+def with_settings(config: NetworkConfig, settings: list[str]) -> NetworkConfig:
+    """`KEY=VALUE` pairs applied over config: KEY is a dotted path, VALUE a YAML-like scalar or a,b,c."""
+    document = msgspec.to_builtins(config)
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals or not path:
+            raise ConfigError(f"--set {setting!r}: write KEY=VALUE, for example backend.type=vxlan")
+        *parents, last = path.split(".")
+        section = document
+        for parent in parents:
+            if not isinstance(section.get(parent), dict):
+                raise ConfigError(f"--set {path}: there is no section {parent!r}")
+            section = section[parent]
+        if last not in section or isinstance(section[last], dict):
+            known = ", ".join(sorted(k for k in section if k not in ("apiVersion", "kind", "metadata")))
+            raise ConfigError(f"--set {path}: unknown key {last!r}; known here: {known}")
+        section[last] = _value(text, like=section[last])
+    return validate(_convert(document, "--set"), "--set")
+
+
+def _value(text: str, like: Any) -> Any:
+    if isinstance(like, list):
+        items = [t.strip() for t in text.split(",") if t.strip()]
+        return [int(i) for i in items] if like and isinstance(like[0], int) else items
+    if isinstance(like, bool):
+        return {"true": True, "false": False}.get(text.lower(), text)
+    if isinstance(like, int) and re.fullmatch(r"-?(0x[0-9a-fA-F]+|\d+)", text):
+        return int(text, 0)
+    return text
+
+
+def _convert(document: Any, where: str) -> NetworkConfig:
+    try:
+        return msgspec.convert(document, NetworkConfig)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: {str(error).replace('`', chr(39))}") from None
+
+
+def validate(config: NetworkConfig, where: str) -> NetworkConfig:
+    """Refuses what contradicts itself. Returns config."""
+
+    def refuse(key: str, why: str) -> ConfigError:
+        return ConfigError(f"{where}: {key}: {why}")
+
+    families = config.ip_families
+    if not families or len(set(families)) != len(families):
+        raise refuse("ipFamilies", "name IPv4, IPv6 or both, each once")
+    seen: list[tuple[str, Prefix]] = []
+    for key, texts in (
+        ("podCIDRs", config.pod_cidrs),
+        ("serviceCIDRs", config.service_cidrs),
+        ("nodeCIDRs", config.node_cidrs),
+    ):
+        try:
+            prefixes = [prefix(text) for text in texts]
+        except ConfigError as error:
+            raise refuse(key, str(error)) from None
+        for family in families:
+            found = [p for p in prefixes if family_of(p) is family]
+            if len(found) != 1:
+                raise refuse(key, f"{len(found)} prefixes of {family}, expected one since ipFamilies has it")
+        for p in prefixes:
+            if family_of(p) not in families:
+                continue
+            for other_key, other in seen:
+                if p.version == other.version and p.overlaps(other):
+                    raise refuse(key, f"{p} overlaps {other} of {other_key}")
+            seen.append((key, p))
+    for family, bits in config.node_mask_bits.items():
+        pods = config.pods[family]
+        if not pods.prefixlen <= bits <= family.bits - 2:
+            raise refuse(
+                "nodeCidrMaskSizes", f"/{bits} for {family} must lie between {pods} and /{family.bits - 2}"
+            )
+    for family, services in config.cluster_services.items():
+        if services.prefixlen > family.bits - 4 or (family is Family.IPV6 and services.prefixlen < 64):
+            raise refuse("serviceCIDRs", f"{services}: use at least 16 addresses, and /64 or longer for IPv6")
+    if config.backend.type not in AVAILABLE_BACKENDS:
+        raise refuse(
+            "backend.type", f"{config.backend.type} is not available; use {', '.join(AVAILABLE_BACKENDS)}"
+        )
+    if config.link.mode is not LinkMode.ROUTED:
+        raise refuse("link.mode", f"{config.link.mode} is not available; use routed")
+    if config.services.mode is not ServiceMode.NFTABLES:
+        raise refuse("services.mode", f"{config.services.mode} is not available; use nftables")
+    if not 0 < config.backend.vni < 1 << 24:
+        raise refuse("backend.vni", f"{config.backend.vni} is not between 1 and 16777215")
+    if not 0 < config.backend.port < 1 << 16:
+        raise refuse("backend.port", f"{config.backend.port} is not between 1 and 65535")
+    ranges = re.fullmatch(r"(\d+)-(\d+)", config.services.node_port_range)
+    if not ranges or not 0 < int(ranges[1]) <= int(ranges[2]) < 1 << 16:
+        raise refuse(
+            "services.nodePortRange", f"{config.services.node_port_range!r}: write first-last, as 30000-32767"
+        )
+    if config.services.masquerade_mark.bit_count() != 1 or not 0 < config.services.masquerade_mark < 1 << 32:
+        raise refuse("services.masqueradeMark", "one bit of 32")
+    if not 1 <= config.fabric.racks <= 200:
+        raise refuse("fabric.racks", f"{config.fabric.racks} is not between 1 and 200")
+    if not 1400 <= config.fabric.mtu <= 65535:
+        raise refuse("fabric.mtu", f"{config.fabric.mtu} is not between 1400 and 65535")
+    if not 0 <= config.backend.mtu_bytes <= 65535:
+        raise refuse("backend.mtuBytes", f"{config.backend.mtu_bytes} is not between 0 and 65535")
+    return config

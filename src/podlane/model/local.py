@@ -1,0 +1,38 @@
+"""What a node knows of itself that is no API object: its uplink, and the pods attached to it."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from podlane.model.addresses import Address, Prefix
+
+
+class Underlay(Struct, frozen=True):
+    """The link that carries this node's InternalIP.
+
+    addresses: interface addresses with their on-link prefixes, as "172.30.1.11/24" gives
+    (172.30.1.11, 172.30.1.0/24).
+    """
+
+    device: str
+    mtu_bytes: int
+    addresses: tuple[tuple[Address, Prefix], ...] = ()
+
+
+class Attachment(Struct, frozen=True):
+    """One pod interface made by CNI ADD; it exists before the pod's status.podIP does.
+
+    device: the host's end of the veth; mac: of the pod's end; addresses: at most one a family.
+    """
+
+    container_id: str
+    ifname: str
+    device: str
+    mac: str
+    addresses: tuple[Address, ...]
+    pod_namespace: str = ""
+    pod_name: str = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.container_id, self.ifname
