@@ -1,0 +1,168 @@
+"""The rows of all units, merged into tables.
+
+Several units may want one key of a table:
+
+- **equal rows are counted**: the row stays until the last unit that wants it goes;
+- **rows that contradict are resolved by one rule: the unit of the older object wins** (earlier
+  `since`; then the smaller unit key, so that the answer does not depend on who came first). The loser
+  is reported, and its row comes back by itself when the winner goes.
+
+`put` replaces one unit's rows, `take` returns what that changed since the last `take`. Both cost what
+the touched rows cost; `compared` counts them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+from podlane.compile.tables import NOTHING, Rows, Table
+from podlane.delta import Change, Delta
+
+_ABSENT: Final = object()
+
+
+class UnitKey(NamedTuple):
+    """The smallest thing that compiles on its own: ("vxlan", "peer", "node-2"), say.
+
+    what and name: the capability's own words; namespace: "" for what has none.
+    """
+
+    capability: str
+    what: str
+    name: str = ""
+    namespace: str = ""
+
+    def __str__(self) -> str:
+        where = f"{self.namespace}/{self.name}" if self.namespace else self.name
+        return f"{self.capability} {self.what} {where}".rstrip()
+
+
+class Compiled(NamedTuple):
+    """One unit's rows, how old the object behind them is, and why some of it could not be done.
+
+    since: creationTimestamp, "" for what is older than every object (the node's own facts).
+    refused: sentences that name the object and what would work.
+    """
+
+    rows: Rows
+    since: str = ""
+    refused: tuple[str, ...] = ()
+
+
+class Contradiction(NamedTuple):
+    table: Table
+    key: Any
+    winner: UnitKey
+    losers: tuple[UnitKey, ...]
+
+    def __str__(self) -> str:
+        lost = ", ".join(map(str, self.losers))
+        return f"{self.table} {_show(self.key)}: {self.winner} is older and has it; {lost} must do without"
+
+
+class Store:
+    def __init__(self) -> None:
+        self.compared = 0
+        self._units: dict[UnitKey, Compiled] = {}
+        self._tables: dict[Table, dict[Any, Any]] = {table: {} for table in Table}
+        # One claimant is the rule, so it is kept bare; several are kept as a set.
+        self._claims: dict[Table, dict[Any, UnitKey | set[UnitKey]]] = {table: {} for table in Table}
+        self._contradictions: dict[tuple[Table, Any], Contradiction] = {}
+        self._before: dict[Table, dict[Any, Any]] = {table: {} for table in Table}
+
+    @property
+    def tables(self) -> Mapping[Table, Mapping[Any, Any]]:
+        """What the node should hold now. Live."""
+        return self._tables
+
+    @property
+    def contradictions(self) -> list[Contradiction]:
+        return list(self._contradictions.values())
+
+    @property
+    def refused(self) -> dict[UnitKey, tuple[str, ...]]:
+        """Per unit, what could not be compiled and why."""
+        return {key: unit.refused for key, unit in self._units.items() if unit.refused}
+
+    def put(self, unit: UnitKey, compiled: Compiled) -> None:
+        """Replace what `unit` wants. Compiled with no rows and nothing refused forgets it."""
+        old = self._units.get(unit, _EMPTY)
+        if any(compiled.rows.values()) or compiled.refused:
+            self._units[unit] = compiled
+        else:
+            self._units.pop(unit, None)
+        for table in old.rows.keys() | compiled.rows.keys():
+            before, after = old.rows.get(table, NOTHING), compiled.rows.get(table, NOTHING)
+            same_age = old.since == compiled.since
+            for key in before.keys() | after.keys():
+                self.compared += 1
+                was, now = before.get(key, _ABSENT), after.get(key, _ABSENT)
+                if was is not _ABSENT and now is not _ABSENT and same_age and was == now:
+                    continue
+                self._claim(table, key, unit, wants=now is not _ABSENT)
+                self._settle(table, key)
+
+    def take(self) -> dict[Table, Delta[Any, Any]]:
+        """Net changes of the tables since the last call; tables without any are left out."""
+        changes: dict[Table, Delta[Any, Any]] = {}
+        for table, touched in self._before.items():
+            if not touched:
+                continue
+            added, changed, removed = {}, {}, {}
+            current = self._tables[table]
+            for key, old in touched.items():
+                new = current.get(key, _ABSENT)
+                if old is _ABSENT and new is not _ABSENT:
+                    added[key] = new
+                elif new is _ABSENT and old is not _ABSENT:
+                    removed[key] = old
+                elif old is not _ABSENT and old != new:
+                    changed[key] = Change(old, new)
+            self._before[table] = {}
+            if found := Delta(added, changed, removed):
+                changes[table] = found
+        return changes
+
+    def _claim(self, table: Table, key: Any, unit: UnitKey, *, wants: bool) -> None:
+        claims = self._claims[table]
+        held = claims.get(key)
+        if wants:
+            if held is None:
+                claims[key] = unit
+            elif isinstance(held, set):
+                held.add(unit)
+            elif held != unit:
+                claims[key] = {held, unit}
+        elif isinstance(held, set):
+            held.discard(unit)
+            if len(held) == 1:
+                claims[key] = held.pop()
+        elif held == unit:
+            del claims[key]
+
+    def _settle(self, table: Table, key: Any) -> None:
+        held = self._claims[table].get(key)
+        rows = self._tables[table]
+        self._before[table].setdefault(key, rows.get(key, _ABSENT))
+        self._contradictions.pop((table, key), None)
+        if held is None:
+            rows.pop(key, None)
+        elif not isinstance(held, set):
+            rows[key] = self._row(held, table, key)
+        else:
+            winner = min(held, key=lambda unit: (self._units[unit].since, unit))
+            row = rows[key] = self._row(winner, table, key)
+            losers = tuple(sorted(u for u in held if self._row(u, table, key) != row))
+            if losers:
+                self._contradictions[table, key] = Contradiction(table, key, winner, losers)
+
+    def _row(self, unit: UnitKey, table: Table, key: Any) -> Any:
+        return self._units[unit].rows[table][key]
+
+
+_EMPTY: Final = Compiled(NOTHING)
+
+
+def _show(key: Any) -> str:
+    return " ".join(map(str, key)) if isinstance(key, tuple) else str(key)

@@ -1,0 +1,220 @@
+"""What one node knows, indexed: the read-only side that capabilities compile from.
+
+A `View` holds narrow objects (model/objects.py) and the node's own facts (model/local.py). It answers
+by key, by node, by address and by service in constant time, so that a unit never walks the cluster.
+`Objects` is the same thing with the one method that writes: `put`. Only the engine has it.
+
+Everything enters as a `Change`: API objects, and what is no API object (attachments made by CNI, the
+underlay's link, the configuration itself).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, TypeVar
+
+from podlane.errors import ConfigError
+from podlane.model.addresses import Address, address
+from podlane.model.config import NetworkConfig
+from podlane.model.local import Attachment, Underlay
+from podlane.model.objects import (
+    SERVICE_NAME_LABEL,
+    EndpointSlice,
+    Namespace,
+    Node,
+    Object,
+    Pod,
+    Service,
+)
+
+# Kinds of changes that are no API object.
+ATTACHMENT: Final = "Attachment"
+UNDERLAY: Final = "Underlay"
+CONFIG: Final = "Config"
+
+ZONE_LABEL: Final = "topology.kubernetes.io/zone"
+
+Key = tuple[str, str]
+V = TypeVar("V")
+
+
+class Change(NamedTuple):
+    """One thing that came (old is None), went (new is None) or became another.
+
+    kind: a key of model.objects.KINDS, or ATTACHMENT, UNDERLAY, CONFIG. What enters the engine may
+    leave `old` out when `new` is there: the engine fills in what it knew.
+    """
+
+    kind: str
+    old: Any
+    new: Any
+
+    @property
+    def object(self) -> Any:
+        """The newer of the two; never None."""
+        return self.new if self.new is not None else self.old
+
+    @property
+    def name(self) -> str:
+        """metadata.name of an API object."""
+        return str(self.object.name)
+
+    @property
+    def sides(self) -> tuple[Any, ...]:
+        """old and new, whichever exist: units_of is the union over these."""
+        return tuple(side for side in (self.old, self.new) if side is not None)
+
+
+class Me(NamedTuple):
+    """This node: its Node object (None until the API has it), its uplink, the pods attached to it."""
+
+    name: str
+    node: Node | None
+    underlay: Underlay | None
+    attachments: Mapping[Key, Attachment]
+
+    @property
+    def zone(self) -> str:
+        return self.node.metadata.labels.get(ZONE_LABEL, "") if self.node else ""
+
+
+class View:
+    """Read-only. Mappings are live: do not keep them across changes.
+
+    nodes, namespaces: by name. pods, services, slices: by (namespace, name).
+    """
+
+    def __init__(self, node_name: str, config: NetworkConfig) -> None:
+        self.config = config
+        self._node_name = node_name
+        self._nodes: dict[str, Node] = {}
+        self._namespaces: dict[str, Namespace] = {}
+        self._pods: dict[Key, Pod] = {}
+        self._services: dict[Key, Service] = {}
+        self._slices: dict[Key, EndpointSlice] = {}
+        self._attachments: dict[Key, Attachment] = {}
+        self._underlay: Underlay | None = None
+        self._pods_by_node: _Index[str] = _Index()
+        self._pods_by_address: _Index[str] = _Index()
+        self._slices_by_service: _Index[Key] = _Index()
+        self._attachments_by_address: _Index[str] = _Index()
+        self.nodes: Mapping[str, Node] = MappingProxyType(self._nodes)
+        self.namespaces: Mapping[str, Namespace] = MappingProxyType(self._namespaces)
+        self.pods: Mapping[Key, Pod] = MappingProxyType(self._pods)
+        self.services: Mapping[Key, Service] = MappingProxyType(self._services)
+        self.slices: Mapping[Key, EndpointSlice] = MappingProxyType(self._slices)
+
+    @property
+    def me(self) -> Me:
+        name = self._node_name
+        return Me(name, self._nodes.get(name), self._underlay, MappingProxyType(self._attachments))
+
+    def slices_of(self, namespace: str, service: str) -> list[EndpointSlice]:
+        """The EndpointSlices labelled with that service, in order of name."""
+        return [self._slices[key] for key in sorted(self._slices_by_service.get((namespace, service)))]
+
+    def pods_on(self, node: str) -> list[Pod]:
+        """The pods bound to a node, in order of key."""
+        return [self._pods[key] for key in sorted(self._pods_by_node.get(node))]
+
+    def pods_at(self, where: Address) -> list[Pod]:
+        """The pods whose status.podIPs has that address; host-network pods share their node's."""
+        return [self._pods[key] for key in sorted(self._pods_by_address.get(str(where)))]
+
+    def attachments_at(self, where: Address) -> list[Attachment]:
+        return [self._attachments[key] for key in sorted(self._attachments_by_address.get(str(where)))]
+
+    def objects(self, kind: str) -> Mapping[Any, Any]:
+        """Everything of one kind by its key, for taking a list's difference."""
+        return MappingProxyType(self._table(kind))
+
+    def _table(self, kind: str) -> dict[Any, Any]:
+        tables: dict[str, dict[Any, Any]] = {
+            "Node": self._nodes,
+            "Namespace": self._namespaces,
+            "Pod": self._pods,
+            "Service": self._services,
+            "EndpointSlice": self._slices,
+            ATTACHMENT: self._attachments,
+        }
+        return tables[kind]
+
+
+def key_of(kind: str, value: Any) -> Any:
+    """The key of a value in View.objects(kind)."""
+    if kind in ("Node", "Namespace"):
+        return value.name
+    return value.key
+
+
+class Objects(View):
+    """The View its owner may write to."""
+
+    def put(self, change: Change) -> Change | None:
+        """Store change.new, or forget change.old. Returns what really changed, None for nothing."""
+        kind, new = change.kind, change.new
+        if kind == CONFIG:
+            return change
+        if kind == UNDERLAY:
+            old, self._underlay = self._underlay, new
+            return None if old == new else Change(kind, old, new)
+        table = self._table(kind)
+        key = key_of(kind, change.object)
+        known = table.get(key)
+        if known == new:
+            return None
+        if known is not None:
+            self._reindex(kind, key, known, _Index.remove)
+        if new is None:
+            del table[key]
+        else:
+            table[key] = new
+            self._reindex(kind, key, new, _Index.add)
+        return Change(kind, known, new)
+
+    def _reindex(self, kind: str, key: Key, value: Any, act: Any) -> None:
+        if isinstance(value, Pod):
+            act(self._pods_by_node, value.spec.node_name, key)
+            for where in pod_addresses(value):
+                act(self._pods_by_address, str(where), key)
+        elif isinstance(value, EndpointSlice):
+            act(self._slices_by_service, service_of(value), key)
+        elif isinstance(value, Attachment):
+            for where in value.addresses:
+                act(self._attachments_by_address, str(where), key)
+
+
+def service_of(piece: EndpointSlice) -> Key:
+    """(namespace, service name) a slice belongs to; the name is "" for a slice of no service."""
+    return piece.namespace, piece.metadata.labels.get(SERVICE_NAME_LABEL, "")
+
+
+def pod_addresses(pod: Pod) -> Iterator[Address]:
+    """status.podIPs; what is no address is skipped (the API validates it)."""
+    for text in [ip.ip for ip in pod.status.pod_ips] or [pod.status.pod_ip]:
+        try:
+            yield address(text)
+        except ConfigError:
+            continue
+
+
+def since(value: Object | None) -> str:
+    """When an object was made, for the rule that the older one wins. RFC 3339 in UTC sorts as text."""
+    return (value.metadata.creation_timestamp or "") if value is not None else ""
+
+
+class _Index(dict[V, set[Key]]):
+    """value -> keys of the objects that have it."""
+
+    def add(self, value: V, key: Key) -> None:
+        self.setdefault(value, set()).add(key)
+
+    def remove(self, value: V, key: Key) -> None:
+        keys = self.get(value)
+        keys.discard(key)
+        if not keys:
+            self.pop(value, None)
+
+    def get(self, value: V) -> set[Key]:  # type: ignore[override]
+        return super().get(value) or set()
