@@ -1,0 +1,430 @@
+"""Netlink (RFC 3549): the message codec, and a socket that runs requests, transactions and dumps.
+
+The codec is pure: bytes in, bytes out. A message is a header of 16 bytes and a body; a body is a fixed
+structure of its family followed by attributes (length, type, payload, padded to 4 bytes).
+
+The kernel executes a request inside send(2) and queues the answer before it returns, so every call
+here blocks for as long as the kernel works: call it on a worker thread. A Netlink object serves one
+thread at a time.
+
+Answers are errors when they carry an errno; the kernel's own words come as an extended
+acknowledgement (NETLINK_EXT_ACK) and end up in KernelError.detail.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+import os
+import socket
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeAlias
+
+from podlane.errors import KernelBusyError, KernelError
+from podlane.kernel import netns
+
+NETLINK_ROUTE = 0
+NETLINK_NETFILTER = 12
+
+NLMSG_NOOP, NLMSG_ERROR, NLMSG_DONE, NLMSG_OVERRUN = 1, 2, 3, 4
+
+NLM_F_REQUEST, NLM_F_MULTI, NLM_F_ACK, NLM_F_ECHO, NLM_F_DUMP_INTR = 0x01, 0x02, 0x04, 0x08, 0x10
+NLM_F_ROOT, NLM_F_MATCH = 0x100, 0x200
+NLM_F_DUMP = NLM_F_ROOT | NLM_F_MATCH
+NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x100, 0x200, 0x400, 0x800
+NLM_F_CAPPED, NLM_F_ACK_TLVS = 0x100, 0x200
+
+NLA_F_NESTED, NLA_F_NET_BYTEORDER = 0x8000, 0x4000
+NLA_TYPE_MASK = 0x3FFF
+
+_SOL_NETLINK = 270
+_NETLINK_ADD_MEMBERSHIP, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK = 1, 10, 11, 12
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
+_NLMSGERR_ATTR_MSG, _NLMSGERR_ATTR_MISS_TYPE = 1, 5
+
+_HEADER = struct.Struct("=IHHII")
+_ATTRIBUTE = struct.Struct("=HH")
+_INT = struct.Struct("=i")
+
+HEADER_BYTES = _HEADER.size
+
+# Each acknowledgement of a batch waits in the receive buffer until the batch has been executed, and
+# takes a good kilobyte there: so many requests fit safely.
+_BATCH_REQUESTS = 1000
+_BATCH_BYTES = 256 * 1024
+_RECEIVE_BYTES = 256 * 1024
+_BUFFER_BYTES = 4 * 1024 * 1024
+_TIMEOUT_S = 60
+_DUMP_ATTEMPTS = 20
+
+
+class Truncated(ValueError):
+    """The bytes end before the message or attribute they announce."""
+
+
+class Message(NamedTuple):
+    """body: what follows the header, without padding."""
+
+    type: int
+    flags: int
+    sequence: int
+    body: bytes
+
+
+class Request(NamedTuple):
+    """What to ask the kernel. flags: beyond NLM_F_REQUEST and NLM_F_ACK; operation: for the error text."""
+
+    type: int
+    flags: int
+    body: bytes
+    operation: str = "netlink request"
+
+
+class Answer(NamedTuple):
+    """An NLMSG_ERROR or NLMSG_DONE. errno: 0 for success; detail: the kernel's words, often empty."""
+
+    errno: int
+    detail: str
+
+
+Attributes: TypeAlias = dict[int, bytes]
+
+
+# --- codec ----------------------------------------------------------------------------------------
+
+
+def pack_message(kind: int, flags: int, sequence: int, body: bytes, port: int = 0) -> bytes:
+    """A message, padded to 4 bytes so that the next one may follow."""
+    size = HEADER_BYTES + len(body)
+    return _HEADER.pack(size, kind, flags, sequence, port) + body + b"\0" * (-size & 3)
+
+
+def unpack_messages(data: bytes) -> Iterator[Message]:
+    """The messages of one datagram. Raises Truncated."""
+    offset, end = 0, len(data)
+    while offset < end:
+        if end - offset < HEADER_BYTES:
+            raise Truncated(f"{end - offset} bytes left, a header has {HEADER_BYTES}")
+        size, type_, flags, sequence, _ = _HEADER.unpack_from(data, offset)
+        if not HEADER_BYTES <= size <= end - offset:
+            raise Truncated(f"message of {size} bytes, {end - offset} left")
+        yield Message(type_, flags, sequence, data[offset + HEADER_BYTES : offset + size])
+        offset += (size + 3) & ~3
+
+
+def attribute(kind: int, payload: bytes) -> bytes:
+    """One attribute, padded. Raises ValueError if the payload is above 65531 bytes."""
+    size = 4 + len(payload)
+    if size > 0xFFFF:
+        raise ValueError(f"attribute {kind & NLA_TYPE_MASK} of {len(payload)} bytes; 65531 is the most")
+    return _ATTRIBUTE.pack(size, kind) + payload + b"\0" * (-size & 3)
+
+
+def nested(kind: int, *attributes: bytes) -> bytes:
+    """An attribute whose payload is attributes."""
+    return attribute(kind | NLA_F_NESTED, b"".join(attributes))
+
+
+def text(value: str) -> bytes:
+    """NUL-terminated, as the kernel writes names."""
+    return value.encode() + b"\0"
+
+
+def unpack_text(payload: bytes) -> str:
+    return payload.split(b"\0", 1)[0].decode(errors="surrogateescape")
+
+
+def u8(value: int) -> bytes:
+    return struct.pack("=B", value)
+
+
+def u16(value: int) -> bytes:
+    return struct.pack("=H", value)
+
+
+def be16(value: int) -> bytes:
+    return struct.pack("!H", value)
+
+
+def u32(value: int) -> bytes:
+    return struct.pack("=I", value)
+
+
+def be32(value: int) -> bytes:
+    return struct.pack("!I", value)
+
+
+def u64(value: int) -> bytes:
+    return struct.pack("=Q", value)
+
+
+def be64(value: int) -> bytes:
+    return struct.pack("!Q", value)
+
+
+def attribute_list(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
+    """(type without its flag bits, payload) in order, repeated types too. Raises Truncated."""
+    end = len(data)
+    while offset < end:
+        if end - offset < 4:
+            raise Truncated(f"{end - offset} bytes left, an attribute has at least 4")
+        size, type_ = _ATTRIBUTE.unpack_from(data, offset)
+        if not 4 <= size <= end - offset:
+            raise Truncated(f"attribute {type_ & NLA_TYPE_MASK} of {size} bytes, {end - offset} left")
+        yield type_ & NLA_TYPE_MASK, data[offset + 4 : offset + size]
+        offset += (size + 3) & ~3
+
+
+def attributes(data: bytes, offset: int = 0) -> Attributes:
+    """Attributes from offset on by type; of a repeated type the last. Raises Truncated."""
+    return dict(attribute_list(data, offset))
+
+
+def unpack_answer(message: Message) -> Answer:
+    """The verdict in an NLMSG_ERROR or NLMSG_DONE message. Raises Truncated."""
+    body = message.body
+    if len(body) < 4:
+        if message.type == NLMSG_DONE:
+            return Answer(0, "")
+        raise Truncated(f"answer of {len(body)} bytes")
+    errno = -_INT.unpack_from(body)[0]
+    if not message.flags & NLM_F_ACK_TLVS:
+        return Answer(errno, "")
+    start = 4
+    if message.type == NLMSG_ERROR:
+        if len(body) < 4 + HEADER_BYTES:
+            raise Truncated(f"answer of {len(body)} bytes")
+        echoed = _HEADER.unpack_from(body, 4)[0]
+        start += HEADER_BYTES if message.flags & NLM_F_CAPPED else (echoed + 3) & ~3
+    found = attributes(body, start)
+    detail = unpack_text(found.get(_NLMSGERR_ATTR_MSG, b""))
+    missing = found.get(_NLMSGERR_ATTR_MISS_TYPE)
+    if missing is not None and len(missing) == 4:
+        detail = f"{detail or 'attribute missing'} (attribute {struct.unpack('=I', missing)[0]})"
+    return Answer(errno, detail)
+
+
+# --- socket ---------------------------------------------------------------------------------------
+
+
+class Netlink:
+    """A netlink socket in the caller's network namespace, or in that of netns_fd.
+
+    groups: multicast groups to hear (see `receive`). Raises KernelError; close it, or use `with`.
+    """
+
+    def __init__(
+        self, protocol: int = NETLINK_ROUTE, netns_fd: int | None = None, *, groups: Iterable[int] = ()
+    ) -> None:
+        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
+        try:
+            if netns_fd is None:
+                self._socket = socket.socket(socket.AF_NETLINK, kind, protocol)
+            else:
+                self._socket = netns.socket_in(netns_fd, socket.AF_NETLINK, kind, protocol)
+        except OSError as error:
+            raise KernelError.of(error.errno or 0, f"netlink socket of protocol {protocol}") from None
+        try:
+            self._socket.bind((0, 0))
+            for option in (_NETLINK_EXT_ACK, _NETLINK_CAP_ACK, _NETLINK_GET_STRICT_CHK):
+                self._socket.setsockopt(_SOL_NETLINK, option, 1)
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _BUFFER_BYTES)
+            # No answer is ever late (see above): this only turns a kernel gone wrong into an error.
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", _TIMEOUT_S, 0))
+            for group in groups:
+                self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
+        except OSError as error:
+            self._socket.close()
+            raise KernelError.of(error.errno or 0, "netlink socket options") from None
+        self._send_buffer_bytes = _BUFFER_BYTES
+        self._sequence = int.from_bytes(os.urandom(2), "big")
+        self._buffer = bytearray(_RECEIVE_BYTES)
+        self._view = memoryview(self._buffer)
+
+    def __enter__(self) -> Netlink:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def execute(self, requests: Sequence[Request]) -> list[KernelError | None]:
+        """Runs requests in order; one verdict each, None for success. A refusal stops no other request."""
+        verdicts: list[KernelError | None] = []
+        start = 0
+        while start < len(requests):
+            end, size = start, 0
+            while end < len(requests) and end - start < _BATCH_REQUESTS:
+                size += HEADER_BYTES + len(requests[end].body)
+                if end > start and size > _BATCH_BYTES:
+                    break
+                end += 1
+            verdicts += self._execute(requests[start:end])
+            start = end
+        return verdicts
+
+    def do(self, *requests: Request) -> None:
+        """Runs requests in order. Raises the first refusal, after all have been tried."""
+        for error in self.execute(requests):
+            if error is not None:
+                raise error
+
+    def ask(self, request: Request) -> list[Message]:
+        """The messages that answer one request (a GET of one object, or an echo). Raises KernelError."""
+        sequence = self._send([request])
+        found: list[Message] = []
+        while True:
+            for message in self._receive(request.operation):
+                if message.sequence != sequence:
+                    continue
+                if message.type in (NLMSG_ERROR, NLMSG_DONE):
+                    answer = unpack_answer(message)
+                    if answer.errno:
+                        raise KernelError.of(answer.errno, request.operation, answer.detail)
+                    return found
+                found.append(message)
+
+    def dump(self, request: Request) -> list[Message]:
+        """All objects the request's filter matches, as one consistent reading.
+
+        A dump during which the set changed (NLM_F_DUMP_INTR) is begun again; KernelBusyError if that
+        never succeeds.
+        """
+        asked = request._replace(flags=request.flags | NLM_F_DUMP)
+        for _ in range(_DUMP_ATTEMPTS):
+            found = self._dump(asked)
+            if found is not None:
+                return found
+        raise KernelBusyError(_errno.EBUSY, request.operation, "changed during each of its dumps")
+
+    def transaction(
+        self, messages: Sequence[Request], *, begin: Request, end: Request
+    ) -> list[KernelError | None]:
+        """An nfnetlink batch in one datagram: all messages take effect or none.
+
+        Returns one verdict a message, all None if the batch was committed. A refusal of the whole
+        batch (out of memory, a generation that moved) is raised as KernelError.
+        """
+        parts: list[bytes] = []
+        first = self._sequence + 1
+        for request in (begin, *messages, end):
+            self._sequence += 1
+            parts.append(
+                pack_message(request.type, NLM_F_REQUEST | request.flags, self._sequence, request.body)
+            )
+        data = b"".join(parts)
+        self._reserve(2 * len(data))
+        self._write(data, begin.operation)
+        verdicts: list[KernelError | None] = [None] * len(messages)
+        refused: KernelError | None = None
+        # Success is silent, so the end of what the kernel queued is the end of the answer.
+        while (received := self._poll(begin.operation)) is not None:
+            for message in received:
+                place = message.sequence - first
+                if message.type != NLMSG_ERROR or not 0 <= place <= len(messages) + 1:
+                    continue
+                answer = unpack_answer(message)
+                if not answer.errno:
+                    continue
+                if not 1 <= place <= len(messages):
+                    refused = KernelError.of(answer.errno, begin.operation, answer.detail)
+                elif verdicts[place - 1] is None:
+                    operation = messages[place - 1].operation
+                    verdicts[place - 1] = KernelError.of(answer.errno, operation, answer.detail)
+        if refused is not None:
+            raise refused
+        return verdicts
+
+    def receive(self) -> list[Message]:
+        """Messages of the multicast groups; waits for the first.
+
+        Raises KernelError with ENOBUFS when some were lost: read everything anew and go on.
+        """
+        return self._receive("netlink events")
+
+    # --- one datagram ---
+
+    def _execute(self, requests: Sequence[Request]) -> list[KernelError | None]:
+        first = self._send(requests)
+        verdicts: list[KernelError | None] = [None] * len(requests)
+        pending = set(range(len(requests)))
+        while pending:
+            for message in self._receive(requests[min(pending)].operation):
+                place = message.sequence - first
+                if message.type != NLMSG_ERROR or place not in pending:
+                    continue
+                pending.discard(place)
+                answer = unpack_answer(message)
+                if answer.errno:
+                    verdicts[place] = KernelError.of(answer.errno, requests[place].operation, answer.detail)
+        return verdicts
+
+    def _dump(self, request: Request) -> list[Message] | None:
+        """None if the dump was interrupted by a change."""
+        sequence = self._send([request])
+        found: list[Message] = []
+        interrupted = False
+        while True:
+            for message in self._receive(request.operation):
+                if message.sequence != sequence:
+                    continue
+                interrupted = interrupted or bool(message.flags & NLM_F_DUMP_INTR)
+                if message.type in (NLMSG_ERROR, NLMSG_DONE):
+                    answer = unpack_answer(message)
+                    if answer.errno:
+                        raise KernelError.of(answer.errno, request.operation, answer.detail)
+                    return None if interrupted else found
+                if message.type > NLMSG_OVERRUN:
+                    found.append(message)
+
+    def _send(self, requests: Sequence[Request]) -> int:
+        """Sends requests in one datagram; returns the first one's sequence number."""
+        first = self._sequence + 1
+        parts: list[bytes] = []
+        for request in requests:
+            self._sequence += 1
+            flags = NLM_F_REQUEST | NLM_F_ACK | request.flags
+            parts.append(pack_message(request.type, flags, self._sequence, request.body))
+        self._write(b"".join(parts), requests[0].operation)
+        return first
+
+    def _write(self, data: bytes, operation: str) -> None:
+        try:
+            self._socket.send(data)
+        except OSError as error:
+            raise KernelError.of(error.errno or 0, operation) from None
+
+    def _reserve(self, send_bytes: int) -> None:
+        if send_bytes > self._send_buffer_bytes:
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, send_bytes)
+            self._send_buffer_bytes = send_bytes
+
+    def _receive(self, operation: str) -> list[Message]:
+        """The next datagram's messages."""
+        received = self._read(operation, 0)
+        if received is None:
+            raise KernelError.of(_errno.ETIMEDOUT, operation, f"no answer in {_TIMEOUT_S} s")
+        return received
+
+    def _poll(self, operation: str) -> list[Message] | None:
+        """The next datagram's messages, None when none is queued."""
+        return self._read(operation, socket.MSG_DONTWAIT)
+
+    def _read(self, operation: str, flags: int) -> list[Message] | None:
+        try:
+            size, _, marks, _ = self._socket.recvmsg_into([self._buffer], 0, flags)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise KernelError.of(error.errno or 0, operation) from None
+        if marks & socket.MSG_TRUNC:
+            raise KernelError.of(
+                _errno.EMSGSIZE, operation, f"the kernel's answer is longer than {_RECEIVE_BYTES} bytes"
+            )
+        return list(unpack_messages(bytes(self._view[:size])))
