@@ -71,7 +71,7 @@ class LabRecord(Struct, frozen=True, kw_only=True):
 
 
 def start_time(pid: int) -> int:
-    """Field 22 of /proc/PID/stat, in clock ticks since boot; 0 when there is no such process or only a zombie."""
+    """Field 22 of /proc/PID/stat, in clock ticks since boot; 0 for no process or a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,0 +1,60 @@
+"""Taking a lab down: every process by its cgroup, then every mount and file. Works after any crash."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from podlane.errors import LabError
+from podlane.lab import cgroups
+from podlane.lab import record as records
+from podlane.lab.paths import LabPaths, run_root, state_root
+
+
+def down(name: str) -> bool:
+    """Removes all of lab `name`: namespaces go with the processes that hold them.
+
+    Returns whether there was anything. Raises LabError when a process survives SIGKILL.
+    """
+    paths = LabPaths(name)
+    cgroup = cgroups.lab_cgroup(name)
+    if not (paths.run.exists() or paths.state.exists() or cgroup.exists()):
+        return False
+    with suppress(LabError):  # an unreadable record: cgroup and paths are enough
+        record = records.find(name)
+        if record is not None and record.supervisor is not None and record.supervisor.alive:
+            # It may not have joined the cgroup yet; dead, it starts nothing more.
+            with suppress(ProcessLookupError):
+                os.kill(record.supervisor.pid, signal.SIGKILL)
+            _wait_gone(record.supervisor)
+    cgroups.kill(cgroup)
+    for root in (paths.run, paths.state):
+        unmount_below(root)
+        shutil.rmtree(root, ignore_errors=False) if root.exists() else None
+    for root in (run_root(), state_root()):
+        for empty in (root / "labs", root):
+            with suppress(OSError):
+                empty.rmdir()
+    return True
+
+
+def unmount_below(root: Path) -> None:
+    """Detach whatever is mounted below root in this mount namespace (normally nothing is)."""
+    from podlane.kernel.mounts import unmount
+
+    mounted = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    for target in reversed(mounted):
+        if target == str(root) or target.startswith(f"{root}/"):
+            unmount(target)
+
+
+def _wait_gone(process: records.ProcessId, timeout_s: float = 10.0) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while process.alive:
+        if time.monotonic() > deadline_s:
+            raise LabError(f"process {process.pid} does not end; it may hang in the kernel")
+        time.sleep(0.005)

@@ -1,0 +1,80 @@
+"""Finds the kubelet that runs a pod, for `kubectl logs` and `kubectl exec`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+from podlane.errors import ApiError
+from podlane.lab.api.streams import ExecSession, Kubelets
+from podlane.lab.client import ApiClient
+
+
+class NodeKubelets:
+    """Kubelets of all nodes as one (lab/api/streams.py): each call goes to the pod's node."""
+
+    def __init__(self) -> None:
+        self._kubelets: dict[str, Kubelets] = {}
+        self._client: ApiClient | None = None
+
+    def bind(self, client: ApiClient) -> None:
+        self._client = client
+
+    def add(self, node: str, kubelet: Kubelets) -> None:
+        self._kubelets[node] = kubelet
+
+    def __iter__(self) -> Iterator[Kubelets]:
+        return iter(self._kubelets.values())
+
+    async def _of(self, namespace: str, pod: str) -> Kubelets:
+        assert self._client is not None
+        node = (await self._client.get("pods", pod, namespace)).get("spec", {}).get("nodeName", "")
+        if not node:
+            raise ApiError(f"pod {pod} does not have a host assigned", code=400, reason="BadRequest")
+        if node not in self._kubelets:
+            raise ApiError(f"node {node!r} of pod {pod} is not here", code=503, reason="ServiceUnavailable")
+        return self._kubelets[node]
+
+    async def logs(
+        self,
+        namespace: str,
+        pod: str,
+        container: str,
+        *,
+        follow: bool,
+        previous: bool,
+        tail_lines: int | None,
+        since_s: float | None,
+        limit_bytes: int | None,
+        timestamps: bool,
+    ) -> AsyncIterator[bytes]:
+        kubelet = await self._of(namespace, pod)
+        chunks = kubelet.logs(
+            namespace,
+            pod,
+            container,
+            follow=follow,
+            previous=previous,
+            tail_lines=tail_lines,
+            since_s=since_s,
+            limit_bytes=limit_bytes,
+            timestamps=timestamps,
+        )
+        async for chunk in chunks:
+            yield chunk
+
+    async def exec(
+        self,
+        namespace: str,
+        pod: str,
+        container: str,
+        command: list[str],
+        *,
+        stdin: bool,
+        stdout: bool,
+        stderr: bool,
+        tty: bool,
+    ) -> ExecSession:
+        kubelet = await self._of(namespace, pod)
+        return await kubelet.exec(
+            namespace, pod, container, command, stdin=stdin, stdout=stdout, stderr=stderr, tty=tty
+        )

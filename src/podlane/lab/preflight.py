@@ -1,0 +1,75 @@
+"""What this machine must have for a lab, asked before anything is made."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import sys
+from pathlib import Path
+
+from podlane.errors import KernelError, LabError, UnsupportedError
+from podlane.kernel import netns
+from podlane.kernel.rtnl import Rtnl
+from podlane.lab import cgroups
+
+_COMMANDS = {"nft": "nftables"}
+
+
+def require() -> None:
+    """Raises LabError or UnsupportedError naming everything that is missing and what would help."""
+    if sys.platform != "linux":
+        raise UnsupportedError(f"podlane needs Linux, this is {sys.platform}")
+    if os.geteuid() != 0:
+        raise LabError(
+            "root is required: namespaces, nftables and mounts are the network; try `sudo podlane ...`"
+        )
+    missing = [
+        f"the command `{command}` (package {package})"
+        for command, package in _COMMANDS.items()
+        if shutil.which(command, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is None
+    ]
+    if "overlay" not in Path("/proc/filesystems").read_text():
+        missing.append("overlayfs (kernel module overlay)")
+    cgroup = cgroups.mount_point()
+    if not (cgroup / "cgroup.procs").exists():
+        missing.append(f"a usable cgroup v2 at {cgroup}")
+    missing += _missing_links()
+    if missing:
+        raise UnsupportedError("this machine lacks " + "; ".join(missing))
+
+
+def require_port(port: int) -> int:
+    """A port free on 127.0.0.1: `port`, or any when 0. Raises LabError."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise LabError(
+                f"port {port} on 127.0.0.1: {error.strerror}; choose another with --api-port, or leave it out"
+            ) from None
+        chosen: int = probe.getsockname()[1]
+        return chosen
+
+
+def _missing_links() -> list[str]:
+    """Link types the kernel refuses, tried in a namespace of their own."""
+    try:
+        namespace = netns.new()
+    except KernelError as error:
+        return [f"network namespaces ({error})"]
+    missing = []
+    try:
+        with Rtnl(namespace) as rtnl:
+            try:
+                rtnl.create_bridge("try0")
+            except KernelError as error:
+                missing.append(f"bridges ({error})")
+            try:
+                rtnl.create_veth("try1", "try2")
+            except KernelError as error:
+                missing.append(f"veth pairs ({error})")
+    finally:
+        os.close(namespace)
+    return missing

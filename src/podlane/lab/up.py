@@ -1,0 +1,140 @@
+"""`podlane up`: launch, apply, and wait until what was applied answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from podlane.errors import ConfigError, LabError, PodlaneError
+from podlane.lab import agents, launch, manifests, ready, rest
+from podlane.lab.down import down
+from podlane.lab.record import LabRecord
+from podlane.model.config import DEFAULT, NetworkConfig, parse, with_settings
+
+Obj = dict[str, Any]
+Progress = Callable[[str], None]
+
+_WATCHED = {
+    "Node": "nodes",
+    "Pod": "pods",
+    "Service": "services",
+    "EndpointSlice": "endpointslices.discovery.k8s.io",
+}
+_POLL_S = 0.03
+
+
+class NotReadyError(LabError):
+    """The lab is up, but not everything applied is ready in time. missing: one line each."""
+
+    def __init__(self, lab: str, missing: list[str], timeout_s: float) -> None:
+        self.missing = missing
+        lines = "\n  ".join(missing[:20])
+        more = f"\n  and {len(missing) - 20} more" if len(missing) > 20 else ""
+        super().__init__(
+            f"lab {lab!r} is up, but after {timeout_s:g} s this is not ready:\n  {lines}{more}\n"
+            f"look with kubectl --kubeconfig $(podlane kubeconfig {lab}); `podlane down {lab}` removes it"
+        )
+
+
+def load_config(file: str | None, settings: Sequence[str]) -> NetworkConfig:
+    """--config and --set. Raises ConfigError naming file and key."""
+    config = DEFAULT
+    if file is not None:
+        try:
+            document = yaml.safe_load(Path(file).read_text())
+        except OSError as error:
+            raise ConfigError(f"{file}: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
+        config = parse(document, file)
+    return with_settings(config, list(settings)) if settings else config
+
+
+def up(
+    name: str,
+    config: NetworkConfig,
+    *,
+    nodes: int = 3,
+    files: Sequence[str] = (),
+    timeout_s: float = 60.0,
+    api_port: int = 0,
+    log_level: str = "info",
+    progress: Progress = lambda _: None,
+) -> LabRecord:
+    """A lab in which everything of `files` is ready.
+
+    Raises before anything is made, or with everything removed again; only NotReadyError leaves the lab up,
+    to be looked at.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    objects = manifests.load(list(files), note=progress)
+    record = launch.launch(name, config, nodes, api_port=api_port, log_level=log_level, progress=progress)
+    try:
+        with rest.Client.from_kubeconfig(record.paths.kubeconfig) as client:
+            _await(lambda: _nodes_missing(client, record), record.name, deadline_s, timeout_s)
+            roots: set[str] = set()
+            if objects:
+                progress(f"applying {len(objects)} objects")
+                applied = rest.apply_objects(client, objects)
+                refused = [str(a.error) for a in applied if a.error is not None]
+                if refused:
+                    raise ConfigError("\n".join(refused))
+                roots = {a.object["metadata"]["uid"] for a in applied if a.object is not None}
+            progress("waiting for pods and data plane")
+            _await(lambda: _missing(client, record, roots), record.name, deadline_s, timeout_s)
+    except NotReadyError:
+        raise
+    except BaseException:
+        down(name)
+        raise
+    return record
+
+
+def _await(missing: Callable[[], list[str]], lab: str, deadline_s: float, timeout_s: float) -> None:
+    while True:
+        found = missing()
+        if not found:
+            return
+        if time.monotonic() > deadline_s:
+            raise NotReadyError(lab, found, timeout_s)
+        time.sleep(_POLL_S)
+
+
+def _nodes_missing(client: rest.Client, record: LabRecord) -> list[str]:
+    """Nodes that have not registered; nothing can be scheduled on them."""
+    names = {n["metadata"]["name"] for n in client.list("nodes")}
+    return [f"node {n.name} has not registered" for n in record.nodes if n.name not in names]
+
+
+def _missing(client: rest.Client, record: LabRecord, roots: set[str]) -> list[str]:
+    pods = client.list("pods")
+    owners: dict[str, Obj] = {}
+    missing: list[str] = []
+    if roots:
+        for kind, resource in ready.WORKLOADS.items():
+            for obj in client.list(resource):
+                obj.setdefault("kind", kind)
+                owners[obj["metadata"]["uid"]] = obj
+        for obj in owners.values():
+            # An old ReplicaSet or a Job's replacement is its owner's business.
+            if obj["metadata"]["uid"] in roots and (why := ready.workload_missing(obj)):
+                missing.append(why)
+        for pod in pods:
+            pod.setdefault("kind", "Pod")
+            if ready.belongs(pod, roots, owners) and (why := ready.pod_missing(pod)):
+                missing.append(why)
+    if missing:
+        return missing
+    newest: dict[str, int] = {}
+    for kind, resource in _WATCHED.items():
+        newest |= ready.newest_versions(pods if kind == "Pod" else client.list(resource), kind)
+    for node in record.nodes:
+        try:
+            missing += ready.agent_missing(agents.status(record.paths.agent_socket(node.name)), newest)
+        except PodlaneError as error:
+            missing.append(f"node {node.name}: {error}")
+    return missing

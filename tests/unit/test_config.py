@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from podlane.errors import ConfigError
+from podlane.model.addresses import Family
+from podlane.model.config import DEFAULT, parse, with_settings
+
+
+def test_defaults_are_those_of_the_contract() -> None:
+    assert {f: str(p) for f, p in DEFAULT.pods.items()} == {
+        "IPv4": "10.244.0.0/16",
+        "IPv6": "fd00:10:244::/56",
+    }
+    assert {f: str(p) for f, p in DEFAULT.cluster_services.items()} == {
+        "IPv4": "10.96.0.0/16",
+        "IPv6": "fd00:10:96::/112",
+    }
+    assert next(iter(DEFAULT.pods)) is Family.IPV4
+
+
+def test_a_document_and_settings_say_the_same() -> None:
+    document = {
+        "apiVersion": "podlane.dev/v1alpha1",
+        "kind": "NetworkConfig",
+        "ipFamilies": ["IPv6", "IPv4"],
+        "fabric": {"racks": 2, "mtu": 9000},
+        "backend": {"vni": 7},
+    }
+    settings = ["ipFamilies=IPv6,IPv4", "fabric.racks=2", "fabric.mtu=9000", "backend.vni=7"]
+    assert parse(document) == with_settings(DEFAULT, settings)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("backend.foo=1", "unknown key 'foo'"),
+        ("nothing.here=1", "no section 'nothing'"),
+        ("backend=vxlan", "unknown key 'backend'"),
+        ("backend.type", "write KEY=VALUE"),
+        ("backend.type=carrier-pigeon", "carrier-pigeon"),
+        ("backend.type=wireguard", "backend.type: wireguard is not available"),
+        ("link.mode=bridge", "link.mode: bridge is not available"),
+        ("services.mode=socket", "services.mode: socket is not available"),
+        ("backend.vni=0", "backend.vni"),
+        ("backend.vni=16777216", "backend.vni"),
+        ("backend.port=65536", "backend.port"),
+        ("fabric.racks=0", "fabric.racks"),
+        ("fabric.racks=two", "Expected 'int'"),
+        ("fabric.mtu=1279", "fabric.mtu"),
+        ("ipFamilies=", "ipFamilies"),
+        ("ipFamilies=IPv4,IPv4", "each once"),
+        ("ipFamilies=IPv5", "IPv5"),
+        ("podCIDRs=10.244.0.0/16", "0 prefixes of IPv6"),
+        ("podCIDRs=10.244.0.1/16,fd00:10:244::/56", "host bits set"),
+        ("podCIDRs=10.96.0.0/12,fd00:10:244::/56", "overlaps"),
+        (
+            "nodeCIDRs=10.244.3.0/24,fd00:172:30::/64",
+            "nodeCIDRs: 10.244.3.0/24 overlaps 10.244.0.0/16 of podCIDRs",
+        ),
+        ("nodeCidrMaskSizes=8,64", "nodeCidrMaskSizes"),
+        ("serviceCIDRs=10.96.0.0/31,fd00:10:96::/112", "serviceCIDRs"),
+        ("services.nodePortRange=40000-30000", "nodePortRange"),
+        ("services.masqueradeMark=0x4001", "one bit"),
+    ],
+)
+def test_a_bad_setting_is_refused_by_path(setting: str, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        with_settings(DEFAULT, [setting])
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ([], "expected a mapping"),
+        ({"kind": "Service"}, "kind is 'Service'"),
+        ({"apiVersion": "v1"}, "apiVersion is 'v1'"),
+        ({"backend": {"colour": "red"}}, "colour"),
+        ({"fabric": {"racks": "2"}}, "$.fabric.racks"),
+    ],
+)
+def test_a_bad_document_is_refused_with_the_files_name(document: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse(document, "network.yaml")
+    assert str(refused.value).startswith("network.yaml")
+    assert message in str(refused.value)
