@@ -1,0 +1,64 @@
+"""A pod of this node is reached through its own link: one route and one permanent neighbour a family.
+
+A packet for 10.244.1.5 that enters this node, from the tunnel or from a neighbour pod, leaves by the
+route 10.244.1.5 dev plXXXX; the permanent neighbour spares the first packet the resolution and cannot
+be claimed by another pod. What the pod sends meets its own static default route (cni/).
+
+The unit is the attachment, not the Pod object: the address is used before status.podIPs has it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any, Final
+
+from podlane.compile.engine import Capability
+from podlane.compile.store import UnitKey
+from podlane.compile.tables import NOTHING, Neighbour, Route, Rows, Table
+from podlane.compile.view import ATTACHMENT, Change, View, pod_addresses
+from podlane.model.addresses import host_prefix
+from podlane.model.local import Attachment
+
+NAME: Final = "pods"
+
+
+def units_of(change: Change, view: View) -> Iterator[UnitKey]:
+    if change.kind == ATTACHMENT:
+        container, ifname = change.object.key
+        yield UnitKey(NAME, "attachment", ifname, container)
+
+
+def compile_unit(key: UnitKey, view: View) -> Rows:
+    attachment = view.me.attachments.get((key.namespace, key.name))
+    if attachment is None:
+        return NOTHING
+    routes: dict[Any, Any] = {}
+    neighbours: dict[Any, Any] = {}
+    for where in attachment.addresses:
+        destination = host_prefix(where)
+        routes[destination] = Route(destination, None, attachment.device)
+        neighbours[attachment.device, where] = Neighbour(attachment.device, where, attachment.mac)
+    return {Table.ROUTES: routes, Table.NEIGHBOURS: neighbours}
+
+
+CAPABILITY = Capability(NAME, units_of, compile_unit, reads=frozenset())
+
+
+def host_device(container_id: str, ifname: str) -> str:
+    """The host's end of a pod's link: "pl" and 10 hex digits."""
+    return "pl" + hashlib.sha256(f"{container_id}{ifname}".encode()).hexdigest()[:10]
+
+
+def attachments_from_status(view: View) -> Iterator[Attachment]:
+    """What the attachments of this node's pods must be, judged by their status.
+
+    For a compile without the node at hand: container ids and MACs are not in the API, so the pod's uid
+    stands for the one and the other is empty.
+    """
+    for pod in view.pods_on(view.me.name):
+        where = tuple(pod_addresses(pod))
+        if where and not pod.spec.host_network and pod.status.phase not in ("Succeeded", "Failed"):
+            identity = pod.metadata.uid or f"{pod.namespace}/{pod.name}"
+            device = host_device(identity, "eth0")
+            yield Attachment(identity, "eth0", device, "", where, pod.namespace, pod.name)
