@@ -84,5 +84,5 @@ class Kubelets(Protocol):
         stderr: bool,
         tty: bool,
     ) -> ExecSession:
-        """Start a command. A program that does not exist is an ApiError(code=500) with the runtime's words."""
+        """Start a command. A program that is not there: ApiError(code=500), the runtime's words."""
         ...
