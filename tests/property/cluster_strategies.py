@@ -1,0 +1,164 @@
+"""Small clusters for hypothesis: few names and addresses, so that contradictions happen often."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from podlane.compile.view import ATTACHMENT, UNDERLAY, Change
+from podlane.model.addresses import Family, address, prefix
+from podlane.model.config import NetworkConfig
+from podlane.model.local import Attachment, Underlay
+from podlane.model.objects import (
+    Endpoint,
+    EndpointConditions,
+    EndpointHints,
+    EndpointPort,
+    EndpointSlice,
+    ForZone,
+    Namespace,
+    Node,
+    NodeAddress,
+    NodeSpec,
+    NodeStatus,
+    ObjectMeta,
+    Pod,
+    PodIP,
+    PodSpec,
+    PodStatus,
+    Service,
+    ServicePort,
+    ServiceSpec,
+)
+
+ME = "n1"
+NODES = [ME, "n2", "n3", "n4"]
+ZONES = ["a", "b"]
+CONFIGS = [
+    NetworkConfig(),
+    NetworkConfig(ip_families=[Family.IPV6]),
+    NetworkConfig(ip_families=[Family.IPV6, Family.IPV4]),
+]
+AGES = ["2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z", None]
+
+
+def some(values: list[str], **kw: int) -> st.SearchStrategy[list[str]]:
+    return st.lists(st.sampled_from(values), unique=True, **kw)
+
+
+@st.composite
+def nodes(draw: st.DrawFn, name: str) -> Node:
+    digits = st.sampled_from("1234")
+    labels = draw(st.sampled_from([{}, *({"topology.kubernetes.io/zone": z} for z in ZONES)]))
+    cidrs = [f"10.244.{draw(digits)}.0/24", f"fd00:10:244:{draw(digits)}::/64", "nonsense"]
+    where = [f"172.30.1.{draw(digits)}", f"fd00:172:30::{draw(digits)}", "a-host-name"]
+    return Node(
+        metadata=ObjectMeta(name=name, labels=labels, creation_timestamp=draw(st.sampled_from(AGES))),
+        spec=NodeSpec(pod_cidrs=draw(some(cidrs[: draw(st.sampled_from([2, 2, 2, 3]))]))),
+        status=NodeStatus(addresses=[NodeAddress("InternalIP", a) for a in draw(some(where))]),
+    )
+
+
+@st.composite
+def services(draw: st.DrawFn, namespace: str, name: str) -> Service:
+    digits = st.sampled_from("123")
+    ips = draw(some([f"10.96.0.{draw(digits)}", f"fd00:10:96::{draw(digits)}"]))
+    policy = st.sampled_from(["Cluster", "Local"])
+    return Service(
+        metadata=ObjectMeta(
+            name=name, namespace=namespace, creation_timestamp=draw(st.sampled_from(AGES)), uid=name
+        ),
+        spec=ServiceSpec(
+            type=draw(st.sampled_from(["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"])),
+            cluster_ip=ips[0] if ips else "None",
+            cluster_ips=ips or ["None"],
+            ip_families=["IPv4" if "." in ip else "IPv6" for ip in ips],
+            ports=[
+                ServicePort(80, "http", "TCP", 8080, draw(st.sampled_from([0, 30001, 30002]))),
+                ServicePort(53, "dns", "UDP", 53, 0),
+            ][: draw(st.integers(1, 2))],
+            external_ips=draw(some(["198.51.100.1", "2001:db8::1"])),
+            external_traffic_policy=draw(policy),
+            internal_traffic_policy=draw(policy),
+            session_affinity=draw(st.sampled_from(["None", "ClientIP"])),
+        ),
+    )
+
+
+@st.composite
+def endpoints(draw: st.DrawFn, family: str) -> Endpoint:
+    digit = draw(st.sampled_from("2345"))
+    tri = st.sampled_from([None, True, False])
+    hints = st.sampled_from([None, *(EndpointHints(for_zones=[ForZone(z)]) for z in ZONES)])
+    return Endpoint(
+        addresses=[f"10.244.1.{digit}" if family == "IPv4" else f"fd00:10:244:1::{digit}"],
+        conditions=EndpointConditions(draw(tri), draw(tri), draw(tri)),
+        node_name=draw(st.sampled_from([None, *NODES])),
+        zone=draw(st.sampled_from([None, *ZONES])),
+        hints=draw(hints),
+    )
+
+
+@st.composite
+def slices(draw: st.DrawFn, namespace: str, name: str) -> EndpointSlice:
+    family = draw(st.sampled_from(["IPv4", "IPv6"]))
+    labels = draw(st.sampled_from([{}, *({"kubernetes.io/service-name": s} for s in ("s1", "s2"))]))
+    ports = [
+        EndpointPort("http", "TCP", 8080),
+        EndpointPort("dns", "UDP", 53),
+        EndpointPort(None, "TCP", None),
+    ]
+    return EndpointSlice(
+        metadata=ObjectMeta(name=name, namespace=namespace, labels=labels),
+        address_type=family,
+        endpoints=draw(st.none() | st.lists(endpoints(family), max_size=3)),
+        ports=draw(st.none() | st.lists(st.sampled_from(ports), max_size=2, unique_by=id)),
+    )
+
+
+@st.composite
+def pods(draw: st.DrawFn, namespace: str, name: str) -> Pod:
+    return Pod(
+        metadata=ObjectMeta(name=name, namespace=namespace, uid=f"{namespace}-{name}"),
+        spec=PodSpec(node_name=draw(st.sampled_from(["", *NODES])), host_network=draw(st.booleans())),
+        status=PodStatus(pod_ips=[PodIP(a) for a in draw(some(["10.244.1.2", "fd00:10:244:1::2"]))]),
+    )
+
+
+@st.composite
+def attachments(draw: st.DrawFn, container: str) -> Attachment:
+    where = [f"10.244.1.{draw(st.sampled_from('23'))}", f"fd00:10:244:1::{draw(st.sampled_from('23'))}"]
+    mac = draw(st.sampled_from(["02:00:00:00:00:01", "02:00:00:00:00:02"]))
+    return Attachment(container, "eth0", f"pl{container}", mac, tuple(map(address, draw(some(where)))))
+
+
+def underlays() -> st.SearchStrategy[Underlay]:
+    here = ((address("172.30.1.1"), prefix("172.30.1.0/24")),)
+    return st.builds(
+        Underlay, st.sampled_from(["eth0", "eth1"]), st.sampled_from([1500, 9000]), st.just(here)
+    )
+
+
+@st.composite
+def changes(draw: st.DrawFn) -> Change:
+    """One object made, changed or removed. `old` is what the engine must know itself."""
+    kind = draw(
+        st.sampled_from(
+            ["Node", "Node", "Namespace", "Pod", "Service", "EndpointSlice", ATTACHMENT, UNDERLAY]
+        )
+    )
+    namespace = draw(st.sampled_from(["default", "other"]))
+    if kind == "Node":
+        value = draw(nodes(draw(st.sampled_from(NODES))))
+    elif kind == "Namespace":
+        value = Namespace(metadata=ObjectMeta(name=namespace, labels=draw(st.sampled_from([{}, {"a": "b"}]))))
+    elif kind == "Pod":
+        value = draw(pods(namespace, draw(st.sampled_from(["p1", "p2"]))))
+    elif kind == "Service":
+        value = draw(services(namespace, draw(st.sampled_from(["s1", "s2"]))))
+    elif kind == "EndpointSlice":
+        value = draw(slices(namespace, draw(st.sampled_from(["e1", "e2", "e3"]))))
+    elif kind == ATTACHMENT:
+        value = draw(attachments(draw(st.sampled_from(["c1", "c2"]))))
+    else:
+        value = draw(underlays())
+    return Change(kind, None, value) if draw(st.integers(0, 3)) else Change(kind, value, None)

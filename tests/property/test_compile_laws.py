@@ -1,0 +1,180 @@
+"""The two laws of compile/engine.py, for every capability there is.
+
+1. Any sequence of changes, in any batches, ends in the same rows as a fresh compile, and the deltas
+   handed out on the way lead there too.
+2. The units compiled and the rows compared for one change do not grow with the cluster.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from podlane.compile.engine import Capability, Compiler, capabilities
+from podlane.compile.tables import Table
+from podlane.compile.view import ATTACHMENT, UNDERLAY, Change, key_of
+from podlane.model.addresses import address
+from podlane.model.config import NetworkConfig
+from podlane.model.local import Attachment, Underlay
+from podlane.model.objects import (
+    Endpoint,
+    EndpointPort,
+    EndpointSlice,
+    Node,
+    NodeAddress,
+    NodeSpec,
+    NodeStatus,
+    ObjectMeta,
+    Service,
+    ServicePort,
+    ServiceSpec,
+)
+from tests.property.cluster_strategies import CONFIGS, ME, changes
+
+EVERY = [*([one] for one in capabilities()), list(capabilities())]
+NAMES = [*(one.name for one in capabilities()), "all together"]
+each_capability = pytest.mark.parametrize("only", EVERY, ids=NAMES)
+
+
+def final_state(history: list[Change]) -> list[Change]:
+    """The changes that bring in only what is there at the end."""
+    state: dict[Any, Change] = {}
+    for change in history:
+        where = (change.kind, key_of(change.kind, change.object) if change.kind != UNDERLAY else None)
+        state.pop(where, None)
+        if change.new is not None:
+            state[where] = change
+    return list(state.values())
+
+
+def plain(tables: Any) -> dict[Table, dict[Any, Any]]:
+    return {table: dict(rows) for table, rows in tables.items() if rows}
+
+
+@each_capability
+@settings(deadline=None, max_examples=60)
+@given(config=st.sampled_from(CONFIGS), batches=st.lists(st.lists(changes(), max_size=4), max_size=10))
+def test_any_history_ends_in_the_fresh_compile(
+    only: list[Capability], config: NetworkConfig, batches: list[list[Change]]
+) -> None:
+    compiler = Compiler(ME, config, only)
+    replayed: dict[Table, dict[Any, Any]] = {table: {} for table in Table}
+    for batch in batches:
+        for table, delta in compiler.apply(batch).items():
+            rows = replayed[table]
+            for key, old in delta.removed.items():
+                assert rows.pop(key) == old
+            for key, change in delta.changed.items():
+                assert rows[key] == change.old
+                rows[key] = change.new
+            assert not rows.keys() & delta.added.keys()
+            rows.update(delta.added)
+    history = [change for batch in batches for change in batch]
+    fresh = Compiler(ME, config, only)
+    fresh.apply(final_state(history))
+    assert plain(compiler.tables) == plain(fresh.tables)
+    assert compiler.refused == fresh.refused
+    assert sorted(map(str, compiler.contradictions)) == sorted(map(str, fresh.contradictions))
+    if batches:
+        assert plain(replayed) == plain(compiler.tables)
+
+
+@each_capability
+@settings(deadline=None, max_examples=30)
+@given(config=st.sampled_from(CONFIGS), history=st.lists(changes(), max_size=8), data=st.data())
+def test_the_order_of_arrival_does_not_matter(
+    only: list[Capability], config: NetworkConfig, history: list[Change], data: st.DataObject
+) -> None:
+    state = final_state(history)
+    one, other = Compiler(ME, config, only), Compiler(ME, config, only)
+    one.apply(state)
+    other.apply(data.draw(st.permutations(state)))
+    assert plain(one.tables) == plain(other.tables)
+
+
+def node(number: int, zone: str = "a") -> Node:
+    low, high = number % 250, number // 250
+    return Node(
+        metadata=ObjectMeta(name=f"n{number}", labels={"topology.kubernetes.io/zone": zone}),
+        spec=NodeSpec(pod_cidrs=[f"10.244.{number}.0/24", f"fd00:10:244:{number:x}::/64"]),
+        status=NodeStatus(
+            addresses=[
+                NodeAddress("InternalIP", f"172.30.{high + 1}.{low + 1}"),
+                NodeAddress("InternalIP", f"fd00:172:30::{number + 1:x}"),
+            ]
+        ),
+    )
+
+
+def service(number: int) -> Service:
+    return Service(
+        metadata=ObjectMeta(name=f"s{number}", namespace="default"),
+        spec=ServiceSpec(
+            cluster_ip=f"10.96.1.{number}",
+            cluster_ips=[f"10.96.1.{number}"],
+            ip_families=["IPv4"],
+            ports=[ServicePort(80, "http", "TCP", 8080)],
+        ),
+    )
+
+
+def piece(number: int, *endings: int) -> EndpointSlice:
+    return EndpointSlice(
+        metadata=ObjectMeta(
+            name=f"s{number}-x", namespace="default", labels={"kubernetes.io/service-name": f"s{number}"}
+        ),
+        address_type="IPv4",
+        endpoints=[Endpoint(addresses=[f"10.244.{number}.{e}"], node_name=f"n{number}") for e in endings],
+        ports=[EndpointPort("http", "TCP", 8080)],
+    )
+
+
+def attachment(number: int) -> Attachment:
+    where = (address(f"10.244.1.{number}"), address(f"fd00:10:244:1::{number:x}"))
+    return Attachment(f"c{number}", "eth0", f"pl{number}", f"02:00:00:00:00:{number:02x}", where)
+
+
+def cluster(size: int, only: list[Capability]) -> Compiler:
+    compiler = Compiler(ME, NetworkConfig(), only)
+    compiler.apply(Change("Node", None, node(n)) for n in range(1, size))
+    compiler.apply([Change(UNDERLAY, None, Underlay("eth0", 1500))])
+    compiler.apply(Change("Service", None, service(n)) for n in range(1, size))
+    compiler.apply(Change("EndpointSlice", None, piece(n, 2, 3)) for n in range(1, size))
+    compiler.apply(Change(ATTACHMENT, None, attachment(n)) for n in range(2, size))
+    return compiler
+
+
+ONE_CHANGE = {
+    "a node joins": Change("Node", None, node(200)),
+    "a node leaves": Change("Node", node(3), None),
+    "a node moves to another zone": Change("Node", node(3), node(3, zone="b")),
+    "a service comes": Change("Service", None, service(200)),
+    "a service goes": Change("Service", service(3), None),
+    "an endpoint comes": Change("EndpointSlice", piece(3, 2, 3), piece(3, 2, 3, 4)),
+    "a slice goes": Change("EndpointSlice", piece(3, 2, 3), None),
+    "a pod is attached": Change(ATTACHMENT, None, attachment(200)),
+    "a pod is detached": Change(ATTACHMENT, attachment(3), None),
+}
+
+
+@each_capability
+@pytest.mark.parametrize("what", ONE_CHANGE)
+def test_work_for_one_change_does_not_grow_with_the_cluster(only: list[Capability], what: str) -> None:
+    def work(size: int) -> tuple[int, int]:
+        compiler = cluster(size, only)
+        units, rows = compiler.units_compiled, compiler.rows_compared
+        compiler.apply([ONE_CHANGE[what]])
+        return compiler.units_compiled - units, compiler.rows_compared - rows
+
+    assert work(60) == work(6)
+
+
+@each_capability
+def test_what_changes_nothing_costs_nothing(only: list[Capability]) -> None:
+    compiler = cluster(6, only)
+    units = compiler.units_compiled
+    assert compiler.apply([Change("Node", None, node(3)), Change(ATTACHMENT, None, attachment(3))]) == {}
+    assert compiler.units_compiled == units
