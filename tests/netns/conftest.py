@@ -1,0 +1,32 @@
+"""Tests here make anonymous network namespaces and send real packets inside them; root is required."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from podlane.kernel import netns
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.netns)
+
+
+@pytest.fixture
+def namespaces() -> Iterator[Callable[[], int]]:
+    """Makes namespaces that are gone after the test, whatever happened."""
+    made: list[int] = []
+
+    def make() -> int:
+        made.append(netns.new())
+        return made[-1]
+
+    yield make
+    for fd in made:
+        os.close(fd)
