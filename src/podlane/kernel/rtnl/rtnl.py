@@ -1,0 +1,295 @@
+"""One namespace's links, addresses, routes, neighbours and forwarding entries: the thin I/O part.
+
+    with Rtnl(netns_fd) as rt:
+        rt.create_veth("a", "eth0", peer_netns=pod_fd, mac=..., peer_mac=..., up=True, peer_up=True)
+        rt.add_address("a", ip_interface("10.0.0.1/24"))
+        rt.add_route(ip_network("10.1.0.0/16"), via=ip_address("10.0.0.2"), device="a", onlink=True)
+
+A device is given by name, or by index where that is known. Every method blocks while the kernel works
+and raises KernelError; `execute` runs many requests of the codec modules for the price of one call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+from podlane.errors import KernelError, KernelNotFoundError
+from podlane.kernel.netlink import NETLINK_ROUTE, Netlink, Request
+from podlane.kernel.rtnl import addresses, links, neighbours, routes
+from podlane.kernel.rtnl.addresses import Interface, InterfaceAddress
+from podlane.kernel.rtnl.links import Link, Vxlan
+from podlane.kernel.rtnl.neighbours import KernelFdb, KernelNeighbour
+from podlane.kernel.rtnl.routes import MAIN_TABLE, PROTOCOL, KernelRoute, RouteKind
+from podlane.model.addresses import Address, Family, Prefix
+
+Device: TypeAlias = str | int
+
+# Links on their way out are put into this group, which then goes in one request.
+_DOOMED = 0x706C6465
+
+
+class Rtnl:
+    """netns_fd: the namespace; None for the caller's own. Serves one thread at a time."""
+
+    def __init__(self, netns_fd: int | None = None) -> None:
+        self._netlink = Netlink(NETLINK_ROUTE, netns_fd)
+
+    def __enter__(self) -> Rtnl:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._netlink.close()
+
+    def execute(self, requests: Sequence[Request]) -> list[KernelError | None]:
+        """One verdict a request; a refusal stops no other."""
+        return self._netlink.execute(requests)
+
+    def do(self, *requests: Request) -> None:
+        """Raises the first refusal, after all have been tried."""
+        self._netlink.do(*requests)
+
+    # --- links ---
+
+    def link(self, name: str) -> Link:
+        """Raises KernelNotFoundError."""
+        return links.unpack(self._netlink.ask(links.get(name))[0])
+
+    def find_link(self, name: str) -> Link | None:
+        try:
+            return self.link(name)
+        except KernelNotFoundError:
+            return None
+
+    def links(self) -> list[Link]:
+        return [links.unpack(m) for m in self._netlink.dump(links.get_all())]
+
+    def link_index(self, device: Device) -> int:
+        """Raises KernelNotFoundError."""
+        return device if isinstance(device, int) else self.link(device).index
+
+    def create_veth(
+        self,
+        name: str,
+        peer: str,
+        *,
+        peer_netns: int | None = None,
+        mac: str = "",
+        peer_mac: str = "",
+        mtu_bytes: int = 0,
+        group: int = 0,
+        master: Device = 0,
+        up: bool = False,
+        peer_up: bool = False,
+        link_local: bool = True,
+    ) -> None:
+        """A pair; the peer is born in namespace descriptor peer_netns (None: here) under its final name.
+
+        link_local: whether our end gets an IPv6 link-local address by itself.
+        """
+        self.do(
+            *links.create_veth(
+                name,
+                peer,
+                peer_netns=peer_netns,
+                mac=mac,
+                peer_mac=peer_mac,
+                mtu_bytes=mtu_bytes,
+                group=group,
+                master=self.link_index(master),
+                up=up,
+                link_local=link_local,
+            )
+        )
+        if peer_up and peer_netns is None:
+            self.set_up(peer)
+        elif peer_up:
+            with Rtnl(peer_netns) as there:
+                there.set_up(peer)
+
+    def create_bridge(
+        self, name: str, *, mac: str = "", mtu_bytes: int = 0, up: bool = False, link_local: bool = True
+    ) -> None:
+        self.do(*links.create_bridge(name, mac=mac, mtu_bytes=mtu_bytes, up=up, link_local=link_local))
+
+    def create_vxlan(
+        self,
+        name: str,
+        *,
+        vni: int,
+        port: int,
+        underlay: Device = 0,
+        local: Address | None = None,
+        learning: bool = False,
+        mac: str = "",
+        mtu_bytes: int = 0,
+        up: bool = False,
+        link_local: bool = False,
+    ) -> None:
+        """The family of local is that of the outer packets."""
+        vxlan = Vxlan(vni, port, self.link_index(underlay), local, learning)
+        self.do(*links.create_vxlan(name, vxlan, mac=mac, mtu_bytes=mtu_bytes, up=up, link_local=link_local))
+
+    def set_up(self, device: Device) -> None:
+        self._change(device, up=True)
+
+    def set_down(self, device: Device) -> None:
+        self._change(device, up=False)
+
+    def set_master(self, device: Device, master: Device) -> None:
+        """master 0: no longer a port."""
+        self._change(device, master=self.link_index(master))
+
+    def set_mtu(self, device: Device, mtu_bytes: int) -> None:
+        self._change(device, mtu_bytes=mtu_bytes)
+
+    def set_mac(self, device: Device, mac: str) -> None:
+        self._change(device, mac=mac)
+
+    def set_group(self, device: Device, group: int) -> None:
+        self._change(device, group=group)
+
+    def rename(self, device: Device, name: str) -> None:
+        self._change(device, name=name)
+
+    def _change(
+        self,
+        device: Device,
+        *,
+        up: bool | None = None,
+        name: str = "",
+        mac: str = "",
+        mtu_bytes: int = 0,
+        master: int | None = None,
+        group: int | None = None,
+    ) -> None:
+        index = self.link_index(device)
+        self.do(
+            links.change(
+                index,
+                up=up,
+                name=name,
+                mac=mac,
+                mtu_bytes=mtu_bytes,
+                master=master,
+                group=group,
+                what=str(device),
+            )
+        )
+
+    def delete_link(self, name: str, *, missing_ok: bool = False) -> None:
+        try:
+            self.do(links.delete(name))
+        except KernelNotFoundError:
+            if not missing_ok:
+                raise
+
+    def delete_links(self, names: Iterable[str]) -> None:
+        """All of them in one go; those that are not there are no error.
+
+        One deletion takes some 16 ms of waiting for RCU; a group of any size takes that once.
+        """
+        found = [link for link in map(self.find_link, names) if link is not None]
+        if len(found) == 1:
+            self.delete_link(found[0].name, missing_ok=True)
+        elif found:
+            marked = self.execute([links.change(x.index, group=_DOOMED, what=x.name) for x in found])
+            if not all(isinstance(error, KernelNotFoundError) for error in marked):
+                with contextlib.suppress(KernelNotFoundError):  # each went by itself in between
+                    self.do(links.delete_group(_DOOMED))
+            for error in marked:
+                if error is not None and not isinstance(error, KernelNotFoundError):
+                    raise error
+
+    # --- addresses ---
+
+    def addresses(self, device: Device = 0) -> list[InterfaceAddress]:
+        """Of one device, or of all."""
+        wanted = self.link_index(device)
+        found = [addresses.unpack(m) for m in self._netlink.dump(addresses.get_all())]
+        return [a for a in found if a is not None and wanted in (0, a.link)]
+
+    def add_address(
+        self, device: Device, address: Interface, *, nodad: bool = True, noprefixroute: bool = False
+    ) -> None:
+        """nodad: an IPv6 address is usable at once. noprefixroute: adds no connected route."""
+        index = self.link_index(device)
+        self.do(addresses.add(index, address, nodad=nodad, noprefixroute=noprefixroute, what=str(device)))
+
+    def delete_address(self, device: Device, address: Interface) -> None:
+        self.do(addresses.delete(self.link_index(device), address, what=str(device)))
+
+    # --- routes ---
+
+    def routes(self, family: Family | None = None, *, protocol: int = 0, table: int = 0) -> list[KernelRoute]:
+        """family None: both. protocol, table 0: any."""
+        found: list[KernelRoute] = []
+        for wanted in (family,) if family else Family:
+            for message in self._netlink.dump(routes.get_all(wanted, protocol=protocol, table=table)):
+                route = routes.unpack(message)
+                # The kernel chooses by protocol; a table it has not made yet makes it list all.
+                if route is not None and protocol in (0, route.protocol) and table in (0, route.table):
+                    found.append(route)
+        return found
+
+    def add_route(
+        self,
+        destination: Prefix,
+        *,
+        via: Address | None = None,
+        device: Device = 0,
+        source: Address | None = None,
+        onlink: bool = False,
+        mtu_bytes: int = 0,
+        metric: int = 0,
+        protocol: int = PROTOCOL,
+        table: int = MAIN_TABLE,
+        kind: int = RouteKind.UNICAST,
+        replace: bool = False,
+    ) -> None:
+        """onlink: the next hop need not be on a connected subnet. source: preferred source address."""
+        link = self.link_index(device)
+        route = KernelRoute(destination, via, link, source, onlink, mtu_bytes, metric, protocol, table, kind)
+        self.do(routes.add(route, replace=replace))
+
+    def delete_route(
+        self,
+        destination: Prefix,
+        *,
+        device: Device = 0,
+        protocol: int = PROTOCOL,
+        table: int = MAIN_TABLE,
+    ) -> None:
+        route = KernelRoute(destination, None, self.link_index(device), protocol=protocol, table=table)
+        self.do(routes.delete(route))
+
+    # --- neighbours and forwarding entries ---
+
+    def neighbours(self, family: Family | None = None) -> list[KernelNeighbour]:
+        found: list[KernelNeighbour] = []
+        for wanted in (family,) if family else Family:
+            entries = map(neighbours.unpack_neighbour, self._netlink.dump(neighbours.get_neighbours(wanted)))
+            found += [entry for entry in entries if entry is not None]
+        return found
+
+    def set_neighbour(self, device: Device, address: Address, mac: str) -> None:
+        """A permanent entry, in place of whatever the address had."""
+        self.do(neighbours.set_neighbour(self.link_index(device), address, mac))
+
+    def delete_neighbour(self, device: Device, address: Address) -> None:
+        self.do(neighbours.delete_neighbour(self.link_index(device), address))
+
+    def fdb(self, device: Device) -> list[KernelFdb]:
+        found = map(neighbours.unpack_fdb, self._netlink.dump(neighbours.get_fdb(self.link_index(device))))
+        return [entry for entry in found if entry is not None]
+
+    def set_fdb(self, device: Device, mac: str, remote: Address) -> None:
+        """Frames for mac go to remote. A group address (or 00:00:00:00:00:00) collects several hosts."""
+        self.do(neighbours.set_fdb(self.link_index(device), mac, remote))
+
+    def delete_fdb(self, device: Device, mac: str, remote: Address) -> None:
+        self.do(neighbours.delete_fdb(self.link_index(device), mac, remote))
