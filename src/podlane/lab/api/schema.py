@@ -34,15 +34,16 @@ class Form(Struct, array_like=True, frozen=True):
     def go(self) -> str:
         """The type's name in messages, as Go prints it."""
         if self.form == "list":
-            return "[]" + self._element.go
+            return "[]" + self.element.go
         if self.form == "map":
-            return "map[string]" + self._element.go
+            return "map[string]" + self.element.go
         if self.form == "ref":
             return ".".join(str(self.of).rsplit(".", 2)[-2:])
         return _GO.get(self.form, self.form)
 
     @property
-    def _element(self) -> Form:
+    def element(self) -> Form:
+        """Of a list or map."""
         assert isinstance(self.of, Form)
         return self.of
 
