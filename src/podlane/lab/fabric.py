@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-import os
 from collections.abc import Mapping
 
 from podlane.kernel import netns
@@ -49,53 +48,43 @@ def mac_of(*words: str) -> str:
     return ":".join(f"{byte:02x}" for byte in bytes([0x02]) + digest[:5])
 
 
-def build(topology: Topology, pids: Mapping[str, int], mtu_bytes: int) -> None:
-    """pids: the processes that hold the namespaces `fabric`, `control`, `outside` and each node's name.
+def build(topology: Topology, namespaces: Mapping[str, int], mtu_bytes: int) -> None:
+    """namespaces: a descriptor each for `fabric`, `control`, `outside` and every node's name.
 
     Raises KernelError; what was made goes with the namespaces.
     """
-    fabric = netns.open_pid(pids["fabric"])
-    try:
-        for name, value in (_QUIET | _ROUTER).items():
-            netns.write_sysctl(fabric, name, value)
-        with Rtnl(fabric) as router:
-            router.set_up("lo")
-            for segment in topology.segments:
-                router.create_bridge(
-                    segment.bridge, mac=mac_of("fabric", segment.bridge), mtu_bytes=mtu_bytes
-                )
-                for address in segment.addresses:
-                    router.add_address(segment.bridge, address)
-                router.set_up(segment.bridge)
-            for host in (topology.control, topology.outside, *(node for node, _ in topology.nodes)):
-                _attach(router, host, pids[host.name], mtu_bytes)
-    finally:
-        os.close(fabric)
+    fabric = namespaces["fabric"]
+    for name, value in (_QUIET | _ROUTER).items():
+        netns.write_sysctl(fabric, name, value)
+    with Rtnl(fabric) as router:
+        router.set_up("lo")
+        for segment in topology.segments:
+            router.create_bridge(segment.bridge, mac=mac_of("fabric", segment.bridge), mtu_bytes=mtu_bytes)
+            for address in segment.addresses:
+                router.add_address(segment.bridge, address)
+            router.set_up(segment.bridge)
+        for host in (topology.control, topology.outside, *(node for node, _ in topology.nodes)):
+            _attach(router, host, namespaces[host.name], mtu_bytes)
 
 
-def _attach(router: Rtnl, host: Host, pid: int, mtu_bytes: int) -> None:
-    namespace = netns.open_pid(pid)
-    try:
-        for name, value in _QUIET.items():
-            netns.write_sysctl(namespace, name, value)
-        router.create_veth(
-            host.name,
-            UPLINK,
-            peer_netns=namespace,
-            mac=mac_of("port", host.name),
-            peer_mac=mac_of("host", host.name),
-            mtu_bytes=mtu_bytes,
-        )
-        router.set_master(host.name, host.bridge)
-        router.set_up(host.name)
-        with Rtnl(namespace) as inside:
-            inside.set_up("lo")
-            inside.set_up(UPLINK)
-            for address in host.addresses:
-                inside.add_address(UPLINK, address)
-            for gateway in host.gateways:
-                inside.add_route(
-                    _DEFAULT[family_of(gateway)], via=gateway, device=UPLINK, protocol=PROTO_STATIC
-                )
-    finally:
-        os.close(namespace)
+def _attach(router: Rtnl, host: Host, namespace: int, mtu_bytes: int) -> None:
+    for name, value in _QUIET.items():
+        netns.write_sysctl(namespace, name, value)
+    router.create_veth(
+        host.name,
+        UPLINK,
+        peer_netns=namespace,
+        mac=mac_of("port", host.name),
+        peer_mac=mac_of("host", host.name),
+        mtu_bytes=mtu_bytes,
+        master=host.bridge,
+        up=True,
+        link_local=False,
+    )
+    with Rtnl(namespace) as inside:
+        inside.set_up("lo")
+        inside.set_up(UPLINK)
+        for address in host.addresses:
+            inside.add_address(UPLINK, address)
+        for gateway in host.gateways:
+            inside.add_route(_DEFAULT[family_of(gateway)], via=gateway, device=UPLINK, protocol=PROTO_STATIC)

@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
 import yaml
 
 from podlane.errors import LabError, PodlaneError
+from podlane.kernel import netns
 from podlane.lab import cgroups, fabric, preflight, topology
 from podlane.lab import record as records
 from podlane.lab.down import down
@@ -101,7 +103,12 @@ def _make(
         log=paths.run / "control.log",
     )
     progress("building the fabric")
-    fabric.build(plan, pids | {node.name: node.pid for node in members}, config.fabric.mtu)
+    with ExitStack() as open_namespaces:
+        namespaces = {}
+        for holder, pid in (pids | {node.name: node.pid for node in members}).items():
+            namespaces[holder] = netns.open_pid(pid)
+            open_namespaces.callback(os.close, namespaces[holder])
+        fabric.build(plan, namespaces, config.fabric.mtu)
     _await_file(paths.node_run(members[-1].name) / "kubeconfig", paths.run / "control.log", process)
     for node in members:
         start_agent(supervisor, record, node, log_level)

@@ -87,11 +87,11 @@ def plan(config: NetworkConfig, nodes: int) -> Topology:
     return Topology(
         segments=(
             segment("core", of(0)),
-            segment("outside", outside),
+            segment("edge", outside),
             *(segment(f"rack{r}", of(r)) for r in range(1, racks + 1)),
         ),
         control=host("control", "core", of(0), 2),
-        outside=host("outside", "outside", outside, 10),
+        outside=host("outside", "edge", outside, 10),
         nodes=tuple(
             (host(f"node-{i}", f"rack{rack}", of(rack), _FIRST_NODE_HOST + i), rack) for i, rack in placed
         ),
