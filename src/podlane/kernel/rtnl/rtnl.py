@@ -22,7 +22,7 @@ from podlane.kernel.rtnl.addresses import Interface, InterfaceAddress
 from podlane.kernel.rtnl.links import Link, Vxlan
 from podlane.kernel.rtnl.neighbours import KernelFdb, KernelNeighbour
 from podlane.kernel.rtnl.routes import MAIN_TABLE, PROTOCOL, KernelRoute, RouteKind
-from podlane.model.addresses import Address, Family, Prefix
+from podlane.model.addresses import Address, Family, Prefix, family_of
 
 Device: TypeAlias = str | int
 
@@ -231,8 +231,13 @@ class Rtnl:
         for wanted in (family,) if family else Family:
             for message in self._netlink.dump(routes.get_all(wanted, protocol=protocol, table=table)):
                 route = routes.unpack(message)
-                # The kernel chooses by protocol; a table it has not made yet makes it list all.
-                if route is not None and protocol in (0, route.protocol) and table in (0, route.table):
+                # A kernel that lacks a family, or the filter, answers with more than it was asked for.
+                if (
+                    route is not None
+                    and family_of(route.destination) is wanted
+                    and protocol in (0, route.protocol)
+                    and table in (0, route.table)
+                ):
                     found.append(route)
         return found
 
@@ -273,7 +278,7 @@ class Rtnl:
         found: list[KernelNeighbour] = []
         for wanted in (family,) if family else Family:
             entries = map(neighbours.unpack_neighbour, self._netlink.dump(neighbours.get_neighbours(wanted)))
-            found += [entry for entry in entries if entry is not None]
+            found += [e for e in entries if e is not None and family_of(e.address) is wanted]
         return found
 
     def set_neighbour(self, device: Device, address: Address, mac: str) -> None:
