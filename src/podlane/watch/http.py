@@ -1,0 +1,213 @@
+"""HTTP to the API server: one GET at a time, or a watch as a stream of lines."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import ssl
+import time
+from collections.abc import AsyncGenerator, Mapping
+from pathlib import Path
+from types import TracebackType
+
+import aiohttp
+import msgspec
+
+from podlane import __version__
+from podlane.errors import (
+    AlreadyExistsError,
+    ApiError,
+    ConfigError,
+    ConflictError,
+    GoneError,
+    InvalidError,
+    NotFoundError,
+)
+from podlane.watch.kubeconfig import Access
+
+TOKEN_AGE_S = 60.0  # client-go reads a token file again after a minute
+CONNECT_TIMEOUT_S = 5.0
+LIST_TIMEOUT_S = 60.0
+# A watch is told to end after 5 to 10 minutes, and bookmarks come every minute: more silence than the
+# whole watch may last means that the other side is gone without a word.
+SILENCE_TIMEOUT_S = 660.0
+
+_BY_CODE: dict[int, type[ApiError]] = {
+    404: NotFoundError,
+    409: ConflictError,
+    410: GoneError,
+    422: InvalidError,
+}
+
+
+class _Status(msgspec.Struct, rename="camel"):
+    """metav1.Status"""
+
+    message: str = ""
+    reason: str = ""
+    code: int = 0
+
+
+class Unreachable(ApiError):
+    """The API did not answer: nothing is known about what it holds."""
+
+    code, reason = 503, "Unreachable"
+
+
+class ApiHttp:
+    """A session with the API. Use as an async context manager. Raises the ApiError tree."""
+
+    def __init__(self, access: Access, user_agent: str = "podlane-agent") -> None:
+        self._access = access
+        self._agent = f"{user_agent}/{__version__}"
+        self._token, self._token_read_s = access.token, -TOKEN_AGE_S
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> ApiHttp:
+        # Decompression costs more than it saves on one machine or one rack.
+        connector = aiohttp.TCPConnector(ssl=tls_context(self._access), limit=0, keepalive_timeout=30)
+        self._session = aiohttp.ClientSession(connector=connector, auto_decompress=True)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+            # aiohttp closes TLS transports in the next turns of the loop only.
+            await asyncio.sleep(0)
+
+    async def get(self, path: str, query: Mapping[str, str]) -> bytes:
+        """The body of one answer."""
+        timeout = aiohttp.ClientTimeout(total=LIST_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
+        return await self._request("GET", path, query, timeout, None, "")
+
+    async def patch(self, path: str, body: bytes, content_type: str) -> bytes:
+        timeout = aiohttp.ClientTimeout(total=LIST_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
+        return await self._request("PATCH", path, {}, timeout, body, content_type)
+
+    async def lines(self, path: str, query: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
+        """The lines of an answer that goes on, without their ends and of any length."""
+        timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_TIMEOUT_S
+        )
+        try:
+            async with self._open.get(
+                self._url(path),
+                params=query,
+                headers=self._headers(),
+                timeout=timeout,
+                server_hostname=self._access.server_name or None,
+            ) as response:
+                if response.status >= 400:
+                    raise refusal(response.status, await response.read())
+                rest = b""
+                async for chunk in response.content.iter_any():
+                    *whole, rest = (rest + chunk if rest else chunk).split(b"\n")
+                    for line in whole:
+                        if line:
+                            yield line
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._unreachable(error) from error
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        timeout: aiohttp.ClientTimeout,
+        body: bytes | None,
+        content_type: str,
+    ) -> bytes:
+        headers = self._headers()
+        if content_type:
+            headers["Content-Type"] = content_type
+        try:
+            async with self._open.request(
+                method,
+                self._url(path),
+                params=query,
+                data=body,
+                headers=headers,
+                timeout=timeout,
+                server_hostname=self._access.server_name or None,
+            ) as response:
+                answer = await response.read()
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._unreachable(error) from error
+        if response.status >= 400:
+            raise refusal(response.status, answer)
+        return answer
+
+    @property
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            raise RuntimeError("ApiHttp is used outside of its async with")
+        return self._session
+
+    def _url(self, path: str) -> str:
+        return self._access.server + path
+
+    def _headers(self) -> dict[str, str]:
+        headers = {"Accept": "application/json", "User-Agent": self._agent}
+        access = self._access
+        if access.token_file and time.monotonic() - self._token_read_s >= TOKEN_AGE_S:
+            try:
+                self._token = Path(access.token_file).read_text().strip()
+            except OSError as error:
+                raise ApiError(
+                    f"token file {access.token_file}: {error.strerror}", code=401, reason="Unauthorized"
+                ) from None
+            self._token_read_s = time.monotonic()
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
+        elif access.username:
+            pair = base64.b64encode(f"{access.username}:{access.password}".encode()).decode()
+            headers["Authorization"] = f"Basic {pair}"
+        return headers
+
+    def _unreachable(self, error: BaseException) -> Unreachable:
+        why = str(error) or type(error).__name__
+        return Unreachable(f"the API at {self._access.server} cannot be reached: {why}")
+
+
+def refusal(code: int, body: bytes) -> ApiError:
+    """The error that an answer with status code >= 400 stands for."""
+    try:
+        status = msgspec.json.decode(body, type=_Status)
+    except msgspec.DecodeError:
+        status = _Status(message=body[:200].decode("utf-8", "replace").strip())
+    kind = _BY_CODE.get(code, ApiError)
+    if status.reason == "AlreadyExists":
+        kind = AlreadyExistsError
+    return kind(status.message or f"HTTP status {code}", code=code, reason=status.reason or None)
+
+
+def tls_context(access: Access) -> ssl.SSLContext | bool:
+    """For aiohttp's connector. Raises ConfigError for certificates that cannot be used."""
+    if access.server.startswith("http://"):
+        return False
+    context = ssl.create_default_context()
+    try:
+        if access.ca_pem is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.load_verify_locations(cadata=access.ca_pem.decode("ascii"))
+        if access.insecure:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        if access.client_cert_pem and access.client_key_pem:
+            _load_pair(context, access.client_cert_pem, access.client_key_pem)
+    except (ssl.SSLError, ValueError) as error:
+        raise ConfigError(f"certificates for {access.server}: {error}") from None
+    return context
+
+
+def _load_pair(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
+    """load_cert_chain reads files only: a memory file keeps the key off the disk."""
+    fd = os.memfd_create("podlane-client", os.MFD_CLOEXEC)
+    try:
+        os.write(fd, certificate + b"\n" + key)
+        context.load_cert_chain(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
