@@ -2,7 +2,7 @@
 # Both install what they need (scripts/setup.sh) and may be run any number of times.
 PY := .venv/bin/python
 
-.PHONY: setup demo test unit lint bench soak lock install clean
+.PHONY: setup demo test unit lint bench lock install clean
 setup:            ## Debian packages, .venv from the pinned requirements, generated schemas, the CNI shim
 	@scripts/setup.sh
 
@@ -20,9 +20,6 @@ lint: setup       ## style, types, import rules
 
 bench: setup      ## what things cost, as ratios against a peer or the bare kernel
 	@$(PY) -m tests.bench
-
-soak: setup       ## long runs: labs up and down, kills at random points
-	@$(PY) -m tests.soak
 
 lock:             ## remake the hash-pinned locks from requirements*.in (needs pip-tools on PATH)
 	pip-compile --generate-hashes --no-emit-index-url --no-emit-trusted-host --strip-extras --allow-unsafe -q --no-header -o requirements.txt requirements.in

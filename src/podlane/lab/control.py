@@ -19,7 +19,7 @@ from podlane.lab.api import auth
 from podlane.lab.api.server import ApiServer
 from podlane.lab.controllers.manager import ControllerManager
 from podlane.lab.kubelet.kubelet import Kubelet, NodeFacts
-from podlane.lab.kubelet.nodes import NodeKubelets
+from podlane.lab.nodes import NodeKubelets
 from podlane.lab.record import LabRecord
 from podlane.lab.supervisor.client import AsyncSupervisor
 from podlane.lab.topology import plan
