@@ -49,9 +49,15 @@ def encode(obj: Any) -> bytes:
     return _encoder.encode(obj)
 
 
-def decode(data: bytes) -> Any:
+def decode(data: bytes | str) -> Any:
     """Raises msgspec.DecodeError."""
     return _decoder.decode(data)
+
+
+def copied(obj: Obj) -> Obj:
+    """A deep copy that may be changed."""
+    found: Obj = _decoder.decode(_encoder.encode(obj))
+    return found
 
 
 class Record:
@@ -138,7 +144,7 @@ class Transaction:
         return self._write("MODIFIED" if before else "ADDED", resource, key, obj, before)
 
     def delete(self, resource: str, namespace: str, name: str, last: Obj | None = None) -> Record | None:
-        """Remove; the answer (and the event) is the last state, `last` if given, with a revision of its own."""
+        """Remove; the answer (and the event) is the last state (or `last`) with a revision of its own."""
         before = self._store.get(resource, namespace, name)
         if before is None:
             return None
@@ -263,12 +269,13 @@ class Store:
             self.floor = floor
 
     def events_since(self, resource: str, revision: int) -> list[LogEvent]:
-        """Every event of a resource after revision, oldest first. Raises GoneError when the log is shorter."""
+        """A resource's events after revision, oldest first. Raises GoneError when the log is shorter."""
         if revision < self.floor:
             raise GoneError(f"too old resource version: {revision} ({self.floor + 1})")
         if revision >= self.revision:
             return []
-        query = "SELECT revision, type, data, before FROM events WHERE revision>? AND resource=? ORDER BY revision"
+        query = "SELECT revision, type, data, before FROM events WHERE revision>? AND resource=? "
+        query += "ORDER BY revision"
         found = []
         for at, type_, data, before in self.connection.execute(query, (revision, resource)):
             obj = _decoder.decode(data)

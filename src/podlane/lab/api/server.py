@@ -1,0 +1,47 @@
+"""The API server of a lab: store, registry, in-process client and the HTTP door, in one object."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Sequence
+from pathlib import Path
+
+from podlane.errors import GoneError
+from podlane.lab.api.bootstrap import API_PORT, bootstrap
+from podlane.lab.api.local import LocalClient
+from podlane.lab.api.registry import Registry
+from podlane.lab.api.store import Store
+from podlane.lab.api.streams import Kubelets
+from podlane.model.config import NetworkConfig
+
+
+class ApiServer:
+    """database: a path or ":memory:". kubelets: where logs and exec go; None refuses them.
+
+    service_endpoints: addresses at which pods reach this server, for the `kubernetes` service; their
+    sockets are the caller's (`start`), on service_port.
+    """
+
+    def __init__(
+        self,
+        database: Path | str,
+        config: NetworkConfig,
+        kubelets: Kubelets | None = None,
+        *,
+        service_endpoints: Sequence[str] = (),
+        service_port: int = API_PORT,
+    ) -> None:
+        self.store = Store(database)
+        self.registry = Registry(self.store)
+        self.client = LocalClient(self.registry)
+        self._kubelets = kubelets
+        bootstrap(self.registry, config, service_endpoints, service_port)
+
+    async def start(self, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None, token: str) -> None:
+        """Serve on listening sockets, which now belong to the server. token: what clients must bear."""
+
+    async def stop(self) -> None:
+        """End watches and connections, then close the database."""
+        self.registry.hub.end(None, GoneError("the API server is shutting down"))
+        self.store.close()

@@ -1,0 +1,145 @@
+"""What is particular to a kind when it is written: decoding, defaults, validation, what status may do.
+
+The registry asks a `Strategy`; built-in kinds share one that reads the generated schemas, custom resources
+have one made from their definition (crd.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from podlane.lab.api import defaults, metadata, validation_decode
+from podlane.lab.api.resources import Resource
+from podlane.lab.api.status import FieldProblem
+from podlane.lab.api.store import Transaction
+from podlane.lab.client import Obj
+
+
+class Strategy(Protocol):
+    """Every method belongs to one resource; objects are in its storage version but for `decode`."""
+
+    def decode(self, resource: Resource, obj: Obj) -> tuple[Obj, list[str]]:
+        """(obj in the kind's own form, paths of unknown fields). Raises ApiError(400) on a wrong type."""
+        ...
+
+    def prepare_create(self, resource: Resource, obj: Obj) -> None:
+        """In place: no status where the server owns it, defaults, the first generation."""
+        ...
+
+    def prepare_update(self, resource: Resource, new: Obj, old: Obj, subresource: str) -> None:
+        """In place: what this door may not change comes from old; defaults, generation."""
+        ...
+
+    def validate_create(self, resource: Resource, obj: Obj) -> Sequence[FieldProblem]: ...
+
+    def validate_update(
+        self, resource: Resource, new: Obj, old: Obj, subresource: str
+    ) -> Sequence[FieldProblem]: ...
+
+    def created(self, resource: Resource, obj: Obj, transaction: Transaction) -> None:
+        """Inside the transaction, before obj is stored: allocate. Raises ApiError: nothing happens."""
+        ...
+
+    def updated(self, resource: Resource, new: Obj, old: Obj, transaction: Transaction) -> None: ...
+
+    def deleted(self, resource: Resource, obj: Obj, transaction: Transaction) -> None:
+        """The object is gone for good: give back what was allocated."""
+        ...
+
+
+# Kinds with a generation (metadata.generation of their strategies in pkg/registry).
+_GENERATIONS = frozenset(
+    (
+        "customresourcedefinitions.apiextensions.k8s.io",
+        "cronjobs.batch",
+        "daemonsets.apps",
+        "deployments.apps",
+        "endpointslices.discovery.k8s.io",
+        "ingresses.networking.k8s.io",
+        "ingressclasses.networking.k8s.io",
+        "jobs.batch",
+        "networkpolicies.networking.k8s.io",
+        "poddisruptionbudgets.policy",
+        "pods",
+        "replicasets.apps",
+        "replicationcontrollers",
+        "statefulsets.apps",
+    )
+)
+
+
+def counts_generations(resource: Resource) -> bool:
+    return resource.custom or resource.storage in _GENERATIONS
+
+
+def keep_status(resource: Resource, new: Obj, old: Obj, subresource: str) -> None:
+    """Through the main door status stays as it was; through /status everything else does.
+
+    Annotations and finalizers may come through /status (controllers of nodes and pods write them so).
+    """
+    if subresource == "status":
+        kept = new.get("status")
+        meta = {**old["metadata"]}
+        for key in ("annotations", "labels"):
+            if key in new["metadata"]:
+                meta[key] = new["metadata"][key]
+            else:
+                meta.pop(key, None)
+        new.clear()
+        new.update({**old, "metadata": meta})
+        new.pop("status", None)
+        if kept is not None:
+            new["status"] = kept
+    elif "status" in resource.subresources and subresource not in ("binding", "finalize"):
+        if "status" in old:
+            new["status"] = old["status"]
+        else:
+            new.pop("status", None)
+
+
+def count_generation(resource: Resource, new: Obj, old: Obj | None) -> None:
+    if not counts_generations(resource):
+        return
+    if old is None:
+        new["metadata"]["generation"] = 1
+    elif metadata.spec_changed(new, old):
+        new["metadata"]["generation"] = int(old["metadata"].get("generation", 0)) + 1
+
+
+class BuiltinStrategy:
+    """All built-in kinds."""
+
+    def decode(self, resource: Resource, obj: Obj) -> tuple[Obj, list[str]]:
+        found, unknown = validation_decode.decode(obj)
+        defaults.apply(found)
+        return found, unknown
+
+    def prepare_create(self, resource: Resource, obj: Obj) -> None:
+        if "status" in resource.subresources:
+            obj.pop("status", None)
+        if resource.storage == "pods":
+            obj["status"] = {"phase": "Pending"}
+        count_generation(resource, obj, None)
+
+    def prepare_update(self, resource: Resource, new: Obj, old: Obj, subresource: str) -> None:
+        keep_status(resource, new, old, subresource)
+        if subresource != "binding":
+            count_generation(resource, new, old)
+
+    def validate_create(self, resource: Resource, obj: Obj) -> Sequence[FieldProblem]:
+        return ()
+
+    def validate_update(
+        self, resource: Resource, new: Obj, old: Obj, subresource: str
+    ) -> Sequence[FieldProblem]:
+        return ()
+
+    def created(self, resource: Resource, obj: Obj, transaction: Transaction) -> None:
+        pass
+
+    def updated(self, resource: Resource, new: Obj, old: Obj, transaction: Transaction) -> None:
+        pass
+
+    def deleted(self, resource: Resource, obj: Obj, transaction: Transaction) -> None:
+        pass
