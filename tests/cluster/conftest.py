@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.cluster)
+
+
+@cache
+def kubectl_minor() -> int:
+    """The minor version of the machine's kubectl: Debian 12 has 1.20, which knows less."""
+    version = json.loads(run("kubectl", "version", "--client", "-o", "json").stdout)
+    return int("".join(c for c in version["clientVersion"]["minor"] if c.isdigit()))
 
 
 class Lab:
@@ -47,6 +56,8 @@ class Lab:
     def kubectl(
         self, *arguments: str, check: bool = True, **options: Any
     ) -> subprocess.CompletedProcess[str]:
+        if kubectl_minor() < 27 and {"apply", "create"} & set(arguments):
+            arguments += ("--validate=false",)  # it wants its OpenAPI as protobuf
         return run("kubectl", "--kubeconfig", self.kubeconfig, *arguments, check=check, **options)
 
     def get(self, *arguments: str) -> Any:
@@ -97,6 +108,16 @@ def traces_of(name: str) -> list[str]:
         except OSError:
             continue
     return found
+
+
+def until(condition: Any, timeout_s: float = 20.0) -> Any:
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        found = condition()
+        if found:
+            return found
+        assert time.monotonic() < deadline_s, "it did not come to be"
+        time.sleep(0.05)
 
 
 @pytest.fixture

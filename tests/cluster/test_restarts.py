@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.conftest import Lab
+from tests.cluster.conftest import Lab, until
 
 STREAM = """
 import socket, sys, time
@@ -55,22 +55,6 @@ spec: {selector: {app: far}, ports: [{name: udp, port: 8080, protocol: UDP}, {na
 """
 
 
-def record(lab: Lab) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(Path("/run/podlane/labs", lab.name, "lab.json").read_text())
-    return found
-
-
-def pids_in(cgroup: Path, word: str) -> list[int]:
-    """Processes of a cgroup subtree whose command line or name has word."""
-    found = []
-    for procs in cgroup.glob("**/cgroup.procs"):
-        for pid in procs.read_text().split():
-            title = Path("/proc", pid, "comm").read_text() + Path("/proc", pid, "cmdline").read_text()
-            if word in title:
-                found.append(int(pid))
-    return found
-
-
 def service_pid(lab: Lab, name: str) -> int:
     from podlane.lab.supervisor.client import Supervisor
 
@@ -80,16 +64,6 @@ def service_pid(lab: Lab, name: str) -> int:
         running = [p for p in supervisor.list() if p.name == name and p.exit_status is None]
     assert len(running) == 1, running
     return running[0].pid
-
-
-def until(condition: Any, timeout_s: float = 20.0) -> Any:
-    deadline_s = time.monotonic() + timeout_s
-    while True:
-        found = condition()
-        if found:
-            return found
-        assert time.monotonic() < deadline_s, "it did not come to be"
-        time.sleep(0.05)
 
 
 @pytest.fixture
