@@ -1,0 +1,145 @@
+"""Which endpoints answer for a service port on this node (kube-proxy v1.36, pkg/proxy/topology.go).
+
+An EndpointSlice brings endpoints with conditions, a node and hints. `endpoints` merges the slices of a
+service into what each of its ports has; `select` picks from that the two lists a port may need:
+
+    cluster   ready endpoints that the topology hints leave to this node; if there is none anywhere,
+              those that still serve while terminating (hints then mean nothing)
+    local     the ready endpoints of this node; if there is none, its serving and terminating ones.
+              Hints never apply: the traffic policy already says "here".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final, NamedTuple, TypeAlias
+
+from podlane.compile.tables import Backend
+from podlane.errors import ConfigError
+from podlane.model.addresses import Address, Family, Protocol, address, family_of
+from podlane.model.objects import Endpoint, EndpointSlice
+
+PROTOCOLS: Final = {protocol.value: protocol for protocol in Protocol}
+HEADLESS_LABEL: Final = "service.kubernetes.io/headless"
+
+
+class Known(NamedTuple):
+    """One endpoint of one port, with its conditions resolved (absent: ready and serving, not terminating)."""
+
+    address: Address
+    port: int
+    node: str = ""
+    ready: bool = True
+    serving: bool = True
+    terminating: bool = False
+    zone_hints: frozenset[str] = frozenset()
+    node_hints: frozenset[str] = frozenset()
+
+    @property
+    def backend(self) -> Backend:
+        return Backend(self.address, self.port)
+
+    @property
+    def draining(self) -> bool:
+        """Last resort: it is going, but still answers."""
+        return self.serving and self.terminating
+
+
+PortKey: TypeAlias = tuple[str, Protocol, Family]
+"""A slice's port belongs to the service's port of the same name and protocol."""
+
+
+def endpoints(slices: Iterable[EndpointSlice]) -> dict[PortKey, dict[Backend, Known]]:
+    """The endpoints of one service by port. slices: in a fixed order (of name).
+
+    Of two with one address and port the later counts, unless it is terminating: a pod that moves from
+    slice to slice is seen twice for a moment, and the terminating sight is the older.
+    """
+    found: dict[PortKey, dict[Backend, Known]] = {}
+    for piece in slices:
+        if HEADLESS_LABEL in piece.metadata.labels:
+            continue
+        for port_key, number in _ports(piece):
+            known = found.setdefault(port_key, {})
+            for endpoint in piece.endpoints or ():
+                each = _known(endpoint, number, port_key[2])
+                if each is not None and not (each.terminating and each.backend in known):
+                    known[each.backend] = each
+    return found
+
+
+def _ports(piece: EndpointSlice) -> Iterator[tuple[PortKey, int]]:
+    """The usable ports: a slice of names (FQDN), a port without number or with a null name is none."""
+    if piece.address_type not in (Family.IPV4, Family.IPV6):
+        return
+    for port in piece.ports or ():
+        protocol = PROTOCOLS.get(port.protocol)
+        if port.name is not None and port.port and protocol is not None:
+            yield (port.name, protocol, Family(piece.address_type)), port.port
+
+
+def _known(endpoint: Endpoint, port: int, family: Family) -> Known | None:
+    if not endpoint.addresses:
+        return None
+    try:
+        where = address(endpoint.addresses[0])  # further addresses have no meaning (API reference)
+    except ConfigError:
+        return None  # the API validates slices; one bad address must not take the others down
+    if family_of(where) is not family:
+        return None
+    conditions, hints = endpoint.conditions, endpoint.hints
+    return Known(
+        where,
+        port,
+        node=endpoint.node_name or "",
+        ready=conditions.ready is not False,
+        serving=conditions.serving is not False,
+        terminating=conditions.terminating is True,
+        zone_hints=frozenset(h.name for h in hints.for_zones) if hints else frozenset(),
+        node_hints=frozenset(h.name for h in hints.for_nodes) if hints else frozenset(),
+    )
+
+
+class Place(NamedTuple):
+    """Where this node is. zone: "" when it has no zone label."""
+
+    node: str
+    zone: str = ""
+
+
+class Selection(NamedTuple):
+    """cluster, local: None for a list the port does not use. any: an endpoint is usable on some node."""
+
+    cluster: tuple[Known, ...] | None
+    local: tuple[Known, ...] | None
+    any: bool
+
+
+def select(known: Mapping[Backend, Known], here: Place, *, uses_cluster: bool, uses_local: bool) -> Selection:
+    """The lists of one port, in order of address and port."""
+    every = [known[backend] for backend in sorted(known, key=_order)]
+    ready = [e for e in every if e.ready]
+    usable = ready or [e for e in every if e.draining]
+    cluster = local = None
+    if uses_cluster:
+        cluster = tuple(_near(ready, here) or usable)
+    if uses_local:
+        mine = [e for e in every if e.node == here.node]
+        local = tuple([e for e in mine if e.ready] or [e for e in mine if e.draining])
+    return Selection(cluster, local, bool(usable or local))
+
+
+def _near(ready: list[Known], here: Place) -> list[Known]:
+    """What the hints leave of the ready endpoints. One endpoint without a hint voids them all, as do
+    hints none of which names this place (KEP-2433, KEP-3015). A node hint is preferred to a zone's."""
+    for place, hints in (
+        (here.node, [e.node_hints for e in ready]),
+        (here.zone, [e.zone_hints for e in ready]),
+    ):
+        if place and all(hints) and any(place in names for names in hints):
+            return [e for e, names in zip(ready, hints, strict=True) if place in names]
+    return ready
+
+
+def _order(backend: Backend) -> tuple[int, int, int]:
+    return backend.address.version, int(backend.address), backend.port

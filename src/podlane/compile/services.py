@@ -1,0 +1,297 @@
+"""What answers for a Service on this node: virtual addresses, node ports, and the lists behind them.
+
+One Service with its EndpointSlices is one unit. For each family and port of the Service:
+
+    ClusterIP                                      Frontend INTERNAL
+    node port, externalIPs, load-balancer address  Frontend EXTERNAL, or EXTERNAL_LOCAL when
+                                                   externalTrafficPolicy is Local
+    no usable endpoint on any node                 REJECT for all of them
+    traffic policy Local, none on this node        DROP where internal; where external, pods and the
+                                                   node itself still reach the cluster's list
+
+A ClusterIP is also a member of `cluster-ips` (a port that is not served is refused there), and an
+endpoint of this node one of `local-endpoints` (what it sends to its own service comes back to it).
+
+Two Services that claim one external address and port: the store lets the older have it.
+Behaviour: kube-proxy v1.36, pkg/proxy/{serviceport,topology}.go and the nftables proxier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final, NamedTuple
+
+from podlane.compile.endpoints import PROTOCOLS, Known, Place, Selection, endpoints, select
+from podlane.compile.engine import Capability
+from podlane.compile.store import Compiled, UnitKey
+from podlane.compile.tables import (
+    NOTHING,
+    Backend,
+    BackendList,
+    Frontend,
+    FrontendClass,
+    FrontendKey,
+    ListKey,
+    NodePortKey,
+    Rows,
+    SetMember,
+    SetName,
+    Table,
+)
+from podlane.compile.view import CONFIG, ZONE_LABEL, Change, View, service_of, since
+from podlane.errors import ConfigError
+from podlane.model.addresses import Address, Family, Protocol, address, family_of, host_prefix
+from podlane.model.objects import EndpointSlice, Node, Service, ServicePort
+
+NAME: Final = "services"
+OTHER_PROXY_LABEL: Final = "service.kubernetes.io/service-proxy-name"
+CLUSTER: Final = "cluster"
+LOCAL: Final = "local"
+
+DEFAULT_AFFINITY_S: Final = 10800
+
+
+def units_of(change: Change, view: View) -> Iterator[UnitKey]:
+    if change.kind == "Service":
+        yield _unit(*change.object.key)
+    elif change.kind == "EndpointSlice":
+        for piece in change.sides:
+            namespace, name = service_of(piece)
+            if name:
+                yield _unit(namespace, name)
+    elif change.kind == CONFIG or (change.kind == "Node" and _moved(change, view)):
+        # The families, or this node's zone: every service may look different.
+        for key in view.services:
+            yield _unit(*key)
+
+
+def compile_unit(key: UnitKey, view: View) -> Rows | Compiled:
+    service = view.services.get((key.namespace, key.name))
+    if service is None or not ours(service):
+        return NOTHING
+    return compile_service(
+        service,
+        view.slices_of(key.namespace, key.name),
+        here=Place(view.me.name, view.me.zone),
+        families=view.config.ip_families,
+    )
+
+
+CAPABILITY = Capability(NAME, units_of, compile_unit, reads=frozenset({"Node", "Service", "EndpointSlice"}))
+
+
+def _unit(namespace: str, name: str) -> UnitKey:
+    return UnitKey(NAME, "service", name, namespace)
+
+
+def _moved(change: Change, view: View) -> bool:
+    def zone(node: Node | None) -> str:
+        return node.metadata.labels.get(ZONE_LABEL, "") if node is not None else ""
+
+    return change.name == view.me.name and zone(change.old) != zone(change.new)
+
+
+def ours(service: Service) -> bool:
+    """False for what another proxy serves, and for what has no virtual address at all."""
+    spec = service.spec
+    return (
+        OTHER_PROXY_LABEL not in service.metadata.labels
+        and spec.type != "ExternalName"
+        and spec.cluster_ip not in ("", "None")
+    )
+
+
+def compile_service(
+    service: Service, slices: Iterable[EndpointSlice], *, here: Place, families: Iterable[Family]
+) -> Compiled:
+    """The rows of one Service, which `ours` let through."""
+    known = endpoints(slices)
+    rows = _Rows()
+    for family in families:
+        where = _Addresses.of(service, family, rows.refused)
+        if where is None:
+            continue
+        rows.member(SetName.CLUSTER_IPS, where.cluster)
+        for port in service.spec.ports:
+            if port.protocol in PROTOCOLS:
+                there = known.get((port.name, PROTOCOLS[port.protocol], family), {})
+                chosen = select_for(service, port, where, there, here)
+                _port(_Port.of(service, port, where), chosen, here, rows)
+            else:
+                rows.refused.append(
+                    f"service {service.namespace}/{service.name}: port {port.port}: "
+                    f"protocol {port.protocol!r}; use TCP, UDP or SCTP"
+                )
+    return Compiled(rows.tables(), since(service), tuple(dict.fromkeys(rows.refused)))
+
+
+class _Addresses(NamedTuple):
+    """A service's own addresses of one family."""
+
+    family: Family
+    cluster: Address
+    external: tuple[Address, ...]  # externalIPs and load-balancer addresses
+
+    @classmethod
+    def of(cls, service: Service, family: Family, refused: list[str]) -> _Addresses | None:
+        """None without a ClusterIP of the family: the service then does not exist in it."""
+
+        def parse(text: str, field: str) -> Address | None:
+            try:
+                return address(text)
+            except ConfigError as error:
+                refused.append(f"service {service.namespace}/{service.name}: {field}: {error}")
+                return None
+
+        text = _cluster_ip(service, family)
+        cluster = parse(text, "spec.clusterIPs") if text else None
+        if cluster is None or family_of(cluster) is not family:
+            return None
+        found = [parse(text, "spec.externalIPs") for text in service.spec.external_ips]
+        for ingress in service.status.load_balancer.ingress:
+            # ipMode Proxy: traffic shall go through the load balancer itself (KEP-1860). No ip: a hostname.
+            if ingress.ip and ingress.ip_mode in (None, "", "VIP"):
+                found.append(parse(ingress.ip, "status.loadBalancer.ingress"))
+        mine = (each for each in found if each is not None and family_of(each) is family)
+        return cls(family, cluster, tuple(dict.fromkeys(mine)))
+
+
+def _cluster_ip(service: Service, family: Family) -> str:
+    """ipFamilies[i] belongs to clusterIPs[i]; objects from before dual-stack have clusterIP alone."""
+    spec = service.spec
+    if not spec.ip_families:
+        try:
+            return spec.cluster_ip if family_of(address(spec.cluster_ip)) is family else ""
+        except ConfigError:
+            return spec.cluster_ip  # the caller says what is wrong with it
+    pairs = zip(spec.ip_families, spec.cluster_ips or [spec.cluster_ip], strict=False)
+    return next((text for name, text in pairs if name == family), "")
+
+
+def _internal_local(service: Service) -> bool:
+    return service.spec.internal_traffic_policy == "Local"
+
+
+def _external_local(service: Service) -> bool:
+    spec = service.spec
+    reachable = spec.type in ("NodePort", "LoadBalancer") or bool(spec.external_ips)
+    return reachable and spec.external_traffic_policy == "Local"
+
+
+def select_for(
+    service: Service, port: ServicePort, where: _Addresses, known: Mapping[Backend, Known], here: Place
+) -> Selection:
+    """The lists this port needs: the cluster's, this node's, or both."""
+    from_outside = bool(port.node_port or where.external)
+    internal_local = _internal_local(service)
+    return select(
+        known,
+        here,
+        uses_cluster=not internal_local or from_outside,
+        uses_local=internal_local or (from_outside and _external_local(service)),
+    )
+
+
+class _Port(NamedTuple):
+    """One port of one service in one family, and how it is to be served."""
+
+    where: _Addresses
+    number: int
+    node_port: int
+    protocol: Protocol
+    lists: ListKey  # scope is filled in
+    internal_local: bool
+    external_local: bool
+    affinity_timeout_s: int
+
+    @classmethod
+    def of(cls, service: Service, port: ServicePort, where: _Addresses) -> _Port:
+        protocol = Protocol(port.protocol)
+        lists = ListKey(service.namespace, service.name, port.name, protocol, where.family, CLUSTER)
+        return cls(
+            where,
+            port.port,
+            port.node_port,
+            protocol,
+            lists,
+            _internal_local(service),
+            _external_local(service),
+            _affinity_s(service),
+        )
+
+
+def _affinity_s(service: Service) -> int:
+    spec = service.spec
+    if spec.session_affinity != "ClientIP":
+        return 0
+    config = spec.session_affinity_config
+    given = config.client_ip.timeout_seconds if config and config.client_ip else None
+    return given or DEFAULT_AFFINITY_S
+
+
+def _port(port: _Port, chosen: Selection, here: Place, rows: _Rows) -> None:
+    internal, external = _frontends(port, chosen)
+    rows.frontend(FrontendKey(port.where.cluster, port.protocol, port.number), internal)
+    for where in port.where.external:
+        rows.frontend(FrontendKey(where, port.protocol, port.number), external)
+    if port.node_port:
+        rows.node_ports[NodePortKey(port.where.family, port.protocol, port.node_port)] = external
+    from_outside = bool(port.where.external or port.node_port)
+    named = [internal.backends, *((external.backends, external.short_circuit) if from_outside else ())]
+    lists = {CLUSTER: chosen.cluster, LOCAL: chosen.local}
+    for key in named:
+        if key is not None:
+            members = lists[key.scope] or ()
+            rows.lists[key] = BackendList(tuple(e.backend for e in members), port.affinity_timeout_s)
+            rows.local_endpoints(members, here)
+
+
+def _frontends(port: _Port, chosen: Selection) -> tuple[Frontend, Frontend]:
+    """How the ClusterIP is served, and how everything that faces outward is."""
+    cluster, local = port.lists._replace(scope=CLUSTER), port.lists._replace(scope=LOCAL)
+    if not chosen.any:
+        return _REJECT, _REJECT
+    internal = Frontend(FrontendClass.INTERNAL, local if port.internal_local else cluster)
+    if port.internal_local and not chosen.local:
+        internal = _DROP
+    external = Frontend(FrontendClass.EXTERNAL, cluster)
+    if port.external_local:
+        external = Frontend(FrontendClass.EXTERNAL_LOCAL, local, short_circuit=cluster)
+    return internal, external
+
+
+_REJECT: Final = Frontend(FrontendClass.REJECT, None)
+_DROP: Final = Frontend(FrontendClass.DROP, None)
+
+
+class _Rows:
+    """What one service has compiled to so far. The ClusterIP is written first and is not overwritten by
+    an external address that repeats it."""
+
+    def __init__(self) -> None:
+        self.sets: dict[SetMember, SetMember] = {}
+        self.lists: dict[ListKey, BackendList] = {}
+        self.frontends: dict[FrontendKey, Frontend] = {}
+        self.node_ports: dict[NodePortKey, Frontend] = {}
+        self.refused: list[str] = []
+
+    def member(self, name: SetName, where: Address) -> None:
+        member = SetMember(name, host_prefix(where))
+        self.sets[member] = member
+
+    def frontend(self, key: FrontendKey, row: Frontend) -> None:
+        self.frontends.setdefault(key, row)
+
+    def local_endpoints(self, members: Iterable[Known], here: Place) -> None:
+        for each in members:
+            if each.node == here.node:
+                self.member(SetName.LOCAL_ENDPOINTS, each.address)
+
+    def tables(self) -> Rows:
+        found: dict[Table, dict[Any, Any]] = {
+            Table.SETS: self.sets,
+            Table.BACKENDS: self.lists,
+            Table.FRONTENDS: self.frontends,
+            Table.NODE_PORTS: self.node_ports,
+        }
+        return {table: rows for table, rows in found.items() if rows}
