@@ -87,8 +87,11 @@ class Informer:
     # --- writing, by the one who wrote to the API ---
 
     def wrote(self, obj: Obj) -> Obj:
-        """Takes what the API answered to a create, update or patch. Returns obj."""
-        if version_of(obj) > self._version:
+        """Takes what the API answered to a create, update or patch. Returns obj.
+
+        Not of an object in deletion: such a write may have been its last (a finalizer taken away).
+        """
+        if version_of(obj) > self._version and not obj["metadata"].get("deletionTimestamp"):
             self._upsert(obj)
         return obj
 
@@ -313,6 +316,10 @@ class WorkQueue(Generic[K]):
             while not self._heap:
                 self._ready.clear()
                 await self._ready.wait()
+            # An API in the same process answers without a pause: let others have a turn.
+            await asyncio.sleep(0)
+            if not self._heap:
+                continue
             _, _, key = heapq.heappop(self._heap)
             self._waiting.discard(key)
             self._busy.add(key)

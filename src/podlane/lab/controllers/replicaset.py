@@ -71,7 +71,8 @@ class ReplicaSets(Controller):
             for answer in answers:
                 if isinstance(answer, BaseException):
                     raise answer
-            batch *= 2
+            batch = min(2 * batch, 16)
+            await asyncio.sleep(0)
         return made
 
     async def _create_one(self, owner: Obj) -> Obj:

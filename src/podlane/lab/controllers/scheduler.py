@@ -162,7 +162,7 @@ async def bind(context: Context, pod: Obj, node: str) -> None:
         "metadata": {"name": name, "namespace": namespace, "uid": pod["metadata"]["uid"]},
         "target": {"apiVersion": "v1", "kind": "Node", "name": node},
     }
-    await context.client.create("pods/binding", binding, namespace)
+    await context.client.update("pods", binding, subresource="binding")
     context.informer("pods").assume({**pod, "spec": {**pod["spec"], "nodeName": node}})
 
 
