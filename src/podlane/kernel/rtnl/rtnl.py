@@ -229,7 +229,11 @@ class Rtnl:
         """family None: both. protocol, table 0: any."""
         found: list[KernelRoute] = []
         for wanted in (family,) if family else Family:
-            for message in self._netlink.dump(routes.get_all(wanted, protocol=protocol, table=table)):
+            try:
+                messages = self._netlink.dump(routes.get_all(wanted, protocol=protocol, table=table))
+            except KernelNotFoundError:
+                continue  # the namespace has not had a route in this table yet
+            for message in messages:
                 route = routes.unpack(message)
                 # A kernel that lacks a family, or the filter, answers with more than it was asked for.
                 if (

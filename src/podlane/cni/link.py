@@ -1,0 +1,182 @@
+"""A pod's own link: a veth whose far end is born in the pod's namespace, and a route out of it.
+
+    in the pod    eth0  10.244.1.5/32
+                  default via 169.254.1.1 dev eth0 onlink       (IPv6: via fe80::1)
+                  169.254.1.1 lladdr <MAC of the node's end> permanent
+    on the node   pl0123456789, no address; the route to 10.244.1.5 and the permanent neighbour are rows
+                  of the desired tables (compile/pods.py), not of this module
+
+Nothing is resolved and nothing can be spoofed by a neighbour pod: every pod is alone on its link, and
+all it sends is routed. The gateway's address exists nowhere; its neighbour entry is all it takes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import ipaddress
+import os
+from collections.abc import Iterable
+from typing import Final
+
+from podlane.cni.leases import Lease
+from podlane.cni.protocol import INVALID_ENVIRONMENT, KERNEL_REFUSED
+from podlane.errors import CniError, KernelError, KernelExistsError
+from podlane.kernel import netns
+from podlane.kernel.netlink import Request
+from podlane.kernel.rtnl import KernelRoute, Rtnl, addresses, links, neighbours, routes
+from podlane.model.addresses import Address, Family, Prefix, family_of
+
+GATEWAYS: Final[dict[Family, Address]] = {
+    Family.IPV4: ipaddress.ip_address("169.254.1.1"),
+    Family.IPV6: ipaddress.ip_address("fe80::1"),
+}
+ANYWHERE: Final[dict[Family, Prefix]] = {
+    Family.IPV4: ipaddress.ip_network("0.0.0.0/0"),
+    Family.IPV6: ipaddress.ip_network("::/0"),
+}
+_LOOPBACK: Final = 1  # lo is always the first link of a namespace
+_NS_GET_NSTYPE: Final = 0xB703
+
+# Before the link is made, so that it starts with them: an IPv6 address is usable at once (no duplicate
+# address detection: nobody else is on the link), and no router but ours is listened to.
+_QUIET_IPV6: Final = {
+    "net/ipv6/conf/all/disable_ipv6": 0,
+    "net/ipv6/conf/default/disable_ipv6": 0,
+    "net/ipv6/conf/default/accept_dad": 0,
+    "net/ipv6/conf/default/accept_ra": 0,
+}
+
+
+def pod_mac(container_id: str, ifname: str) -> str:
+    return _mac("pod", container_id, ifname)
+
+
+def host_mac(device: str) -> str:
+    return _mac("host", device)
+
+
+def _mac(*of: str) -> str:
+    """Locally administered, unicast, and the same whenever it is asked for."""
+    digest = hashlib.sha256("\0".join(("podlane", *of)).encode()).digest()
+    return (b"\x02" + digest[:5]).hex(":")
+
+
+class PodLinks:
+    """The node's end, in namespace netns_fd (None: the caller's). Blocking; serves one thread at a time."""
+
+    def __init__(self, netns_fd: int | None = None) -> None:
+        self._host = Rtnl(netns_fd)
+        self._home = _identity(netns_fd)
+
+    def close(self) -> None:
+        self._host.close()
+
+    def create(self, lease: Lease, pod_netns: int, mtu_bytes: int) -> None:
+        """Leaves nothing when it fails. mtu_bytes 0: the link's default.
+
+        Raises CniError for a namespace that cannot be a pod's or already has the interface, else
+        KernelError.
+        """
+        self._check_namespace(pod_netns)
+        # A link of this name without a lease is what a crash left.
+        self._host.delete_links([lease.device])
+        if any(address.version == 6 for address in lease.addresses):
+            for name, value in _QUIET_IPV6.items():
+                netns.write_sysctl(pod_netns, name, value)
+        with Rtnl(pod_netns) as pod:
+            if pod.find_link(lease.ifname) is not None:
+                raise CniError(KERNEL_REFUSED, f"the pod's namespace already has an interface {lease.ifname}")
+            try:
+                self._host.create_veth(
+                    lease.device,
+                    lease.ifname,
+                    peer_netns=pod_netns,
+                    mac=host_mac(lease.device),
+                    peer_mac=lease.mac,
+                    mtu_bytes=mtu_bytes,
+                    up=True,
+                    link_local=False,
+                )
+                pod.do(*_inside(lease, pod.link_index(lease.ifname)))
+            except BaseException:
+                self._host.delete_links([lease.device])
+                raise
+
+    def remove(self, devices: Iterable[str]) -> None:
+        """The node's ends, and with them the pods'. Those that are gone are no error."""
+        self._host.delete_links(devices)
+
+    def present(self) -> set[str]:
+        """Names of the links of the node."""
+        return {link.name for link in self._host.links()}
+
+    def faults(self, lease: Lease, pod_netns: int) -> list[str]:
+        """In what the link is not as `create` makes it; empty if it is."""
+        self._check_namespace(pod_netns)
+        host = self._host.find_link(lease.device)
+        with Rtnl(pod_netns) as pod:
+            inner = pod.find_link(lease.ifname)
+            if host is None or inner is None:
+                where = f"the node has no link {lease.device}" if host is None else ""
+                there = f"the pod has no interface {lease.ifname}" if inner is None else ""
+                return [text for text in (where, there) if text]
+            found = []
+            if host.peer != inner.index or inner.peer != host.index:
+                found.append(f"{lease.device} and {lease.ifname} are not one link")
+            if inner.mac != lease.mac:
+                found.append(f"{lease.ifname} has MAC {inner.mac}, not {lease.mac}")
+            found += [f"{name} is down" for name, link in _named(lease, host, inner) if not link.up]
+            held = {entry.address.ip for entry in pod.addresses(inner.index)}
+            found += [f"{lease.ifname} has no address {a}" for a in lease.addresses if a not in held]
+            ways = {(r.destination, r.via) for r in pod.routes() if r.link == inner.index}
+            known = {(n.address, n.mac) for n in pod.neighbours() if n.link == inner.index and n.permanent}
+            for family in sorted({family_of(address) for address in lease.addresses}):
+                gateway = GATEWAYS[family]
+                if (ANYWHERE[family], gateway) not in ways:
+                    found.append(f"no default route via {gateway}")
+                if (gateway, host.mac) not in known:
+                    found.append(f"no permanent neighbour {gateway}")
+            return found
+
+    def _check_namespace(self, pod_netns: int) -> None:
+        """Raises CniError: not a network namespace, or the node's own, whose links are not a pod's."""
+        try:
+            kind = fcntl.ioctl(pod_netns, _NS_GET_NSTYPE)
+        except OSError:
+            kind = -1
+        if kind != netns.CLONE_NEWNET:
+            raise CniError(INVALID_ENVIRONMENT, "CNI_NETNS is not a network namespace")
+        if _identity(pod_netns) == self._home:
+            raise CniError(INVALID_ENVIRONMENT, "CNI_NETNS is the node's own network namespace")
+
+
+def _identity(netns_fd: int | None) -> tuple[int, int]:
+    status = os.stat(netns.SELF) if netns_fd is None else os.fstat(netns_fd)
+    return status.st_dev, status.st_ino
+
+
+def _named(lease: Lease, host: links.Link, inner: links.Link) -> tuple[tuple[str, links.Link], ...]:
+    return (lease.device, host), (lease.ifname, inner)
+
+
+def _inside(lease: Lease, index: int) -> list[Request]:
+    """What makes the pod's end work, in order."""
+    requests = [
+        links.change(_LOOPBACK, up=True, what="lo"),
+        links.change(index, up=True, what=lease.ifname),
+    ]
+    for address in lease.addresses:
+        interface = ipaddress.ip_interface(address)
+        requests.append(addresses.add(index, interface, nodad=True, what=lease.ifname))
+    for family in dict.fromkeys(map(family_of, lease.addresses)):
+        gateway = GATEWAYS[family]
+        requests.append(neighbours.set_neighbour(index, gateway, host_mac(lease.device)))
+        requests.append(routes.add(KernelRoute(ANYWHERE[family], gateway, index, onlink=True)))
+    return requests
+
+
+def as_cni_error(error: KernelError, what: str) -> CniError:
+    """A kernel's refusal as an answer of the specification."""
+    hint = "an interface or address is there already" if isinstance(error, KernelExistsError) else ""
+    return CniError(KERNEL_REFUSED, f"{what}: {error}", hint)

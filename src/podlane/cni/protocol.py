@@ -1,0 +1,320 @@
+"""The plugin's side of the CNI specification 1.1: environment and configuration in, results and errors out.
+
+Pure. The rules are those of libcni's skel package, as one table; unlike skel, all faults of a request are
+reported together. Answers are given in the version the configuration asks for, 0.1.0 to 1.1.0.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from msgspec import Struct
+
+from podlane.errors import CniError
+from podlane.model.addresses import Address, Prefix, family_of
+
+VERSIONS: Final = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+NEWEST: Final = VERSIONS[-1]
+
+# Error codes of the specification; from 100 on our own.
+INCOMPATIBLE_VERSION, UNSUPPORTED_FIELD, UNKNOWN_CONTAINER, INVALID_ENVIRONMENT = 1, 2, 3, 4
+IO_FAILURE, UNDECODABLE, INVALID_CONFIG, TRY_AGAIN_LATER, NOT_AVAILABLE = 5, 6, 7, 11, 50
+KERNEL_REFUSED, NOT_AS_MADE, INTERNAL = 100, 101, 999
+
+
+class Verb(enum.StrEnum):
+    ADD = "ADD"
+    DEL = "DEL"
+    CHECK = "CHECK"
+    GC = "GC"
+    STATUS = "STATUS"
+    VERSION = "VERSION"
+
+
+# The configuration version from which a verb exists.
+SINCE: Final = {Verb.CHECK: "0.4.0", Verb.GC: "1.1.0", Verb.STATUS: "1.1.0"}
+
+_IDENTIFIER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
+
+
+def _container_id_fault(value: str) -> str:
+    return (
+        "" if _IDENTIFIER.fullmatch(value) else "letters, digits, '_', '.', '-'; the first a letter or digit"
+    )
+
+
+def _ifname_fault(value: str) -> str:
+    if len(value.encode()) > 15:
+        return "more than 15 bytes"
+    if value in (".", ".."):
+        return "'.' and '..' are no interface names"
+    return "contains '/', ':' or a space" if re.search(r"[/:\s]", value) else ""
+
+
+def _any(_: str) -> str:
+    return ""
+
+
+class _Variable(Struct, frozen=True):
+    """required: the verbs that cannot do without; fault: what is wrong with a value, "" if nothing."""
+
+    name: str
+    required: frozenset[Verb]
+    fault: Callable[[str], str] = _any
+
+
+_POD_VERBS = frozenset({Verb.ADD, Verb.CHECK, Verb.DEL})
+
+ENVIRONMENT: Final = (
+    _Variable("CNI_CONTAINERID", _POD_VERBS, _container_id_fault),
+    _Variable("CNI_NETNS", frozenset({Verb.ADD, Verb.CHECK})),
+    _Variable("CNI_IFNAME", _POD_VERBS, _ifname_fault),
+    _Variable("CNI_PATH", frozenset(Verb) - {Verb.VERSION}),
+)
+
+
+class Request(Struct, frozen=True, kw_only=True):
+    """version: of the configuration, in which the answer must be. args: CNI_ARGS.
+
+    valid_attachments: (container id, ifname) of GC; None when the key is absent, which is not the same
+    as an empty list. config: the whole configuration.
+    """
+
+    verb: Verb
+    version: str
+    container_id: str = ""
+    ifname: str = ""
+    netns: str = ""
+    network: str = ""
+    args: dict[str, str] = {}
+    previous: dict[str, Any] | None = None
+    valid_attachments: tuple[tuple[str, str], ...] | None = None
+    config: dict[str, Any] = {}
+
+
+def parse(environment: Mapping[str, str], stdin: bytes) -> Request:
+    """Raises CniError; its code is that of the first fault, its message names them all."""
+    faults: list[tuple[int, str]] = []
+    verb = _verb(environment)
+    if verb is Verb.VERSION:
+        return Request(verb=verb, version=version_of(stdin))
+    faults += _environment_faults(verb, environment)
+    args, arg_faults = _args(environment.get("CNI_ARGS", ""))
+    faults += arg_faults
+    config, config_faults = _config(stdin)
+    faults += config_faults
+    version, version_faults = _version(verb, config)
+    faults += version_faults
+    previous = config.get("prevResult")
+    if previous is not None and not isinstance(previous, dict):
+        faults.append((UNDECODABLE, "prevResult is no object"))
+        previous = None
+    if verb is Verb.CHECK and previous is None:
+        faults.append((INVALID_CONFIG, "CHECK needs prevResult"))
+    valid, valid_faults = _valid_attachments(verb, config)
+    faults += valid_faults
+    if faults:
+        raise CniError(faults[0][0], "; ".join(text for _, text in faults))
+    return Request(
+        verb=verb,
+        version=version,
+        container_id=environment.get("CNI_CONTAINERID", ""),
+        ifname=environment.get("CNI_IFNAME", ""),
+        netns=environment.get("CNI_NETNS", ""),
+        network=config["name"],
+        args=args,
+        previous=previous,
+        valid_attachments=valid,
+        config=config,
+    )
+
+
+def _verb(environment: Mapping[str, str]) -> Verb:
+    text = environment.get("CNI_COMMAND", "")
+    if not text:
+        raise CniError(INVALID_ENVIRONMENT, "required env variables [CNI_COMMAND] missing")
+    try:
+        return Verb(text)
+    except ValueError:
+        known = ", ".join(Verb)
+        raise CniError(INVALID_ENVIRONMENT, f"unknown CNI_COMMAND: {text} (known: {known})") from None
+
+
+def _environment_faults(verb: Verb, environment: Mapping[str, str]) -> list[tuple[int, str]]:
+    needed = [v for v in ENVIRONMENT if verb in v.required]
+    missing = [v.name for v in needed if not environment.get(v.name)]
+    faults = []
+    if missing:
+        faults.append((INVALID_ENVIRONMENT, f"required env variables [{','.join(missing)}] missing"))
+    for variable in needed:
+        value = environment.get(variable.name, "")
+        fault = variable.fault(value) if value else ""
+        if fault:
+            faults.append((INVALID_ENVIRONMENT, f"invalid {variable.name} {value!r}: {fault}"))
+    return faults
+
+
+_KNOWN_ARGS = frozenset(
+    {"IgnoreUnknown", "K8S_POD_NAMESPACE", "K8S_POD_NAME", "K8S_POD_UID", "K8S_POD_INFRA_CONTAINER_ID"}
+)
+
+
+def _args(text: str) -> tuple[dict[str, str], list[tuple[int, str]]]:
+    args: dict[str, str] = {}
+    for pair in filter(None, text.split(";")):
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            return {}, [(INVALID_ENVIRONMENT, f"CNI_ARGS: invalid pair {pair!r}, expected KEY=VALUE")]
+        args[key] = value
+    unknown = sorted(args.keys() - _KNOWN_ARGS)
+    if unknown and args.get("IgnoreUnknown", "").lower() not in ("1", "t", "true"):
+        return {}, [(INVALID_ENVIRONMENT, f"CNI_ARGS: unknown args {unknown} (IgnoreUnknown=1 skips them)")]
+    return args, []
+
+
+def _config(stdin: bytes) -> tuple[dict[str, Any], list[tuple[int, str]]]:
+    try:
+        config = json.loads(stdin)
+    except ValueError as error:
+        return {}, [(UNDECODABLE, f"network configuration on stdin: {error}")]
+    if not isinstance(config, dict):
+        return {}, [(UNDECODABLE, "network configuration on stdin: not an object")]
+    name = config.get("name", "")
+    if not isinstance(name, str):
+        return config, [(UNDECODABLE, f"name is {name!r}, expected a string")]
+    if not name:
+        return config, [(INVALID_CONFIG, "missing network name")]
+    if not _IDENTIFIER.fullmatch(name):
+        return config, [(INVALID_CONFIG, f"invalid characters in network name {name!r}")]
+    return config, []
+
+
+def _version(verb: Verb, config: Mapping[str, Any]) -> tuple[str, list[tuple[int, str]]]:
+    version = config.get("cniVersion") or VERSIONS[0]
+    if version not in VERSIONS:
+        return NEWEST, [
+            (
+                INCOMPATIBLE_VERSION,
+                f"cniVersion {version!r} is not supported; use one of {', '.join(VERSIONS)}",
+            )
+        ]
+    since = SINCE.get(verb)
+    # A configuration that could not be read has no version to find fault with.
+    if config and since is not None and VERSIONS.index(version) < VERSIONS.index(since):
+        return version, [
+            (INCOMPATIBLE_VERSION, f"config version {version} does not allow {verb}, which came with {since}")
+        ]
+    return version, []
+
+
+def _valid_attachments(
+    verb: Verb, config: Mapping[str, Any]
+) -> tuple[tuple[tuple[str, str], ...] | None, list[tuple[int, str]]]:
+    key = "cni.dev/valid-attachments"
+    if verb is not Verb.GC or config.get(key) is None:
+        return None, []
+    try:
+        return tuple((str(a["containerID"]), str(a["ifname"])) for a in config[key]), []
+    except (TypeError, KeyError):
+        return None, [(UNDECODABLE, f"{key}: expected a list of objects with containerID and ifname")]
+
+
+def version_of(stdin: bytes) -> str:
+    """The version to answer in when the request could not be read otherwise."""
+    try:
+        version = json.loads(stdin).get("cniVersion") or VERSIONS[0]
+    except (ValueError, AttributeError):
+        return NEWEST
+    return version if version in VERSIONS else NEWEST
+
+
+# --- answers --------------------------------------------------------------------------------------
+
+
+class Interface(Struct, frozen=True):
+    """sandbox: the namespace's path; "" for a link of the node."""
+
+    name: str
+    mac: str
+    mtu_bytes: int = 0
+    sandbox: str = ""
+
+
+class Ip(Struct, frozen=True):
+    """interface: index into Result.interfaces."""
+
+    address: Address
+    prefix_bits: int
+    gateway: Address | None
+    interface: int
+
+
+class RouteEntry(Struct, frozen=True):
+    destination: Prefix
+    gateway: Address | None
+
+
+class Result(Struct, frozen=True):
+    interfaces: tuple[Interface, ...] = ()
+    ips: tuple[Ip, ...] = ()
+    routes: tuple[RouteEntry, ...] = ()
+
+
+def encode_result(result: Result, version: str) -> bytes:
+    """The result in the form of `version`. Up to 0.2.0 there is one address a family and no interface."""
+    body: dict[str, Any] = {"cniVersion": version}
+    if version in ("0.1.0", "0.2.0"):
+        body |= _by_family(result)
+    else:
+        body["interfaces"] = [_interface(i, version) for i in result.interfaces]
+        body["ips"] = [_ip(ip, version) for ip in result.ips]
+        body["routes"] = [_route(route) for route in result.routes]
+    body["dns"] = {}
+    return json.dumps(body).encode()
+
+
+def _by_family(result: Result) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for ip in result.ips:
+        routes = [_route(r) for r in result.routes if family_of(r.destination) is family_of(ip.address)]
+        entry = {"ip": f"{ip.address}/{ip.prefix_bits}", **_gateway(ip.gateway, "gateway"), "routes": routes}
+        found.setdefault(f"ip{ip.address.version}", entry)
+    return found
+
+
+def _interface(interface: Interface, version: str) -> dict[str, Any]:
+    shown: dict[str, Any] = {"name": interface.name, "mac": interface.mac}
+    if interface.mtu_bytes and version == "1.1.0":
+        shown["mtu"] = interface.mtu_bytes
+    if interface.sandbox:
+        shown["sandbox"] = interface.sandbox
+    return shown
+
+
+def _ip(ip: Ip, version: str) -> dict[str, Any]:
+    shown: dict[str, Any] = {} if version in ("1.0.0", "1.1.0") else {"version": str(ip.address.version)}
+    shown |= {"interface": ip.interface, "address": f"{ip.address}/{ip.prefix_bits}"}
+    return shown | _gateway(ip.gateway, "gateway")
+
+
+def _route(route: RouteEntry) -> dict[str, Any]:
+    return {"dst": str(route.destination), **_gateway(route.gateway, "gw")}
+
+
+def _gateway(gateway: Address | None, key: str) -> dict[str, str]:
+    return {} if gateway is None else {key: str(gateway)}
+
+
+def encode_error(error: CniError, version: str) -> bytes:
+    body: dict[str, Any] = {"cniVersion": version, "code": error.code, "msg": error.message}
+    if error.details:
+        body["details"] = error.details
+    return json.dumps(body).encode()
+
+
+def encode_versions() -> bytes:
+    return json.dumps({"cniVersion": NEWEST, "supportedVersions": list(VERSIONS)}).encode()
