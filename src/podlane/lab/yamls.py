@@ -168,3 +168,23 @@ def _key(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return str(value)
+
+
+class _Dumper(yaml.SafeDumper):
+    pass
+
+
+def _string(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    """Quoted where an unquoted scalar would be read as something else (y, 1e3); blocks for several lines."""
+    style = "|" if "\n" in text else None if plain(text) == text else "'"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _string)
+_Dumper.ignore_aliases = lambda self, data: True  # type: ignore[method-assign]
+
+
+def dump(objects: list[Any]) -> str:
+    """Several documents, keys in their order; read back by `documents` they are the same."""
+    text: str = yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text
