@@ -16,6 +16,7 @@ from typing import Any
 from podlane.kernel import netns
 from podlane.lab import record as records
 from podlane.lab.api import auth
+from podlane.lab.api.bootstrap import API_PORT
 from podlane.lab.api.server import ApiServer
 from podlane.lab.controllers.manager import ControllerManager
 from podlane.lab.kubelet.kubelet import Kubelet, NodeFacts
@@ -25,7 +26,6 @@ from podlane.lab.supervisor.client import AsyncSupervisor
 from podlane.lab.topology import plan
 from podlane.model.addresses import Family, address
 
-API_PORT = 6443
 IP_FREEBIND = 15
 IPV6_FREEBIND = 78
 
@@ -49,12 +49,14 @@ async def _main(lab: LabRecord) -> None:
     config = lab.config
     topology = plan(config, len(lab.nodes))
     fabric_addresses = topology.control.plain_addresses
-    token, tls = _credentials(lab, fabric_addresses)
+    pki = _credentials(lab, fabric_addresses)
 
     supervisor = AsyncSupervisor(lab.paths.supervisor_socket)
     kubelets = NodeKubelets()
     server = ApiServer(lab.paths.database, config, kubelets, service_endpoints=fabric_addresses)
-    manager = ControllerManager(server.client, config, ca_pem=(lab.paths.pki / "ca.crt").read_text())
+    kubelets.bind(server.client)
+    manager = ControllerManager(server.client, config, ca_pem=pki.ca_pem)
+    running: dict[str, Kubelet] = {}
     for node in lab.nodes:
         facts = NodeFacts(
             name=node.name,
@@ -64,13 +66,14 @@ async def _main(lab: LabRecord) -> None:
             paths=lab.paths,
             config=config,
         )
-        kubelets.add(Kubelet(facts, server.client, supervisor))
+        running[node.name] = Kubelet(facts, server.client, supervisor)
+        kubelets.add(node.name, running[node.name])
 
     sockets = [_listen_here(lab.api_port), *_listen_in_fabric(lab.pids["control"], fabric_addresses)]
     await supervisor.connect()
-    await server.start(sockets, tls, token)
+    await server.start(sockets, pki.server_context(), pki.token)
     tasks = [asyncio.create_task(manager.run(), name="controllers")]
-    tasks += [asyncio.create_task(k.run(), name=f"kubelet {k.name}") for k in kubelets]
+    tasks += [asyncio.create_task(k.run(), name=f"kubelet {name}") for name, k in running.items()]
     stopped = asyncio.create_task(stop.wait(), name="stop")
     done, _ = await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
     # A controller or kubelet that ends by itself is a fault: end the process, the supervisor starts it anew.
@@ -85,28 +88,20 @@ async def _main(lab: LabRecord) -> None:
         raise SystemExit(1)
 
 
-def _credentials(lab: LabRecord, fabric_addresses: list[str]) -> tuple[str, Any]:
+def _credentials(lab: LabRecord, fabric_addresses: list[str]) -> auth.Pki:
     """Makes keys, token and kubeconfigs once; a restarted process keeps them."""
     paths, config = lab.paths, lab.config
     service = [str(prefix[1]) for prefix in config.cluster_services.values()]
     names = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"]
     names.append(f"kubernetes.default.svc.{config.cluster_domain}")
     pki = auth.make_pki(paths.pki, names, ["127.0.0.1", "::1", *fabric_addresses, *service])
-    _write_private(paths.kubeconfig, auth.kubeconfig(pki, f"https://127.0.0.1:{lab.api_port}", lab.name))
     primary = fabric_addresses[0]
     host = f"[{primary}]" if ":" in primary else primary
-    for node in lab.nodes:
-        text = auth.kubeconfig(pki, f"https://{host}:{API_PORT}", lab.name)
-        _write_private(paths.node_run(node.name) / "kubeconfig", text)
-    return pki.token, pki.server_context()
-
-
-def _write_private(path: os.PathLike[str], text: str) -> None:
-    """Whole and 0600, or not at all: who waits for the file finds it complete."""
-    temporary = f"{os.fspath(path)}.tmp"
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text)
-    os.replace(temporary, path)
+    files = {paths.kubeconfig: f"https://127.0.0.1:{lab.api_port}"}
+    files |= {paths.node_run(n.name) / "kubeconfig": f"https://{host}:{API_PORT}" for n in lab.nodes}
+    for path, url in files.items():
+        auth.write_private(path, auth.kubeconfig(pki, url, lab.name).encode())
+    return pki
 
 
 def _listen_here(port: int) -> socket.socket:

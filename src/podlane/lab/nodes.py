@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 from podlane.errors import ApiError
 from podlane.lab.api.streams import ExecSession, Kubelets
@@ -21,9 +21,6 @@ class NodeKubelets:
 
     def add(self, node: str, kubelet: Kubelets) -> None:
         self._kubelets[node] = kubelet
-
-    def __iter__(self) -> Iterator[Kubelets]:
-        return iter(self._kubelets.values())
 
     async def _of(self, namespace: str, pod: str) -> Kubelets:
         assert self._client is not None

@@ -11,6 +11,7 @@ import yaml
 
 from podlane.errors import ConfigError, LabError, PodlaneError
 from podlane.lab import agents, launch, manifests, ready, rest
+from podlane.lab.apply import apply_objects
 from podlane.lab.down import down
 from podlane.lab.record import LabRecord
 from podlane.model.config import DEFAULT, NetworkConfig, parse, with_settings
@@ -79,7 +80,7 @@ def up(
             roots: set[str] = set()
             if objects:
                 progress(f"applying {len(objects)} objects")
-                applied = rest.apply_objects(client, objects)
+                applied = apply_objects(client, objects)
                 refused = [str(a.error) for a in applied if a.error is not None]
                 if refused:
                     raise ConfigError("\n".join(refused))
