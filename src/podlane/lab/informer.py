@@ -177,6 +177,11 @@ class Informer:
             self._upsert(obj)
         self._version = max(self._version, version)
 
+    def clear(self) -> None:
+        """There are none any more."""
+        for key, obj in list(self._objects.items()):
+            self._remove(key, version_of(obj))
+
     # --- the loop ---
 
     async def run(self) -> None:
@@ -217,6 +222,7 @@ class Informers:
     def __init__(self, client: ApiClient) -> None:
         self._client = client
         self._informers: dict[str, Informer] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
         self._started: asyncio.TaskGroup | None = None
 
     def __getitem__(self, resource: str) -> Informer:
@@ -224,14 +230,26 @@ class Informers:
         if informer is None:
             informer = self._informers[resource] = Informer(self._client, resource)
             if self._started is not None:
-                self._started.create_task(informer.run(), name=f"informer {resource}")
+                self._run(informer)
         return informer
+
+    def _run(self, informer: Informer) -> None:
+        assert self._started is not None
+        task = self._started.create_task(informer.run(), name=f"informer {informer.resource}")
+        self._tasks[informer.resource] = task
+
+    def forget(self, resource: str) -> None:
+        """The resource is no longer served: its objects are gone, and nobody watches it."""
+        if (task := self._tasks.pop(resource, None)) is not None:
+            task.cancel()
+        if (informer := self._informers.pop(resource, None)) is not None:
+            informer.clear()
 
     def start(self, group: asyncio.TaskGroup) -> None:
         """Runs those there are, and those asked for later, in group."""
         self._started = group
         for informer in self._informers.values():
-            group.create_task(informer.run(), name=f"informer {informer.resource}")
+            self._run(informer)
 
     async def synced(self) -> None:
         """Until every informer there is has been listed."""

@@ -10,17 +10,29 @@ from podlane.lab.client import ApiClient
 from podlane.lab.controllers.context import Context, Runnable
 from podlane.lab.controllers.deployment import Deployments
 from podlane.lab.controllers.endpointslice import EndpointSlices
+from podlane.lab.controllers.everything import Everything
+from podlane.lab.controllers.garbage import GarbageCollector
+from podlane.lab.controllers.namespaces import Namespaces
+from podlane.lab.controllers.nodes import LostPods, NodePrefixes
 from podlane.lab.controllers.replicaset import ReplicaSets, ReplicationControllers
 from podlane.lab.controllers.scheduler import Scheduler
 from podlane.model.config import NetworkConfig
 
-KINDS: tuple[Callable[[Context], Runnable], ...] = (
-    Scheduler,
-    Deployments,
-    ReplicaSets,
-    ReplicationControllers,
-    EndpointSlices,
-)
+
+def make_all(context: Context) -> list[Runnable]:
+    """In no order that matters: all of them only react to what the API says."""
+    everything = Everything(context)
+    return [
+        NodePrefixes(context),
+        Scheduler(context),
+        Deployments(context),
+        ReplicaSets(context),
+        ReplicationControllers(context),
+        EndpointSlices(context),
+        Namespaces(context, everything),
+        GarbageCollector(context, everything),
+        LostPods(context),
+    ]
 
 
 class ControllerManager:
@@ -36,9 +48,9 @@ class ControllerManager:
         *,
         ca_pem: str = "",
         now: Callable[[], float] = time.time,
-        kinds: tuple[Callable[[Context], Runnable], ...] = KINDS,
+        make: Callable[[Context], list[Runnable]] = make_all,
     ) -> None:
-        self._client, self._config, self._ca_pem, self._now, self._kinds = client, config, ca_pem, now, kinds
+        self._client, self._config, self._ca_pem, self._now, self._make = client, config, ca_pem, now, make
         self._running: list[Runnable] = []
         self._task: asyncio.Task[None] | None = None
 
@@ -57,7 +69,7 @@ class ControllerManager:
 
     async def _run(self) -> None:
         context = Context(self._client, self._config, now=self._now, ca_pem=self._ca_pem)
-        controllers = [kind(context) for kind in self._kinds]
+        controllers = self._make(context)
         try:
             async with asyncio.TaskGroup() as group:
                 context.informers.start(group)
