@@ -63,6 +63,10 @@ class Registry:
         """Of a custom resource with a scale subresource: paths of spec and status replicas and selector."""
         return None
 
+    def custom_openapi(self) -> dict[str, Obj]:
+        """OpenAPI v3 documents of custom resources by path, as "apis/example.com/v1"."""
+        return {}
+
     # --- reading ---------------------------------------------------------------------------------
 
     def get(self, resource: Resource, namespace: str, name: str) -> Record:
@@ -227,14 +231,12 @@ class Registry:
                 return record, False
             return transaction.put(resource.storage, step.obj), False
 
-    def delete_all(
-        self, resource: Resource, scope: Scope, options: DeleteOptions = DEFAULT_DELETE
-    ) -> Sequence[Record]:
-        """deletecollection: each object that is in scope, each on its own."""
-        records = self.list(scope).records
-        for record in records:
+    def delete_all(self, resource: Resource, scope: Scope, options: DeleteOptions = DEFAULT_DELETE) -> Page:
+        """deletecollection: each object that is in scope, each on its own. What there was."""
+        page = self.list(scope)
+        for record in page.records:
             self.delete(resource, record.namespace, record.name, options)
-        return records
+        return page
 
     def _remove(self, transaction: Transaction, resource: Resource, record: Record, last: Obj) -> Record:
         self.strategy(resource).deleted(resource, last, transaction)

@@ -7,13 +7,21 @@ import ssl
 from collections.abc import Sequence
 from pathlib import Path
 
+from aiohttp import web
+
 from podlane.errors import GoneError
 from podlane.lab.api.bootstrap import API_PORT, bootstrap
+from podlane.lab.api.http import Door
 from podlane.lab.api.local import LocalClient
 from podlane.lab.api.registry import Registry
+from podlane.lab.api.remote import Remote
 from podlane.lab.api.store import Store
 from podlane.lab.api.streams import Kubelets
+from podlane.lab.api.table import Tables
+from podlane.lab.api.verbs import Verbs
 from podlane.model.config import NetworkConfig
+
+_SHUTDOWN_S = 1.0
 
 
 class ApiServer:
@@ -35,13 +43,24 @@ class ApiServer:
         self.store = Store(database)
         self.registry = Registry(self.store)
         self.client = LocalClient(self.registry)
-        self._kubelets = kubelets
+        self._tables = Tables()
+        self._remote = Remote(self.registry, kubelets)
+        self._runner: web.ServerRunner | None = None
         bootstrap(self.registry, config, service_endpoints, service_port)
 
     async def start(self, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None, token: str) -> None:
         """Serve on listening sockets, which now belong to the server. token: what clients must bear."""
+        door = Door(self.registry, Verbs(self.registry, self._tables, self._remote), token)
+        # Cancelled handlers let go of watches and of exec'd commands as soon as their client is gone.
+        server = web.Server(door.handle, handler_cancellation=True, access_log=None)
+        self._runner = web.ServerRunner(server, shutdown_timeout=_SHUTDOWN_S)
+        await self._runner.setup()
+        for sock in sockets:
+            await web.SockSite(self._runner, sock, ssl_context=tls).start()
 
     async def stop(self) -> None:
         """End watches and connections, then close the database."""
         self.registry.hub.end(None, GoneError("the API server is shutting down"))
+        if self._runner is not None:
+            await self._runner.cleanup()
         self.store.close()

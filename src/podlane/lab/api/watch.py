@@ -102,6 +102,11 @@ class Watcher:
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
 
+    @property
+    def idle(self) -> bool:
+        """Everything that was written so far has been read."""
+        return not self._queue and self._lost is None
+
     async def batch(self, timeout_s: float | None = None) -> list[Delivery]:
         """Everything there is, waiting for the first; [] after timeout_s. Raises what `end` was given."""
         if not self._queue and self._lost is None:

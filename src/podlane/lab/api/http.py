@@ -1,0 +1,157 @@
+"""The HTTP door: who may come in, which room a path leads to, and how answers and refusals look."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import unquote
+
+import yaml
+from aiohttp import web
+
+from podlane.errors import ApiError, NotFoundError
+from podlane.lab.api import discovery, openapi, status
+from podlane.lab.api import request as requests
+from podlane.lab.api.auth import bears
+from podlane.lab.api.registry import Registry
+from podlane.lab.api.request import BODY_LIMIT_BYTES
+from podlane.lab.api.store import decode, encode
+from podlane.lab.api.verbs import Answer, Verbs
+
+log = logging.getLogger(__name__)
+
+_JSON = "application/json"
+_OPEN = ("healthz", "livez", "readyz", "version")
+"""First segments of paths that need no token."""
+_NO_STORE = {"Cache-Control": "no-cache, private"}
+
+
+class Door:
+    """`handle` is the aiohttp handler of every request. token: "" lets everybody in."""
+
+    def __init__(self, registry: Registry, verbs: Verbs, token: str) -> None:
+        self._registry, self._verbs, self._token = registry, verbs, token
+        self._rooms: dict[str, Callable[[web.BaseRequest, list[str]], Awaitable[web.StreamResponse]]] = {
+            "api": self._api,
+            "apis": self._apis,
+            "openapi": self._openapi,
+            "version": self._version,
+        }
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            return await self._dispatch(request)
+        except ApiError as error:
+            return _refused(error)
+        except ConnectionError:
+            raise
+        except Exception:
+            log.exception("%s %s", request.method, request.rel_url)
+            return _refused(ApiError("Internal error occurred: see the log of the control process"))
+
+    async def _dispatch(self, request: web.BaseRequest) -> web.StreamResponse:
+        # The raw path is split before it is unquoted, so that %2F in a name stays in its segment.
+        parts = [unquote(p) for p in request.rel_url.raw_path.strip("/").split("/")]
+        if parts[0] not in _OPEN and not self._admitted(request):
+            return _refused(ApiError("Unauthorized", code=401, reason="Unauthorized"))
+        if parts[0] in ("healthz", "livez", "readyz"):
+            return web.Response(text="ok")
+        if parts == [""]:
+            return _json({"paths": openapi.root_paths(self._registry.catalog)})
+        room = self._rooms.get(parts[0])
+        if room is None:
+            raise NotFoundError("the server could not find the requested resource")
+        return await room(request, parts)
+
+    def _admitted(self, request: web.BaseRequest) -> bool:
+        return not self._token or bears(request.headers.get("Authorization", ""), self._token)
+
+    # --- rooms -----------------------------------------------------------------------------------
+
+    async def _version(self, request: web.BaseRequest, parts: list[str]) -> web.StreamResponse:
+        return _json(discovery.VERSION)
+
+    async def _api(self, request: web.BaseRequest, parts: list[str]) -> web.StreamResponse:
+        if len(parts) == 1:
+            return self._discovery(request, core=True)
+        if len(parts) == 2:
+            return _json(discovery.resources(self._registry.catalog, "", parts[1]))
+        return await self._resource(request, parts)
+
+    async def _apis(self, request: web.BaseRequest, parts: list[str]) -> web.StreamResponse:
+        catalog = self._registry.catalog
+        if len(parts) == 1:
+            return self._discovery(request, core=False)
+        if len(parts) == 2:
+            return _json(discovery.group(catalog, parts[1]))
+        if len(parts) == 3:
+            return _json(discovery.resources(catalog, parts[1], parts[2]))
+        return await self._resource(request, parts)
+
+    def _discovery(self, request: web.BaseRequest, *, core: bool) -> web.StreamResponse:
+        catalog = self._registry.catalog
+        version = discovery.aggregated_version(request.headers.get("Accept", ""))
+        if version:
+            headers = {"ETag": discovery.etag(catalog), "Vary": "Accept", "Cache-Control": "public"}
+            if request.headers.get("If-None-Match") == headers["ETag"]:
+                return web.Response(status=304, headers=headers)
+            headers["Content-Type"] = discovery.content_type(version)
+            return web.Response(
+                body=encode(discovery.aggregated(catalog, version, core=core)), headers=headers
+            )
+        host = request.headers.get("Host", "")
+        return _json(discovery.core_versions(host) if core else discovery.groups(catalog))
+
+    async def _openapi(self, request: web.BaseRequest, parts: list[str]) -> web.StreamResponse:
+        return openapi.respond(self._registry, request, parts)
+
+    async def _resource(self, request: web.BaseRequest, parts: list[str]) -> web.StreamResponse:
+        target = requests.target(parts)
+        body = await read_body(request) if request.method in ("POST", "PUT", "PATCH", "DELETE") else b""
+        answer = await self._verbs.handle(request, target, body)
+        return _respond(answer) if isinstance(answer, Answer) else answer
+
+
+async def read_body(request: web.BaseRequest) -> bytes:
+    """Raises ApiError(413) beyond BODY_LIMIT_BYTES, ApiError(415) for protobuf."""
+    kind = requests.media_type(request.headers.get("Content-Type", ""))
+    if kind == "application/vnd.kubernetes.protobuf":
+        raise status.unsupported_media(
+            "the body of the request was in an unknown format - accepted media types include: "
+            "application/json, application/yaml"
+        )
+    if (request.content_length or 0) > BODY_LIMIT_BYTES:
+        raise status.too_large(BODY_LIMIT_BYTES)
+    chunks, size = [], 0
+    async for chunk in request.content.iter_any():
+        size += len(chunk)
+        if size > BODY_LIMIT_BYTES:
+            raise status.too_large(BODY_LIMIT_BYTES)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _respond(answer: Answer) -> web.Response:
+    if answer.yaml:
+        text = yaml.safe_dump(decode(answer.body), sort_keys=False)
+        response = web.Response(text=text, content_type="application/yaml", status=answer.code)
+    else:
+        response = web.Response(body=answer.body, content_type=_JSON, status=answer.code)
+    response.headers.update(_NO_STORE)
+    for text in answer.warnings:
+        quoted = text.replace("\\", "\\\\").replace('"', '\\"')
+        response.headers.add("Warning", f'299 - "{quoted}"')
+    return response
+
+
+def _json(value: Any, code: int = 200) -> web.Response:
+    return web.Response(body=encode(value), content_type=_JSON, status=code, headers=_NO_STORE)
+
+
+def _refused(error: ApiError) -> web.Response:
+    response = _json(status.of(error), error.code)
+    retry = error.details.get("retryAfterSeconds")
+    if retry:
+        response.headers["Retry-After"] = str(retry)
+    return response
