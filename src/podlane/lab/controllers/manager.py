@@ -9,9 +9,11 @@ from collections.abc import Callable
 from podlane.lab.client import ApiClient
 from podlane.lab.controllers.context import Context, Runnable
 from podlane.lab.controllers.deployment import Deployments
+from podlane.lab.controllers.endpoints import EndpointsController
 from podlane.lab.controllers.endpointslice import EndpointSlices
 from podlane.lab.controllers.everything import Everything
 from podlane.lab.controllers.garbage import GarbageCollector
+from podlane.lab.controllers.mirroring import Mirroring
 from podlane.lab.controllers.namespaces import Namespaces
 from podlane.lab.controllers.nodes import LostPods, NodePrefixes
 from podlane.lab.controllers.replicaset import ReplicaSets, ReplicationControllers
@@ -29,6 +31,8 @@ def make_all(context: Context) -> list[Runnable]:
         ReplicaSets(context),
         ReplicationControllers(context),
         EndpointSlices(context),
+        EndpointsController(context),
+        Mirroring(context),
         Namespaces(context, everything),
         GarbageCollector(context, everything),
         LostPods(context),
