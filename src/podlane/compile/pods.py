@@ -2,7 +2,8 @@
 
 A packet for 10.244.1.5 that enters this node, from the tunnel or from a neighbour pod, leaves by the
 route 10.244.1.5 dev plXXXX; the permanent neighbour spares the first packet the resolution and cannot
-be claimed by another pod. What the pod sends meets its own static default route (cni/).
+be claimed by another pod. What the pod sends meets its own static default route (cni/). What the node
+itself sends to it comes from the node's InternalIP: pods see the node by the address the API shows.
 
 The unit is the attachment, not the Pod object: the address is used before status.podIPs has it.
 """
@@ -13,11 +14,12 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any, Final
 
+from podlane.compile import facts
 from podlane.compile.engine import Capability
 from podlane.compile.store import UnitKey
 from podlane.compile.tables import NOTHING, Neighbour, Route, Rows, Table
 from podlane.compile.view import ATTACHMENT, Change, View, pod_addresses
-from podlane.model.addresses import host_prefix
+from podlane.model.addresses import family_of, host_prefix
 from podlane.model.local import Attachment
 
 NAME: Final = "pods"
@@ -25,24 +27,33 @@ NAME: Final = "pods"
 
 def units_of(change: Change, view: View) -> Iterator[UnitKey]:
     if change.kind == ATTACHMENT:
-        container, ifname = change.object.key
-        yield UnitKey(NAME, "attachment", ifname, container)
+        yield _unit(change.object)
+    elif change.kind == "Node" and change.name == view.me.name:
+        before, after = (facts.internal_addresses(n) if n else [] for n in (change.old, change.new))
+        if before != after:
+            yield from map(_unit, view.me.attachments.values())
 
 
 def compile_unit(key: UnitKey, view: View) -> Rows:
-    attachment = view.me.attachments.get((key.namespace, key.name))
+    me = view.me
+    attachment = me.attachments.get((key.namespace, key.name))
     if attachment is None:
         return NOTHING
     routes: dict[Any, Any] = {}
     neighbours: dict[Any, Any] = {}
     for where in attachment.addresses:
         destination = host_prefix(where)
-        routes[destination] = Route(destination, None, attachment.device)
+        source = facts.internal_address(me.node, family_of(where)) if me.node else None
+        routes[destination] = Route(destination, None, attachment.device, source)
         neighbours[attachment.device, where] = Neighbour(attachment.device, where, attachment.mac)
     return {Table.ROUTES: routes, Table.NEIGHBOURS: neighbours}
 
 
-CAPABILITY = Capability(NAME, units_of, compile_unit, reads=frozenset())
+CAPABILITY = Capability(NAME, units_of, compile_unit)
+
+
+def _unit(attachment: Attachment) -> UnitKey:
+    return UnitKey(NAME, "attachment", attachment.ifname, attachment.container_id)
 
 
 def host_device(container_id: str, ifname: str) -> str:

@@ -1,0 +1,74 @@
+"""The agent's side of CNI: leases, pods' links, and the socket the plugin asks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from podlane.agent.options import AgentOptions
+from podlane.cni.attacher import Attacher
+from podlane.cni.leases import Leases
+from podlane.cni.plugin import Plugin
+from podlane.cni.server import CniServer
+from podlane.compile import facts
+from podlane.compile.engine import Compiler
+from podlane.compile.tables import Table, VxlanLink
+from podlane.compile.vxlan import DEVICE
+from podlane.errors import ConfigError
+from podlane.model.addresses import Prefix
+from podlane.model.local import Attachment
+
+log = logging.getLogger(__name__)
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+OnChange = Callable[[Attachment | None, Attachment | None], Awaitable[None]]
+
+
+class Attachments:
+    """start() makes the attachments of an earlier life known again, serve() opens the door to new ones."""
+
+    def __init__(self, options: AgentOptions, compiler: Compiler, on_change: OnChange) -> None:
+        state = Path(options.state_dir)
+        state.mkdir(parents=True, exist_ok=True)
+        self._compiler = compiler
+        self._spool = state / "cni-spool"
+        self._leases = Leases(state / "leases.sqlite", BOOT_ID.read_text().strip())
+        self._attacher = Attacher(self._leases, self._pools, on_change, mtu_bytes=self._mtu_bytes)
+        self._plugin = Plugin(self._attacher)
+        self._server = CniServer(Path(options.cni_socket), self._plugin)
+
+    async def start(self) -> list[Attachment]:
+        return await self._attacher.start()
+
+    async def serve(self) -> None:
+        await self._server.start()
+        for failure in await self._plugin.replay(self._spool):
+            log.warning("a DEL that came while no agent was here: %s", failure)
+
+    async def stop_serving(self) -> None:
+        """Requests that have come in are answered first: the reconciler must still run."""
+        await self._server.stop()
+
+    async def close(self) -> None:
+        await self._attacher.close()
+        self._leases.close()
+
+    def _pools(self) -> list[Prefix]:
+        """This node's pod prefixes of the enabled families, primary first.
+
+        None before the tunnel's MTU is known: a link made now would be too wide.
+        """
+        node = self._compiler.view.me.node
+        if node is None or not self._mtu_bytes():
+            return []
+        try:
+            prefixes = facts.pod_prefixes(node)
+        except ConfigError:
+            return []  # the node's own unit says what is wrong with them
+        return list(prefixes.values())
+
+    def _mtu_bytes(self) -> int:
+        tunnel = self._compiler.tables[Table.LINKS].get(DEVICE)
+        return tunnel.mtu_bytes if isinstance(tunnel, VxlanLink) else 0

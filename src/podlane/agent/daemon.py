@@ -1,0 +1,326 @@
+"""The node agent, wired: watch -> compile -> drivers, with CNI, the kernel's notices and a window.
+
+Nothing is decided here. News of the API, of CNI and of the kernel are handed to the reconciler; this
+module knows only when the first resync may be (`_blockers`) and what to tell who asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+from podlane.agent import http, report, sysctls, underlay
+from podlane.agent.attachments import Attachments
+from podlane.agent.monitor import Monitor
+from podlane.agent.options import AgentOptions
+from podlane.agent.reconciler import Reconciler
+from podlane.compile import facts
+from podlane.compile.engine import Compiler, capabilities
+from podlane.compile.tables import Table
+from podlane.compile.view import ATTACHMENT, UNDERLAY, Change, key_of
+from podlane.errors import KernelError
+from podlane.kernel.driver import Driver, Failure
+from podlane.kernel.rtnl import Rtnl
+from podlane.model.config import NetworkConfig
+from podlane.model.local import Attachment
+from podlane.model.objects import KINDS, Object
+from podlane.watch.http import ApiHttp
+from podlane.watch.reflector import Delete, News, Progress, Replace, Source, Upsert, follow
+
+log = logging.getLogger(__name__)
+
+
+class Agent:
+    """One node's agent. `run` returns when `stop` is set, or raises what ended it."""
+
+    def __init__(
+        self, options: AgentOptions, config: NetworkConfig, api: ApiHttp, drivers: Sequence[Driver]
+    ) -> None:
+        self.options, self.config = options, config
+        # Without services their driver is absent, so nobody would take their rows.
+        only = [c for c in capabilities() if options.services or c.name != "services"]
+        self.compiler = Compiler(options.node_name, config, only)
+        self.reconciler = Reconciler(self.compiler, drivers, changed=self._after_generation)
+        self._api = api
+        self._sources = sources(self.compiler.reads, options.node_name)
+        self._progress = {source.kind: _Versions() for source in self._sources}
+        self._attachments = Attachments(options, self.compiler, self.attachment_changed)
+        self._looked_at: Any = None  # the Node object the uplink was last searched for
+        self._uplink_task: asyncio.Task[None] | None = None
+        self._uplink_complaint = ""
+        self._settings_refused: list[KernelError] = []
+        self._settled = False
+
+    # --- life ---
+
+    async def run(self, stop: asyncio.Event) -> None:
+        pages: http.Pages = {
+            "/healthz": lambda: http.text("ok"),
+            "/readyz": self._readyz,
+            "/metrics": self._metrics,
+            "/status": lambda: http.as_json(report.status(self.state())),
+            "/tables": lambda: http.as_json(report.tables(self.options.node_name, self.compiler.tables)),
+        }
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._api)
+            window = http.Server(pages)
+            stack.push_async_callback(window.close)
+            await window.listen_unix(Path(self.options.agent_socket))
+            stack.push_async_callback(self._attachments.close)
+            # The first resync finds the rows of an earlier life's attachments in the kernel.
+            held = await self._attachments.start()
+            self.compiler.apply(Change(ATTACHMENT, None, each) for each in held)
+            if self.options.metrics_address:
+                public = http.Server({p: pages[p] for p in ("/healthz", "/readyz", "/metrics")})
+                stack.push_async_callback(public.close)
+                await public.listen(self.options.metrics_address)
+            monitor = Monitor(
+                self.compiler.tables,
+                lambda tables: self.reconciler.request_resync(*tables),
+                self._uplink_changed,
+            )
+            stack.callback(monitor.close)
+            tasks: list[asyncio.Task[Any]] = [asyncio.create_task(self.reconciler.run(), name="reconciler")]
+            tasks += [
+                asyncio.create_task(follow(source, self._api, self._deliver, self._heard), name=source.kind)
+                for source in self._sources
+            ]
+            stack.push_async_callback(_cancel, tasks)
+            stack.push_async_callback(self._attachments.stop_serving)
+            await self._attachments.serve()
+            stopped: asyncio.Task[Any] = asyncio.create_task(stop.wait(), name="stop")
+            tasks.append(stopped)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                if task is not stopped:
+                    # Nothing here ends by itself: let whoever keeps the agent start it anew.
+                    task.result()
+
+    # --- news of the API ---
+
+    def _deliver(self, kind: str, news: News[Object]) -> None:
+        self.reconciler.submit(self._changes(kind, news))
+
+    def _changes(self, kind: str, news: News[Object]) -> Iterator[Change]:
+        """News as changes of what is known when their turn comes."""
+        known = self.compiler.view.objects(kind)
+        if isinstance(news, Upsert):
+            yield Change(kind, None, news.object)
+        elif isinstance(news, Delete):
+            yield from self._gone(kind, [_local(kind, news.key)])
+        elif isinstance(news, Replace):
+            there = {key_of(kind, each) for each in news.objects}
+            there |= {_local(kind, key) for key in news.unreadable}
+            yield from self._gone(kind, [key for key in known if key not in there])
+            for each in news.objects:
+                yield Change(kind, None, each)
+
+    def _gone(self, kind: str, keys: list[Any]) -> Iterator[Change]:
+        known = self.compiler.view.objects(kind)
+        for key in keys:
+            if kind == "Node" and key == self.options.node_name:
+                # Deleted and registered anew is what kubelets do; the network does not go for that.
+                log.warning("the Node %s is gone from the API; its network stays", key)
+            elif key in known:
+                yield Change(kind, known[key], None)
+
+    def _heard(self, progress: Progress) -> None:
+        versions = self._progress[progress.reflector.source.kind]
+        versions.error = progress.error
+        versions.malformed = progress.reflector.malformed
+        if progress.reflector.synced:
+            versions.saw(self.reconciler.submitted, progress.reflector.version)
+            self._maybe_sync()
+
+    # --- the uplink ---
+
+    def _after_generation(self) -> None:
+        if self.compiler.view.me.node is not self._looked_at:
+            self._uplink_changed()
+        self._maybe_sync()
+        if self.reconciler.synced and not self._settled:
+            self._settled = True
+            self._settle()
+
+    def _uplink_changed(self) -> None:
+        if self._uplink_task is None or self._uplink_task.done():
+            self._uplink_task = asyncio.create_task(self._look_for_uplink(), name="uplink")
+            self._uplink_task.add_done_callback(_raise_to_log)
+
+    async def _look_for_uplink(self) -> None:
+        node = self.compiler.view.me.node
+        self._looked_at = node
+        if node is None:
+            return
+        wanted = facts.internal_addresses(node)
+        links, held = await asyncio.to_thread(_read_links)
+        found = underlay.find(wanted, links, held)
+        if found is None:
+            complaint = underlay.complaint(wanted, links, held)
+            if complaint != self._uplink_complaint:
+                log.warning("%s", complaint)
+            self._uplink_complaint = complaint
+            return  # what is there stays: the address may be on its way back
+        self._uplink_complaint = ""
+        if found != self.compiler.view.me.underlay:
+            log.info("the uplink is %s, MTU %d", found.device, found.mtu_bytes)
+            self.reconciler.submit([Change(UNDERLAY, None, found)])
+            self._apply_settings(found.device)
+
+    def _apply_settings(self, uplink: str) -> None:
+        self._settings_refused = sysctls.apply(sysctls.wanted(self.config.ip_families, uplink, sysctls.read))
+        for error in self._settings_refused:
+            log.warning("%s", error)
+
+    # --- attachments ---
+
+    async def attachment_changed(self, old: Attachment | None, new: Attachment | None) -> None:
+        """Returns when the generation that holds it was applied. Raises KernelError if a row was refused."""
+        await self.reconciler.commit([Change(ATTACHMENT, old, new)], new.device if new else "")
+        if new is not None:
+            for failure in self.reconciler.failures:
+                if failure.table in (Table.ROUTES, Table.NEIGHBOURS) and _concerns(failure, new):
+                    raise failure.error
+
+    # --- when is it ready ---
+
+    def _blockers(self) -> list[str]:
+        """What the first resync waits for, as sentences for the status."""
+        unlisted = [kind for kind, versions in self._progress.items() if not versions.listed]
+        waiting = [f"{kind} has not been listed yet{self._why(kind)}" for kind in unlisted]
+        me = self.compiler.view.me
+        if "Node" in unlisted:
+            pass
+        elif me.node is None:
+            waiting.append(f"there is no Node {me.name} in the API yet")
+        elif not (me.node.spec.pod_cidrs or me.node.spec.pod_cidr):
+            waiting.append(f"the Node {me.name} has no podCIDR yet")
+        elif me.underlay is None:
+            waiting.append(self._uplink_complaint or "the uplink is being looked for")
+        return waiting
+
+    def _why(self, kind: str) -> str:
+        error = self._progress[kind].error
+        return f": {error}" if error else ""
+
+    def _maybe_sync(self) -> None:
+        if not self.reconciler.synced and not self.reconciler.pending and not self._blockers():
+            self.reconciler.allow_sync()
+
+    def _settle(self) -> None:
+        """What was read at the start stays for good: keep the collector off it, give the rest back."""
+        me = self.compiler.view.me
+        if me.underlay is not None:
+            self._apply_settings(me.underlay.device)  # the drivers may have brought conntrack along
+        gc.collect()
+        gc.freeze()
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+        log.info("node %s holds what the API says", me.name)
+
+    @property
+    def ready(self) -> bool:
+        return self.reconciler.synced
+
+    # --- the window ---
+
+    def state(self) -> report.State:
+        compiler, reconciler = self.compiler, self.reconciler
+        refused = [sentence for each in compiler.refused.values() for sentence in each]
+        refused += map(str, compiler.contradictions)
+        applied: dict[str, str] = {}
+        for kind, versions in self._progress.items():
+            refused += [f"{kind} {'/'.join(filter(None, k))}: {e}" for k, e in versions.malformed.items()]
+            version = versions.applied(reconciler.applied)
+            if version and reconciler.synced:
+                applied[kind] = version
+        failures = reconciler.failures
+        failures += [Failure(Table.LINKS, "sysctl", error) for error in self._settings_refused]
+        return report.State(
+            node=self.options.node_name,
+            ready=self.ready,
+            blockers=[] if self.ready else self._blockers(),
+            counts=reconciler.counts,
+            pending=reconciler.pending,
+            failures=failures,
+            refused=refused,
+            applied=applied,
+            away={kind: versions.error for kind, versions in self._progress.items() if versions.error},
+            tables=compiler.tables,
+            units_compiled=compiler.units_compiled,
+            rows_compared=compiler.rows_compared,
+            attachments=len(compiler.view.me.attachments),
+        )
+
+    def _readyz(self) -> http.Answer:
+        return http.text("ok") if self.ready else http.text("\n".join(self._blockers() or ["wait"]), 503)
+
+    def _metrics(self) -> http.Answer:
+        body = report.metrics(self.state()).encode()
+        return http.Answer(200, body, "text/plain; version=0.0.4; charset=utf-8")
+
+
+class _Versions:
+    """How far one kind has been seen, and how much of that has been applied."""
+
+    def __init__(self) -> None:
+        self.error = ""
+        self.malformed: dict[tuple[str, str], str] = {}
+        self.listed = False
+        self._waiting: deque[tuple[int, str]] = deque()  # (submission it came with, version)
+        self._applied = ""
+
+    def saw(self, submission: int, version: str) -> None:
+        self.listed = True
+        if self._waiting and self._waiting[-1][0] == submission:
+            self._waiting.pop()
+        self._waiting.append((submission, version))
+
+    def applied(self, submission: int) -> str:
+        """The newest version that came with, or before, a submission that has been applied."""
+        while self._waiting and self._waiting[0][0] <= submission:
+            self._applied = self._waiting.popleft()[1]
+        return self._applied
+
+
+def sources(reads: frozenset[str], node_name: str) -> list[Source]:
+    """What to follow: the kinds that capabilities read, of pods only this node's."""
+    found = [Source(kind) for kind in sorted(reads - {"Pod"}) if kind in KINDS]
+    if "Pod" in reads:
+        found.append(Source("Pod", field_selector=f"spec.nodeName={node_name}"))
+    return found
+
+
+def _local(kind: str, key: tuple[str, str]) -> Any:
+    """The reflector's (namespace, name) as the view's key."""
+    return key[1] if kind in ("Node", "Namespace") else key
+
+
+def _concerns(failure: Failure, attachment: Attachment) -> bool:
+    if failure.table is Table.NEIGHBOURS:
+        return bool(failure.key[0] == attachment.device)
+    return any(failure.key.network_address == where for where in attachment.addresses)
+
+
+def _read_links() -> tuple[list[Any], list[Any]]:
+    with Rtnl() as rt:
+        return rt.links(), rt.addresses()
+
+
+def _raise_to_log(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()):
+        log.error("looking for the uplink: %s", error)
+
+
+async def _cancel(tasks: list[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

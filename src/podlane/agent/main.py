@@ -1,0 +1,83 @@
+"""The node agent's process: options in, signals, and the end of it.
+
+It acts on the network namespace it is started in. SIGTERM and SIGINT end it and leave everything in
+place; SIGHUP compares kernel and tables anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from pathlib import Path
+from typing import Any
+
+from podlane.agent.daemon import Agent
+from podlane.agent.options import CONFIG_PATH, AgentOptions, parse
+from podlane.errors import ConfigError
+from podlane.kernel.driver import Driver
+from podlane.kernel.rtnl.driver import RtnlDriver
+from podlane.model import config as configs
+from podlane.model.config import NetworkConfig
+from podlane.watch import kubeconfig
+from podlane.watch.http import ApiHttp
+
+log = logging.getLogger(__name__)
+
+__all__ = ["AgentOptions", "run"]
+
+
+def run(options: dict[str, Any]) -> None:
+    """Entry for a supervisor: options as AgentOptions has them. Returns when told to stop."""
+    from podlane.logs import configure
+
+    parsed = parse(options)
+    configure(parsed.log_level, parsed.log_format)
+    main(parsed)
+
+
+def main(options: AgentOptions) -> None:
+    """Raises ConfigError before anything is touched."""
+    config = read_config(options.config)
+    access = kubeconfig.load(options.kubeconfig or None, options.context)
+    Path(options.state_dir).mkdir(parents=True, exist_ok=True)
+    asyncio.run(_main(options, config, access))
+
+
+async def _main(options: AgentOptions, config: NetworkConfig, access: kubeconfig.Access) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    agent = Agent(options, config, ApiHttp(access), drivers(options, config))
+    loop.add_signal_handler(signal.SIGHUP, agent.reconciler.request_resync)
+    await agent.run(stop)
+
+
+def drivers(options: AgentOptions, config: NetworkConfig) -> list[Driver]:
+    """In the order in which a generation is applied."""
+    found: list[Driver] = [RtnlDriver()]
+    if options.services:
+        from podlane.kernel.nft.services import ServicesDriver
+
+        found.append(ServicesDriver(config))
+    return found
+
+
+def read_config(path: str) -> NetworkConfig:
+    """The default configuration when the default path has no file. Raises ConfigError."""
+    try:
+        text = Path(path).read_text()
+    except FileNotFoundError:
+        if path == CONFIG_PATH:
+            return configs.DEFAULT
+        raise ConfigError(f"config {path}: there is no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {path}: {error}") from None
+    import yaml
+
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config {path}: not YAML: {' '.join(str(error).split())}") from None
+    return configs.parse(document if document is not None else {}, f"config {path}")

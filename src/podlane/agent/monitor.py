@@ -1,0 +1,161 @@
+"""The kernel tells when someone else changes what podlane put there.
+
+A netlink socket hears of links, addresses, routes and neighbours. Most of what it hears are the
+agent's own doings; a notice matters only if what it says is gone is desired at this moment. Lost
+notices (ENOBUFS) mean that anything may have happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import logging
+import socket
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+from podlane.compile.tables import Table
+from podlane.errors import KernelError
+from podlane.kernel.netlink import NETLINK_ROUTE, Message, Netlink, attributes
+from podlane.kernel.rtnl import PROTOCOL, addresses, links, neighbours, routes
+
+log = logging.getLogger(__name__)
+
+# linux/rtnetlink.h, enum rtnetlink_groups
+GROUPS: Final = (1, 3, 5, 7, 9, 11)  # LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE
+
+OURS: Final = "pl"
+DEBOUNCE_S: Final = 0.02
+
+
+class Notice(NamedTuple):
+    """damage: tables whose driver must compare; uplink: links or addresses of the node itself changed."""
+
+    damage: Table | None = None
+    uplink: bool = False
+
+
+Desired = Mapping[Table, Mapping[Any, Any]]
+NameOf = Callable[[int], str]
+
+
+def judge(message: Message, desired: Desired, name_of: NameOf) -> Notice | None:
+    """What a notice means, None for nothing. name_of: link name by index, "" when it is gone."""
+    kind = message.type
+    if kind in (links.RTM_NEWLINK, links.RTM_DELLINK):
+        link = links.unpack(message)
+        if not link.name.startswith(OURS):
+            return Notice(uplink=True)
+        gone = kind == links.RTM_DELLINK or not link.up
+        if link.name in desired[Table.LINKS]:
+            row = desired[Table.LINKS][link.name]
+            return (
+                Notice(Table.LINKS)
+                if gone or (link.mac, link.mtu_bytes) != (row.mac, row.mtu_bytes)
+                else None
+            )
+        return Notice(Table.ROUTES) if gone and _carries(link.name, desired) else None
+    if kind in (addresses.RTM_NEWADDR, addresses.RTM_DELADDR):
+        _, _, _, _, index = struct.unpack_from("=BBBBi", message.body)
+        name = name_of(index)
+        if name in desired[Table.LINKS]:
+            return Notice(Table.LINKS) if kind == addresses.RTM_DELADDR else None
+        # With an address the kernel drops, in silence, the routes that prefer it as their source.
+        return None if name.startswith(OURS) else Notice(Table.ROUTES, uplink=True)
+    if kind == routes.RTM_DELROUTE:
+        route = routes.unpack(message)
+        ours = route is not None and route.protocol == PROTOCOL and route.destination in desired[Table.ROUTES]
+        return Notice(Table.ROUTES) if ours else None
+    if kind == neighbours.RTM_DELNEIGH:
+        return _neighbour(message, desired, name_of)
+    return None
+
+
+def _neighbour(message: Message, desired: Desired, name_of: NameOf) -> Notice | None:
+    family, index = struct.unpack_from("=Bxxxi", message.body)
+    name = name_of(index)
+    if not name.startswith(OURS):
+        return None
+    found = attributes(message.body, 12)
+    if family == socket.AF_BRIDGE:
+        mac = found.get(2, b"").hex(":")
+        return Notice(Table.FDB) if (name, mac) in desired[Table.FDB] else None
+    octets = found.get(1, b"")
+    if len(octets) not in (4, 16):
+        return None
+    key = (name, ipaddress.ip_address(octets))
+    return Notice(Table.NEIGHBOURS) if key in desired[Table.NEIGHBOURS] else None
+
+
+def _carries(device: str, desired: Desired) -> bool:
+    """Whether a pod's link still has rows. Asked only when such a link vanished."""
+    return any(row.device == device for row in desired[Table.ROUTES].values())
+
+
+class Monitor:
+    """Listens on the running loop; calls back a moment after something that matters.
+
+    damaged(tables), uplink_changed(): on the loop. lost notices call both, with every table.
+    """
+
+    def __init__(
+        self,
+        desired: Desired,
+        damaged: Callable[[set[Table]], None],
+        uplink_changed: Callable[[], None],
+        netns_fd: int | None = None,
+    ) -> None:
+        self._desired, self._damaged, self._uplink_changed = desired, damaged, uplink_changed
+        self._netlink = Netlink(NETLINK_ROUTE, netns_fd, groups=GROUPS)
+        self._loop = asyncio.get_running_loop()
+        self._heard: list[Message] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop.add_reader(self._netlink.fileno(), self._readable)
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._netlink.fileno())
+        self._netlink.close()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _readable(self) -> None:
+        try:
+            heard = self._netlink.receive()
+        except KernelError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            log.warning("notices of the kernel were lost; comparing everything")
+            self._damaged(set(Table))
+            self._uplink_changed()
+            return
+        # Judged a moment later: what the agent itself is about to remove is then no longer desired.
+        self._heard += heard
+        if self._timer is None:
+            self._timer = self._loop.call_later(DEBOUNCE_S, self._judge)
+
+    def _judge(self) -> None:
+        self._timer = None
+        heard, self._heard = self._heard, []
+        tables: set[Table] = set()
+        uplink = False
+        for message in heard:
+            notice = judge(message, self._desired, _name_of)
+            if notice is not None:
+                uplink |= notice.uplink
+                if notice.damage is not None:
+                    tables.add(notice.damage)
+        if tables:
+            log.info("someone changed %s in the kernel; comparing", ", ".join(sorted(tables)))
+            self._damaged(tables)
+        if uplink:
+            self._uplink_changed()
+
+
+def _name_of(index: int) -> str:
+    """In the calling thread's namespace."""
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return ""

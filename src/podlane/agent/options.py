@@ -1,0 +1,43 @@
+"""What the agent is told at its start; every path is an option, so that several may run on one machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from podlane.errors import ConfigError
+
+CONFIG_PATH = "/etc/podlane/config.yaml"
+
+
+class AgentOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """config: NetworkConfig file; at its default it may be absent. metrics_address: IP:PORT, "" for none.
+
+    agent_socket: unix HTTP (/healthz /readyz /metrics /status /tables). services: ClusterIP and node
+    ports are programmed. policy, dns: accepted, without effect so far.
+    """
+
+    node_name: str
+    kubeconfig: str = ""
+    context: str = ""
+    config: str = CONFIG_PATH
+    state_dir: str = "/var/lib/podlane"
+    cni_socket: str = "/run/podlane/cni.sock"
+    cni_bin_dir: str = ""
+    cni_conf_dir: str = ""
+    agent_socket: str = "/run/podlane/agent.sock"
+    metrics_address: str = ""
+    services: bool = True
+    policy: bool = True
+    dns: bool = False
+    log_level: str = "info"
+    log_format: str = "text"
+
+
+def parse(options: dict[str, Any]) -> AgentOptions:
+    """Raises ConfigError naming the option."""
+    try:
+        return msgspec.convert(options, AgentOptions)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"agent options: {error}") from None

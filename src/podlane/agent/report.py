@@ -1,0 +1,152 @@
+"""What the agent tells of itself: /status and /tables as JSON, /metrics as Prometheus text. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from podlane.agent.reconciler import Counts
+from podlane.compile.tables import Table
+from podlane.kernel.driver import Failure
+
+API_VERSION = "podlane.dev/v1alpha1"
+
+
+class State(NamedTuple):
+    """Everything that is told.
+
+    blockers: what the first resync waits for, as sentences; refused: objects that could not be compiled
+    or lost a contradiction; applied: kind -> resourceVersion that the node holds; away: kind -> why the
+    API could not be asked, for the kinds it could not be asked for.
+    """
+
+    node: str
+    ready: bool
+    blockers: list[str]
+    counts: Counts
+    pending: int
+    failures: list[Failure]
+    refused: list[str]
+    applied: Mapping[str, str]
+    away: Mapping[str, str]
+    tables: Mapping[Table, Mapping[Any, Any]]
+    units_compiled: int
+    rows_compared: int
+    attachments: int
+
+
+def status(state: State) -> dict[str, Any]:
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "AgentStatus",
+        "node": state.node,
+        "ready": state.ready,
+        "blockers": state.blockers,
+        "generation": state.counts.generation,
+        "applied": dict(state.applied),
+        "pending": state.pending,
+        "failures": [
+            {"table": str(f.table), "key": words(f.key), "error": str(f.error)} for f in state.failures
+        ],
+        "refused": state.refused,
+        "apiAway": dict(state.away),
+        "attachments": state.attachments,
+        "tables": {str(table): len(rows) for table, rows in state.tables.items()},
+        "operations": state.counts.operations,
+        "resyncs": state.counts.resyncs,
+    }
+
+
+def tables(node: str, rows: Mapping[Table, Mapping[Any, Any]]) -> dict[str, Any]:
+    """Every desired row, each with its key."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "Tables",
+        "node": node,
+        "tables": {
+            str(table): [{"key": plain(key), "row": plain(row)} for key, row in held.items()]
+            for table, held in rows.items()
+        },
+    }
+
+
+def plain(value: Any) -> Any:
+    """Rows and keys as JSON has them: named fields as objects, addresses and prefixes as text."""
+    if isinstance(value, msgspec.Struct):
+        return {name: plain(getattr(value, name)) for name in value.__struct_fields__}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return {name: plain(each) for name, each in zip(value._fields, value, strict=True)}
+    if isinstance(value, (tuple, list)):
+        return [plain(each) for each in value]
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    return str(value)
+
+
+def words(key: Any) -> str:
+    return " ".join(map(str, key)) if isinstance(key, tuple) else str(key)
+
+
+class _Metric(NamedTuple):
+    name: str
+    kind: str
+    help: str
+    samples: Iterable[tuple[Mapping[str, str], float]]
+
+
+def metrics(state: State) -> str:
+    """Prometheus text exposition format 0.0.4."""
+    counts = state.counts
+    failed: dict[str, int] = {str(table): 0 for table in state.tables}
+    for failure in state.failures:
+        failed[str(failure.table)] = failed.get(str(failure.table), 0) + 1
+    found = [
+        _Metric("ready", "gauge", "Whether the node holds what the API says.", _one(int(state.ready))),
+        _Metric("generations_total", "counter", "Generations applied.", _one(counts.generation)),
+        _Metric("generation_seconds_total", "counter", "Time spent on generations.", _one(counts.busy_s)),
+        _Metric("resyncs_total", "counter", "Comparisons of a driver's kernel state.", _one(counts.resyncs)),
+        _Metric("operations_total", "counter", "Changes sent to the kernel.", _one(counts.operations)),
+        _Metric("pending", "gauge", "Changes not applied yet.", _one(state.pending)),
+        _Metric("units_compiled_total", "counter", "Units compiled.", _one(state.units_compiled)),
+        _Metric("rows_compared_total", "counter", "Rows compared.", _one(state.rows_compared)),
+        _Metric("attachments", "gauge", "Pod interfaces on this node.", _one(state.attachments)),
+        _Metric("refused", "gauge", "Objects that could not be compiled.", _one(len(state.refused))),
+        _Metric(
+            "table_rows",
+            "gauge",
+            "Desired rows.",
+            [({"table": str(table)}, len(rows)) for table, rows in state.tables.items()],
+        ),
+        _Metric(
+            "failed_rows",
+            "gauge",
+            "Rows the kernel refuses.",
+            [({"table": table}, number) for table, number in failed.items()],
+        ),
+        _Metric(
+            "api_away",
+            "gauge",
+            "Whether the API cannot be asked for a kind.",
+            [({"kind": kind}, int(bool(why))) for kind, why in state.away.items()],
+        ),
+    ]
+    return "".join(_exposition(metric) for metric in found)
+
+
+def _one(value: float) -> list[tuple[Mapping[str, str], float]]:
+    return [({}, value)]
+
+
+def _exposition(metric: _Metric) -> str:
+    name = f"podlane_agent_{metric.name}"
+    lines = [f"# HELP {name} {metric.help}", f"# TYPE {name} {metric.kind}"]
+    for labels, value in metric.samples:
+        inner = ",".join(f'{key}="{_escape(text)}"' for key, text in labels.items())
+        lines.append(f"{name}{{{inner}}} {value:g}" if inner else f"{name} {value:.17g}")
+    return "\n".join(lines) + "\n"
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

@@ -1,0 +1,71 @@
+"""What the node's namespace must allow so that it can forward pods' packets.
+
+Only what is different is written, and nothing that others size (nf_conntrack_max, gc_thresh).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from podlane.errors import KernelError
+from podlane.model.addresses import Family
+
+ROOT = Path("/proc/sys")
+
+Read = Callable[[str], str | None]
+
+
+class Setting(NamedTuple):
+    """name: as net/ipv4/ip_forward."""
+
+    name: str
+    value: str
+
+
+def wanted(families: Iterable[Family], uplink: str, read: Read) -> list[Setting]:
+    """What differs, in the order in which it must be written. read(name): None where there is no such name.
+
+    - accept_ra 2 on the uplink before forwarding: a router ignores advertisements otherwise, and with
+      them its own default route;
+    - loose reverse-path filtering where it is strict: answers of remote pods to this node's own address
+      come by the underlay, not by the tunnel that leads to them;
+    - conntrack liberal about TCP windows: one packet it takes for invalid would otherwise pass
+      untranslated and reset the connection (kubernetes/kubernetes#74839).
+    """
+    families = list(families)
+    rules: list[Setting] = []
+    if Family.IPV6 in families:
+        if read(f"net/ipv6/conf/{uplink}/accept_ra") == "1":
+            rules.append(Setting(f"net/ipv6/conf/{uplink}/accept_ra", "2"))
+        rules.append(Setting("net/ipv6/conf/all/forwarding", "1"))
+    if Family.IPV4 in families:
+        rules.append(Setting("net/ipv4/ip_forward", "1"))
+        filters = [read(f"net/ipv4/conf/{each}/rp_filter") for each in ("all", "default", uplink)]
+        if "1" in filters:
+            rules.append(Setting("net/ipv4/conf/all/rp_filter", "2"))
+    rules.append(Setting("net/netfilter/nf_conntrack_tcp_be_liberal", "1"))
+    return [rule for rule in rules if read(rule.name) not in (None, rule.value)]
+
+
+def read(name: str) -> str | None:
+    """In the calling thread's network namespace."""
+    try:
+        return (ROOT / name).read_text().strip()
+    except FileNotFoundError:
+        return None
+
+
+def apply(settings: Iterable[Setting]) -> list[KernelError]:
+    """Writes; returns the refusals, each naming the setting and what would help."""
+    refused: list[KernelError] = []
+    for name, value in settings:
+        try:
+            (ROOT / name).write_text(value)
+        except OSError as error:
+            detail = f"{error.strerror}; set it yourself, or let the agent write /proc/sys"
+            refused.append(
+                KernelError.of(error.errno or 0, f"sysctl {name.replace('/', '.')}={value}", detail)
+            )
+    return refused

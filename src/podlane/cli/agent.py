@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import click
+
+ON_OFF = click.Choice(["on", "off"])
+
+
+@click.command()
+@click.option(
+    "--kubeconfig", metavar="FILE", default="", help="How to reach the API; unset: as kubectl does."
+)
+@click.option("--context", default="", help="Context of the kubeconfig.")
+@click.option("--node-name", required=True, help="Name of this node's Node object.")
+@click.option("--config", metavar="FILE", default="/etc/podlane/config.yaml", help="NetworkConfig.")
+@click.option("--state-dir", metavar="DIR", default="/var/lib/podlane", help="Address leases.")
+@click.option("--cni-socket", metavar="PATH", default="/run/podlane/cni.sock", help="Where the plugin asks.")
+@click.option("--cni-bin-dir", metavar="DIR", default="", help="Install the plugin here when ready.")
+@click.option("--cni-conf-dir", metavar="DIR", default="", help="Install the conflist here when ready.")
+@click.option("--agent-socket", metavar="PATH", default="/run/podlane/agent.sock", help="HTTP: /status.")
+@click.option("--metrics-address", metavar="IP:PORT", default="", help="HTTP: /healthz /readyz /metrics.")
+@click.option("--services", type=ON_OFF, default="on", show_default=True, help="ClusterIP and node ports.")
+@click.option("--policy", type=ON_OFF, default="on", show_default=True, help="NetworkPolicy (not yet there).")
+@click.option("--dns", type=ON_OFF, default="off", show_default=True, help="DNS (not yet there).")
+@click.option("--standalone", is_flag=True, help="No API: only the CNI plugin and leases (not yet there).")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    kubeconfig: str,
+    context: str,
+    node_name: str,
+    config: str,
+    state_dir: str,
+    cni_socket: str,
+    cni_bin_dir: str,
+    cni_conf_dir: str,
+    agent_socket: str,
+    metrics_address: str,
+    services: str,
+    policy: str,
+    dns: str,
+    standalone: bool,
+) -> None:
+    """Run the node agent in the network namespace it is started in.
+
+    It needs CAP_NET_ADMIN and CAP_SYS_ADMIN. Stopping it leaves the node's network in place.
+
+    Example: podlane agent --kubeconfig /etc/podlane/kubeconfig --node-name $(hostname)
+    """
+    from podlane.agent.main import main
+    from podlane.agent.options import AgentOptions
+    from podlane.errors import UnsupportedError
+
+    if standalone:
+        raise UnsupportedError("--standalone is not available yet; give --kubeconfig")
+    # Policy is on by default, so that it begins to act when it exists: only asking for it is answered.
+    explicit = ctx.get_parameter_source("policy") is click.core.ParameterSource.COMMANDLINE
+    for name, wanted in (("policy", policy == "on" and explicit), ("dns", dns == "on")):
+        if wanted:
+            click.echo(f"podlane: --{name} on has no effect yet", err=True)
+    main(
+        AgentOptions(
+            node_name=node_name,
+            kubeconfig=kubeconfig,
+            context=context,
+            config=config,
+            state_dir=state_dir,
+            cni_socket=cni_socket,
+            cni_bin_dir=cni_bin_dir,
+            cni_conf_dir=cni_conf_dir,
+            agent_socket=agent_socket,
+            metrics_address=metrics_address,
+            services=services == "on",
+            policy=policy == "on",
+            dns=dns == "on",
+        )
+    )

@@ -1,0 +1,124 @@
+"""The least of a Kubernetes API an agent can live on: lists, watches, 410; over plain HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable
+from socket import socket
+from typing import Any
+
+from podlane.watch.reflector import PATHS
+
+Obj = dict[str, Any]
+
+
+class FakeApi:
+    """Serves on sockets handed in, in a thread of its own. Objects by kind and name."""
+
+    def __init__(self, sockets: list[socket]) -> None:
+        self._sockets = sockets
+        self._objects: dict[str, dict[str, Obj]] = {kind: {} for kind in PATHS}
+        self._watchers: set[tuple[str, asyncio.Queue[bytes]]] = set()
+        self._version = 100
+        self._loop = asyncio.new_event_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._servers: list[asyncio.Server] = []
+        self._thread = threading.Thread(target=self._loop.run_forever)
+
+    def __enter__(self) -> FakeApi:
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Its connections break, nobody listens any more. Closing twice is fine."""
+        if self._loop.is_closed():
+            return
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def put(self, kind: str, name: str, **body: Any) -> None:
+        self._change(lambda: self._put(kind, name, body))
+
+    def delete(self, kind: str, name: str) -> None:
+        self._change(lambda: self._delete(kind, name))
+
+    def _change(self, work: Callable[[], None]) -> None:
+        async def on_loop() -> None:
+            work()
+
+        asyncio.run_coroutine_threadsafe(on_loop(), self._loop).result(10)
+
+    def _put(self, kind: str, name: str, body: Obj) -> None:
+        self._version += 1
+        old = self._objects[kind].get(name)
+        metadata = {"name": name, "resourceVersion": str(self._version), **body.pop("metadata", {})}
+        self._objects[kind][name] = {"kind": kind, "metadata": metadata, **body}
+        self._tell(kind, "MODIFIED" if old else "ADDED", self._objects[kind][name])
+
+    def _delete(self, kind: str, name: str) -> None:
+        self._version += 1
+        gone = self._objects[kind].pop(name)
+        gone["metadata"]["resourceVersion"] = str(self._version)
+        self._tell(kind, "DELETED", gone)
+
+    def _tell(self, kind: str, what: str, obj: Obj) -> None:
+        line = json.dumps({"type": what, "object": obj}).encode() + b"\n"
+        for watched, queue in self._watchers:
+            if watched == kind:
+                queue.put_nowait(line)
+
+    async def _start(self) -> None:
+        self._servers = [await asyncio.start_server(self._serve, sock=each) for each in self._sockets]
+
+    async def _stop(self) -> None:
+        for server in self._servers:
+            server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                target = head.split(b" ")[1].decode()
+                path, _, query = target.partition("?")
+                kind = next((k for k, p in PATHS.items() if p == path), "")
+                if not kind:
+                    writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+                elif "watch=1" in query:
+                    await self._watch(kind, writer)
+                else:
+                    items = list(self._objects[kind].values())
+                    answer = {"metadata": {"resourceVersion": str(self._version)}, "items": items}
+                    body = json.dumps(answer).encode()
+                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
+            pass
+        finally:
+            self._tasks.discard(task)
+            writer.close()
+
+    async def _watch(self, kind: str, writer: asyncio.StreamWriter) -> None:
+        """From now on: tests change nothing between an agent's list and its watch."""
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        queue: asyncio.Queue[bytes] = asyncio.Queue()
+        me = (kind, queue)
+        self._watchers.add(me)
+        try:
+            while True:
+                line = await queue.get()
+                writer.write(b"%x\r\n%s\r\n" % (len(line), line))
+        finally:
+            self._watchers.discard(me)

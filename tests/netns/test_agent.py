@@ -1,0 +1,311 @@
+"""Agents against an API, on real namespaces: pods of two nodes speak over VXLAN, and stay able to."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import ip_interface, ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from podlane.compile.tables import Table
+from podlane.kernel import netns
+from podlane.kernel.rtnl import PROTOCOL, Rtnl
+from podlane.kernel.rtnl.driver import RtnlDriver
+from tests.netns.agent_nodes import FAMILIES, Echo, TestNode, ask, two_nodes, wait_until
+from tests.netns.fake_api import FakeApi
+
+NO_SERVICES = ("--services", "off")
+
+
+@contextmanager
+def running(
+    where: Path, families: str = "both", extra: dict[str, Any] | None = None
+) -> Iterator[tuple[FakeApi, TestNode, TestNode]]:
+    with two_nodes(where, FAMILIES[families], extra) as (api, one, two):
+        for node in (one, two):
+            node.start(*NO_SERVICES)
+        for node in (one, two):
+            node.wait_ready()
+        yield api, one, two
+
+
+def actual(node: TestNode) -> dict[Table, dict[Any, Any]]:
+    driver = RtnlDriver(node.fd)
+    try:
+        return driver.actual()
+    finally:
+        driver.close()
+
+
+def assert_reaches(client_fd: int, server_fd: int, address: str, sees: str) -> None:
+    with Echo(server_fd, address) as server:
+        assert ask(client_fd, address, server=server) == sees
+
+
+@pytest.mark.parametrize("families", FAMILIES)
+def test_pods_and_nodes_reach_each_other_without_nat(tmp_path: Path, families: str) -> None:
+    with running(tmp_path, families) as (_, one, two):
+        near, mate, far = one.add_pod("near"), one.add_pod("mate"), two.add_pod("far")
+        for family in FAMILIES[families]:
+            at = FAMILIES[families].index(family)
+            assert_reaches(one.pods["near"], two.pods["far"], far[family], near[family])
+            assert_reaches(two.pods["far"], one.pods["near"], near[family], far[family])
+            assert_reaches(one.pods["near"], one.pods["mate"], mate[family], near[family])
+            assert_reaches(one.pods["near"], one.fd, one.addresses[at], near[family])
+            assert_reaches(one.fd, one.pods["near"], near[family], one.addresses[at])
+            assert_reaches(one.pods["near"], two.fd, two.addresses[at], near[family])
+            assert_reaches(one.fd, two.pods["far"], far[family], one.addresses[at])
+
+
+def test_an_ipv6_underlay_costs_70_bytes_and_carries_ipv4(tmp_path: Path) -> None:
+    FAMILIES["IPv6 first"] = ["IPv6", "IPv4"]
+    with running(tmp_path, "IPv6 first") as (_, one, two):
+        near, far = one.add_pod("near"), two.add_pod("far")
+        link = actual(one)[Table.LINKS]["plvxlan"]
+        assert (link.mtu_bytes, str(link.local)) == (1430, "fd00:172:30::1")
+        assert_reaches(one.pods["near"], two.pods["far"], far["IPv4"], near["IPv4"])
+
+
+def test_a_second_start_finds_nothing_to_do(tmp_path: Path) -> None:
+    with running(tmp_path) as (_, one, two):
+        one.add_pod("a")
+        two.add_pod("b")
+        before = actual(one)
+        one.stop(signal.SIGKILL)
+        one.start(*NO_SERVICES)
+        status = one.wait_ready()
+        assert status["operations"] == 0
+        assert status["resyncs"] == 1
+        assert actual(one) == before
+        assert len(before[Table.ROUTES]) == 4  # own pod and peer, both families
+
+
+def test_sigterm_ends_it_and_leaves_the_network(tmp_path: Path) -> None:
+    with running(tmp_path) as (_, one, _two):
+        before = actual(one)
+        assert one.stop() == 0
+        assert actual(one) == before
+        assert not (one.dir / "agent.sock").exists()
+
+
+class Stream:
+    """Numbered datagrams from one namespace to an echo in another, without a pause longer than a ms."""
+
+    def __init__(self, client_fd: int, server_fd: int, address: str) -> None:
+        self._server = Echo(server_fd, address)
+        self._client = netns.socket_in(client_fd, 2, 2)
+        self._client.connect((address, 9999))
+        self._client.settimeout(1)
+        self._stop = threading.Event()
+        self.sent = self.answered = 0
+        self._threads = [threading.Thread(target=self._serve), threading.Thread(target=self._ask)]
+
+    def __enter__(self) -> Stream:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+        self._server.socket.close()
+        self._client.close()
+
+    def _serve(self) -> None:
+        self._server.socket.settimeout(0.1)
+        while not self._stop.is_set():
+            try:
+                self._server.answer()
+            except TimeoutError:
+                continue
+
+    def _ask(self) -> None:
+        while not self._stop.is_set():
+            self._client.send(b"%d" % self.sent)
+            self.sent += 1
+            try:
+                self._client.recv(2048)
+                self.answered += 1
+            except TimeoutError:
+                pass
+            time.sleep(0.001)
+
+
+def test_kill_9_and_start_again_loses_no_packet_of_a_running_stream(tmp_path: Path) -> None:
+    with running(tmp_path) as (_, one, two):
+        one.add_pod("near")
+        far = two.add_pod("far")
+        with Stream(one.pods["near"], two.pods["far"], far["IPv4"]) as stream:
+            for node in (one, two):
+                node.stop(signal.SIGKILL)
+                at = stream.answered
+                wait_until(lambda at=at: stream.answered > at + 20, "the stream goes on")
+                node.start(*NO_SERVICES)
+                assert node.wait_ready()["operations"] == 0
+                at = stream.answered
+                wait_until(lambda at=at: stream.answered > at + 20, "the stream goes on")
+        assert stream.answered == stream.sent
+
+
+def test_pods_come_and_go_while_the_api_is_away(tmp_path: Path) -> None:
+    with two_nodes(tmp_path, FAMILIES["both"]) as (api, one, two):
+        one.start(*NO_SERVICES)
+        one.wait_ready()
+        before = actual(one)
+        api.close()
+        wait_until(lambda: one.status()["apiAway"], "the agent notices that the API is away")
+        one.add_pod("a")
+        assert len(actual(one)[Table.ROUTES]) == len(before[Table.ROUTES]) + 2
+        one.delete_pod("a")
+        assert actual(one) == before
+        with FakeApi([node.listener() for node in (one, two)]) as again:
+            for node in (one, two):
+                again.put("Node", node.name, **node.object)
+            wait_until(lambda: not one.status()["apiAway"], "the API is back")
+            assert actual(one) == before
+
+
+def test_an_agent_started_while_the_api_is_away_removes_nothing(tmp_path: Path) -> None:
+    with two_nodes(tmp_path, FAMILIES["both"]) as (api, one, _two):
+        one.start(*NO_SERVICES)
+        one.wait_ready()
+        before = actual(one)
+        one.stop(signal.SIGKILL)
+        api.delete("Node", "node-2")
+        api.close()
+        one.start(*NO_SERVICES)
+        blockers = wait_until(lambda: one.status().get("blockers"), "the agent is up")
+        assert any("Node has not been listed yet" in each for each in blockers)
+        assert one.get("/readyz")[0] == 503
+        assert actual(one) == before
+
+
+def test_a_peer_that_leaves_takes_its_rows_along_and_no_others(tmp_path: Path) -> None:
+    with running(tmp_path) as (api, one, _two):
+        one.add_pod("a")
+        api.delete("Node", "node-2")
+        wait_until(lambda: not actual(one)[Table.FDB], "node-2's forwarding entry is gone")
+        wait_until(lambda: len(actual(one)[Table.ROUTES]) == 2, "only the pod's own routes remain")
+        assert list(actual(one)[Table.LINKS]) == ["plvxlan"]
+
+
+def test_the_own_node_deleted_and_registered_anew_costs_nothing(tmp_path: Path) -> None:
+    with running(tmp_path) as (api, one, _two):
+        before, operations = actual(one), one.status()["operations"]
+        api.delete("Node", "node-1")
+        api.put("Node", "node-1", **one.object)
+        api.put("Node", "node-3", spec={}, status={})
+        wait_until(lambda: any("node-3" in each for each in one.status()["refused"]), "news were read")
+        assert actual(one) == before
+        assert one.status()["operations"] == operations
+
+
+def test_two_nodes_that_claim_one_prefix_are_told_and_the_older_has_it(tmp_path: Path) -> None:
+    with running(tmp_path) as (api, one, two):
+        young = {"creationTimestamp": "2030-01-01T00:00:00Z"}
+        claim = {**two.object, "status": {"addresses": [{"type": "InternalIP", "address": "172.30.1.77"}]}}
+        before = actual(one)
+        api.put("Node", "node-9", metadata=young, **claim)
+        told = wait_until(
+            lambda: [e for e in one.status()["refused"] if "vxlan peer node-2 is older" in e],
+            "the contradiction is told",
+        )
+        assert "vxlan peer node-9 must do without" in told[0]
+        assert actual(one)[Table.NEIGHBOURS] == before[Table.NEIGHBOURS]
+        api.delete("Node", "node-2")
+        wait_until(
+            lambda: (
+                {str(e.remote) for e in actual(one)[Table.FDB].values()} == {"172.30.1.77"}
+                and not one.status()["refused"]
+            ),
+            "the loser comes back",
+        )
+        assert actual(one)[Table.NEIGHBOURS] != before[Table.NEIGHBOURS]
+
+
+@pytest.mark.parametrize(
+    "what", ["route", "neighbour", "forwarding entry", "device", "device down", "address"]
+)
+def test_what_someone_removes_by_hand_is_repaired(tmp_path: Path, what: str) -> None:
+    with running(tmp_path) as (_, one, two):
+        near, far = one.add_pod("near"), two.add_pod("far")
+        before = actual(one)
+        with Rtnl(one.fd) as rt:
+            row = next(r for r in before[Table.ROUTES].values() if r.device == "plvxlan")
+            entry = next(iter(before[Table.FDB].values()))
+            match what:
+                case "route":
+                    rt.delete_route(row.destination, device=row.device, protocol=PROTOCOL)
+                case "neighbour":
+                    rt.delete_neighbour("plvxlan", row.via)
+                case "forwarding entry":
+                    rt.delete_fdb("plvxlan", entry.mac, entry.remote)
+                case "device":
+                    rt.delete_link("plvxlan")
+                case "device down":
+                    rt.set_down("plvxlan")
+                case "address":
+                    held = rt.addresses("plvxlan")
+                    rt.delete_address("plvxlan", held[0].address)
+        wait_until(lambda: actual(one) == before, f"{what} is back")
+        assert_reaches(one.pods["near"], two.pods["far"], far["IPv4"], near["IPv4"])
+
+
+def test_what_podlane_did_not_make_is_left_alone(tmp_path: Path) -> None:
+    with two_nodes(tmp_path, FAMILIES["IPv4"]) as (_, one, _two):
+        foreign, stale = ip_network("203.0.113.0/24"), ip_network("10.244.77.0/24")
+        with Rtnl(one.fd) as rt:
+            rt.add_route(foreign, device="eth0", protocol=4)
+            rt.add_route(stale, device="eth0")
+        one.start(*NO_SERVICES)
+        one.wait_ready()
+        with Rtnl(one.fd) as rt:
+            there = {route.destination for route in rt.routes()}
+        assert foreign in there
+        assert stale not in there
+
+
+def test_a_node_whose_address_no_link_has_is_told_so_and_recovers(tmp_path: Path) -> None:
+    with two_nodes(tmp_path, FAMILIES["IPv4"]) as (_, one, _two):
+        with Rtnl(one.fd) as rt:
+            rt.delete_address("eth0", ip_interface("172.30.1.1/24"))
+            rt.add_address("eth0", ip_interface("192.0.2.1/24"))
+        one.start(*NO_SERVICES)
+        complaint = "no link of this node has 172.30.1.1; there is eth0 192.0.2.1. Set"
+        wait_until(lambda: any(complaint in b for b in one.status().get("blockers", [])), "it complains")
+        with Rtnl(one.fd) as rt:
+            rt.add_address("eth0", ip_interface("172.30.1.1/24"))
+        one.wait_ready()
+
+
+def test_the_uplinks_mtu_is_followed(tmp_path: Path) -> None:
+    with running(tmp_path, "IPv4") as (_, one, _two):
+        with Rtnl(one.fd) as rt:
+            rt.set_mtu("eth0", 1400)
+        wait_until(lambda: actual(one)[Table.LINKS]["plvxlan"].mtu_bytes == 1350, "the tunnel's MTU follows")
+
+
+def test_the_window_answers_health_metrics_and_tables(tmp_path: Path) -> None:
+    with running(tmp_path) as (_, one, _two):
+        assert one.get("/healthz") == (200, b"ok\n")
+        assert one.get("/readyz") == (200, b"ok\n")
+        metrics = one.get("/metrics")[1].decode()
+        assert "podlane_agent_ready 1\n" in metrics
+        assert 'podlane_agent_table_rows{table="fdb"} 1\n' in metrics
+        assert one.get("/nothing")[0] == 404
+        assert b'"destination": "10.244.2.0/24"' in one.get("/tables")[1]
+        assert set(one.status()["applied"]) == {"Node"}
+
+
+def test_the_namespace_forwards_and_only_there(tmp_path: Path) -> None:
+    with running(tmp_path) as (_, one, _two):
+        assert netns.read_sysctl(one.fd, "net/ipv4/ip_forward") == "1"
+        assert netns.read_sysctl(one.fd, "net/ipv6/conf/all/forwarding") == "1"
+        assert netns.read_sysctl(one.fd, "net/ipv4/conf/all/rp_filter") != "1"
