@@ -30,7 +30,7 @@
 #include <unistd.h>
 
 #define DEFAULT_SOCKET "/run/podlane/cni.sock"
-#define DEFAULT_SPOOL "/var/lib/podlane/spool"
+#define DEFAULT_SPOOL "/var/lib/podlane/cni-spool"
 #define VERSIONS                                                                                       \
     "{\"cniVersion\": \"1.1.0\", \"supportedVersions\": [\"0.1.0\", \"0.2.0\", \"0.3.0\", \"0.3.1\", " \
     "\"0.4.0\", \"1.0.0\", \"1.1.0\"]}"

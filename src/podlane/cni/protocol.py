@@ -194,7 +194,7 @@ def _config(stdin: bytes) -> tuple[dict[str, Any], list[tuple[int, str]]]:
 
 
 def _version(verb: Verb, config: Mapping[str, Any]) -> tuple[str, list[tuple[int, str]]]:
-    version = config.get("cniVersion") or VERSIONS[0]
+    version = _named_version(config)
     if version not in VERSIONS:
         return NEWEST, [
             (
@@ -223,10 +223,16 @@ def _valid_attachments(
         return None, [(UNDECODABLE, f"{key}: expected a list of objects with containerID and ifname")]
 
 
+def _named_version(config: Mapping[str, Any]) -> Any:
+    """What cniVersion says, which may be no version at all; without one it is the first."""
+    version = config.get("cniVersion")
+    return VERSIONS[0] if version in (None, "") else version
+
+
 def version_of(stdin: bytes) -> str:
     """The version to answer in when the request could not be read otherwise."""
     try:
-        version = json.loads(stdin).get("cniVersion") or VERSIONS[0]
+        version = _named_version(json.loads(stdin))
     except (ValueError, AttributeError):
         return NEWEST
     return version if version in VERSIONS else NEWEST

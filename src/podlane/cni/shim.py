@@ -84,7 +84,7 @@ def _ask(request: bytes, netns: int | None) -> tuple[str, bytes]:
 
 
 def _spool(request: bytes) -> str:
-    directory = os.environ.get("PODLANE_CNI_SPOOL") or "/var/lib/podlane/spool"
+    directory = os.environ.get("PODLANE_CNI_SPOOL") or "/var/lib/podlane/cni-spool"
     os.makedirs(directory, mode=0o700, exist_ok=True)
     path = os.path.join(directory, f"{time.time_ns():019d}-{os.getpid()}.request")
     fd = os.open(path + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
