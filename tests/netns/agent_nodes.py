@@ -86,6 +86,7 @@ class TestNode:
     def listener(self) -> socket.socket:
         """Where this node's agent finds the API."""
         found = netns.socket_in(self.fd, socket.AF_INET, socket.SOCK_STREAM)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(("127.0.0.1", API_PORT))
         found.listen(64)
         return found

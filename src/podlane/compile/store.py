@@ -92,10 +92,10 @@ class Store:
             self._units[unit] = compiled
         else:
             self._units.pop(unit, None)
-        for table in old.rows.keys() | compiled.rows.keys():
+        for table in {**old.rows, **compiled.rows}:
             before, after = old.rows.get(table, NOTHING), compiled.rows.get(table, NOTHING)
             same_age = old.since == compiled.since
-            for key in before.keys() | after.keys():
+            for key in {**before, **after}:
                 self.compared += 1
                 was, now = before.get(key, _ABSENT), after.get(key, _ABSENT)
                 if was is not _ABSENT and now is not _ABSENT and same_age and was == now:
