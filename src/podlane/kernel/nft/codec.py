@@ -1,0 +1,210 @@
+"""nftables set elements on the wire (nfnetlink, linux/netfilter/nf_tables.h). Bytes in, bytes out.
+
+Podlane changes elements only; chains and rules are loaded as text, once (skeleton.py). A message
+
+    nlmsghdr  nfgenmsg(family, version 0, res_id 0)
+              NFTA_SET_ELEM_LIST_TABLE, _SET, and _ELEMENTS: a list of
+                  NFTA_SET_ELEM_KEY { value }  [NFTA_SET_ELEM_DATA { value }]  [NFTA_SET_ELEM_FLAGS]
+
+adds or deletes elements of one set or map; messages between a batch's begin and end take effect
+together or not at all. Every field of a concatenation is padded to 4 bytes. Marks and the numbers of
+numgen are in host byte order, ports and addresses in network byte order.
+
+An interval [first, last] of a set with `flags interval` is two elements: first, and last + 1 with the
+flag INTERVAL_END (none if last is the highest value).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
+
+from podlane.kernel import netlink
+from podlane.kernel.netlink import NLM_F_CREATE, Message, Request
+from podlane.model.addresses import Address, Family, Prefix
+
+SUBSYSTEM: Final = 10  # NFNL_SUBSYS_NFTABLES
+BATCH_BEGIN, BATCH_END = 0x10, 0x11
+
+GET_TABLE: Final = SUBSYSTEM << 8 | 1
+GET_CHAIN: Final = SUBSYSTEM << 8 | 4
+GET_SET: Final = SUBSYSTEM << 8 | 10
+NEW_ELEMENTS: Final = SUBSYSTEM << 8 | 12
+GET_ELEMENTS: Final = SUBSYSTEM << 8 | 13
+DELETE_ELEMENTS: Final = SUBSYSTEM << 8 | 14
+
+INTERVAL_END: Final = 1  # NFT_SET_ELEM_INTERVAL_END
+
+_TABLE, _SET, _ELEMENTS = 1, 2, 3  # NFTA_SET_ELEM_LIST_*
+_KEY, _DATA, _FLAGS = 1, 2, 3  # NFTA_SET_ELEM_*
+_VALUE, _VERDICT = 1, 2  # NFTA_DATA_*
+_VERDICT_CHAIN = 2
+_LIST_ELEMENT = 1
+_NAME = 1  # NFTA_TABLE_NAME; of chains and sets: the table
+_SET_NAME = 2
+_CHAIN_NAME = 3
+
+# An attribute's length is 16 bits.
+_MESSAGE_BYTES: Final = 60000
+
+_NFGENMSG = struct.Struct("!BBH")
+_NESTED = netlink.NLA_F_NESTED
+_ATTRIBUTE = struct.Struct("=HH")
+
+
+class Element(NamedTuple):
+    """key: the padded fields. data: a map's value, None in a set and for verdicts. flags: INTERVAL_END.
+    chain: where a verdict of a dump jumps to (podlane writes no verdicts)."""
+
+    key: bytes
+    data: bytes | None = None
+    flags: int = 0
+    chain: str = ""
+
+
+# --- fields ---------------------------------------------------------------------------------------
+
+
+def fields(*values: bytes) -> bytes:
+    """A concatenation: each field padded to 4 bytes."""
+    return b"".join(value + b"\0" * (-len(value) & 3) for value in values)
+
+
+def address_field(value: Address) -> bytes:
+    return value.packed
+
+
+def mark_field(value: int) -> bytes:
+    """A mark, or a number from numgen: 32 bits in host byte order."""
+    return struct.pack("=I", value)
+
+
+def unpack_mark(data: bytes, offset: int = 0) -> int:
+    return int(struct.unpack_from("=I", data, offset)[0])
+
+
+def port_field(value: int) -> bytes:
+    return struct.pack("!H", value)
+
+
+def intervals(prefixes: Iterable[Prefix]) -> list[tuple[int, int]]:
+    """Prefixes of one family as disjoint ranges [first, last] that do not touch, in order."""
+    found: list[tuple[int, int]] = []
+    for first, last in sorted((int(p.network_address), int(p.broadcast_address)) for p in prefixes):
+        if found and first <= found[-1][1] + 1:
+            found[-1] = found[-1][0], max(last, found[-1][1])
+        else:
+            found.append((first, last))
+    return found
+
+
+def interval_elements(prefixes: Iterable[Prefix], family: Family) -> Iterator[Element]:
+    """The elements of an interval set that hold exactly what the prefixes hold."""
+    size = family.bits // 8
+    for first, last in intervals(prefixes):
+        yield Element(first.to_bytes(size, "big"))
+        if last + 1 < 1 << family.bits:
+            yield Element((last + 1).to_bytes(size, "big"), flags=INTERVAL_END)
+
+
+# --- messages -------------------------------------------------------------------------------------
+
+
+def header(family: Family | None, resource: int = 0) -> bytes:
+    """struct nfgenmsg. None: of no family."""
+    return _NFGENMSG.pack(family.af if family else 0, 0, resource)
+
+
+def batch() -> tuple[Request, Request]:
+    """What begins and what ends a transaction."""
+    body = header(None, SUBSYSTEM)
+    return (Request(BATCH_BEGIN, 0, body, "nftables transaction"), Request(BATCH_END, 0, body, "commit"))
+
+
+def pack_element(element: Element) -> bytes:
+    body = _nest(_KEY, _nest(_VALUE, element.key, flag=0))
+    if element.data is not None:
+        body += _nest(_DATA, _nest(_VALUE, element.data, flag=0))
+    if element.flags:
+        body += netlink.attribute(_FLAGS, netlink.be32(element.flags))
+    return _nest(_LIST_ELEMENT, body)
+
+
+def _nest(kind: int, payload: bytes, flag: int = _NESTED) -> bytes:
+    """An attribute whose payload is already padded (keys and data are)."""
+    return _ATTRIBUTE.pack(4 + len(payload), kind | flag) + payload
+
+
+def change(
+    family: Family, table: str, set_: str, elements: Iterable[Element], *, add: bool
+) -> Iterator[tuple[Request, int]]:
+    """Messages that add or delete elements of one set, and how many each holds."""
+    head = header(family) + netlink.attribute(_TABLE, netlink.text(table))
+    head += netlink.attribute(_SET, netlink.text(set_))
+    kind, flags, verb = (NEW_ELEMENTS, NLM_F_CREATE, "add") if add else (DELETE_ELEMENTS, 0, "delete")
+    chunk: list[bytes] = []
+    size = 0
+
+    def message() -> tuple[Request, int]:
+        body = head + _nest(_ELEMENTS, b"".join(chunk))
+        what = "element" if len(chunk) == 1 else f"{len(chunk)} elements"
+        return Request(kind, flags, body, f"{verb} {what}: {family.nft} {table} {set_}"), len(chunk)
+
+    for element in elements:
+        packed = pack_element(element)
+        if chunk and size + len(packed) > _MESSAGE_BYTES:
+            yield message()
+            chunk, size = [], 0
+        chunk.append(packed)
+        size += len(packed)
+    if chunk:
+        yield message()
+
+
+def get_elements(family: Family, table: str, set_: str) -> Request:
+    """A dump of one set's elements."""
+    body = netlink.attribute(_TABLE, netlink.text(table)) + netlink.attribute(_SET, netlink.text(set_))
+    return Request(GET_ELEMENTS, 0, header(family) + body, f"list elements: {family.nft} {table} {set_}")
+
+
+def unpack_elements(message: Message) -> Iterator[Element]:
+    """The elements in one message of a dump. Raises netlink.Truncated."""
+    for kind, listed in netlink.attribute_list(message.body, _NFGENMSG.size):
+        if kind == _ELEMENTS:
+            for _, body in netlink.attribute_list(listed):
+                yield _unpack_element(body)
+
+
+def _unpack_element(body: bytes) -> Element:
+    found = netlink.attributes(body)
+    key = netlink.attributes(found.get(_KEY, b"")).get(_VALUE, b"")
+    flags = int.from_bytes(found.get(_FLAGS, b"\0"), "big")
+    if _DATA not in found:
+        return Element(key, None, flags)
+    data = netlink.attributes(found[_DATA])
+    if _VERDICT in data:
+        chain = netlink.attributes(data[_VERDICT]).get(_VERDICT_CHAIN, b"")
+        return Element(key, None, flags, netlink.unpack_text(chain))
+    return Element(key, data.get(_VALUE, b""), flags)
+
+
+def get_table(family: Family, table: str) -> Request:
+    body = header(family) + netlink.attribute(_NAME, netlink.text(table))
+    return Request(GET_TABLE, 0, body, f"look up table {family.nft} {table}")
+
+
+def get_chain(family: Family, table: str, chain: str) -> Request:
+    body = header(family) + netlink.attribute(_NAME, netlink.text(table))
+    body += netlink.attribute(_CHAIN_NAME, netlink.text(chain))
+    return Request(GET_CHAIN, 0, body, f"look up chain {family.nft} {table} {chain}")
+
+
+def get_sets(family: Family, table: str) -> Request:
+    """A dump of a table's sets and maps."""
+    body = header(family) + netlink.attribute(_NAME, netlink.text(table))
+    return Request(GET_SET, 0, body, f"list sets: {family.nft} {table}")
+
+
+def unpack_set_name(message: Message) -> str:
+    return netlink.unpack_text(netlink.attributes(message.body, _NFGENMSG.size).get(_SET_NAME, b""))

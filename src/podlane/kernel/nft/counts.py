@@ -1,0 +1,97 @@
+"""The chain of one endpoint count, as netlink messages: `numgen` takes a constant, so each count has its own.
+
+    chain count-3 { dnat ip addr . port to ct mark & 0x3ffff . numgen random mod 3 map @endpoints }
+    chain pick-3  { ct mark set ct mark & 0x3ffff . numgen random mod 3 map @picks jump stick }   (twice)
+
+and the element of the verdict map `counts` that leads there. They go with the first list of that many
+endpoints, in the same transaction. (nft 1.0.6 cannot add such a rule to a table that stands: it takes the
+map's `th dport` for a contradiction of `meta l4proto`. The kernel itself has no such wish.)
+
+Expressions and attributes: linux/netfilter/nf_tables.h.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Final
+
+from podlane.kernel.netlink import NLM_F_APPEND, NLM_F_CREATE, Request, attribute, be32, nested, text
+from podlane.kernel.nft import codec, lists
+from podlane.kernel.nft.skeleton import COUNTS, ENDPOINTS, PICKS, STICK, TABLE, count_key
+from podlane.model import marks
+from podlane.model.addresses import Family
+
+_NEW_CHAIN: Final = codec.SUBSYSTEM << 8 | 3
+_NEW_RULE: Final = codec.SUBSYSTEM << 8 | 6
+
+_JUMP: Final = -3  # NFT_JUMP
+_CT_MARK: Final = 3  # NFT_CT_MARK
+_RANDOM: Final = 1  # NFT_NG_RANDOM
+_DNAT: Final = 1  # NFT_NAT_DNAT
+
+# 32-bit registers. The key: list id, number. What comes out of the map begins where the key did.
+_R0, _R1 = 8, 9  # NFT_REG32_00 and the next
+
+
+def unpack_key(word: int) -> tuple[int, bool]:
+    """(code, affinity) of a key of `counts`"""
+    return marks.COUNT.of(word), bool(word & marks.CLASS.put(marks.AFFINITY))
+
+
+def chain(family: Family, code: int, *, affinity: bool) -> Iterator[Request]:
+    """The messages that make a count's chain and lead to it. COUNT 0 has none."""
+    name = f"{'pick' if affinity else 'count'}-{code}"
+    head, table = codec.header(family), attribute(1, text(TABLE))
+    yield Request(_NEW_CHAIN, NLM_F_CREATE, head + table + attribute(3, text(name)), f"add chain {name}")
+    drawn = _draw(lists.modulus(code), PICKS if affinity else ENDPOINTS)
+    rule = drawn + (_stick() if affinity else _translate(family))
+    body = head + table + attribute(2, text(name)) + nested(4, rule)
+    for _ in range(2 if affinity else 1):
+        yield Request(_NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, body, f"add rule to {name}")
+    element = nested(
+        1, nested(1, attribute(1, codec.mark_field(count_key(code, affinity=affinity)))), _verdict(2, name)
+    )
+    body = head + table + attribute(2, text(COUNTS)) + nested(3, element)
+    yield Request(codec.NEW_ELEMENTS, NLM_F_CREATE, body, f"add element: {COUNTS} {name}")
+
+
+def _draw(modulus: int, map_: str) -> bytes:
+    """ct mark & LIST . numgen random mod N map @map"""
+    mask = attribute(1, struct.pack("=I", marks.LIST.mask))
+    nothing = attribute(1, struct.pack("=I", 0))
+    return b"".join(
+        (
+            _expression("ct", _u(1, _R0), _u(2, _CT_MARK)),
+            _expression("bitwise", _u(1, _R0), _u(2, _R0), _u(3, 4), nested(4, mask), nested(5, nothing)),
+            _expression("numgen", _u(1, _R1), _u(2, modulus), _u(3, _RANDOM), _u(4, 0)),
+            _expression("lookup", attribute(1, text(map_)), _u(2, _R0), _u(3, _R0)),
+        )
+    )
+
+
+def _translate(family: Family) -> bytes:
+    """dnat to the address and port that the map gave"""
+    port = _R0 + family.bits // 32
+    registers = (_u(3, _R0), _u(4, _R0), _u(5, port), _u(6, port))
+    return _expression("nat", _u(1, _DNAT), _u(2, family.af), *registers)
+
+
+def _stick() -> bytes:
+    """ct mark set to what the map gave, then on to the affinity rules"""
+    return _expression("ct", _u(4, _R0), _u(2, _CT_MARK)) + _expression(
+        "immediate", _u(1, 0), _verdict(2, STICK)
+    )
+
+
+def _verdict(kind: int, chain: str) -> bytes:
+    code = attribute(1, struct.pack("!i", _JUMP))
+    return nested(kind, nested(2, code, attribute(2, text(chain))))
+
+
+def _expression(name: str, *attributes: bytes) -> bytes:
+    return nested(1, attribute(1, text(name)), nested(2, *attributes))
+
+
+def _u(kind: int, value: int) -> bytes:
+    return attribute(kind, be32(value))

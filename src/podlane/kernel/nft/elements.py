@@ -1,0 +1,126 @@
+"""Reading and changing set elements of one namespace, on one long-lived nfnetlink socket.
+
+(Closing an nfnetlink socket waits for the kernel, some 13 ms: one socket lives as long as its driver.)
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import Any, Final, NamedTuple
+
+from podlane.errors import KernelError, KernelNotFoundError
+from podlane.kernel.netlink import NETLINK_NETFILTER, Netlink, Request
+from podlane.kernel.nft import codec
+from podlane.kernel.nft.codec import Element
+from podlane.model.addresses import Family
+
+# The kernel asks to begin again: a module was loaded meanwhile, a signal came, another commit was first.
+_AGAIN: Final = frozenset({errno.EAGAIN, errno.EINTR, errno.ERESTART, errno.ENOBUFS})
+_ATTEMPTS: Final = 5
+
+
+class Operation(NamedTuple):
+    """One element to add to, or delete from, a set. owner: what the caller wants it for (hashable)."""
+
+    family: Family
+    set: str
+    element: Element
+    add: bool
+    owner: Any = None
+
+    @property
+    def place(self) -> tuple[Family, str, bool]:
+        return self.family, self.set, self.add
+
+
+class Refusal(NamedTuple):
+    operation: Operation
+    error: KernelError
+
+
+class Elements:
+    """The sets and maps of the tables `table` (one a family). Blocking; for one thread."""
+
+    def __init__(self, table: str, netns_fd: int | None = None) -> None:
+        self.table = table
+        self._netlink = Netlink(NETLINK_NETFILTER, netns_fd)
+
+    def close(self) -> None:
+        self._netlink.close()
+
+    def table_exists(self, family: Family) -> bool:
+        return self._exists(codec.get_table(family, self.table))
+
+    def chain_exists(self, family: Family, chain: str) -> bool:
+        return self._exists(codec.get_chain(family, self.table, chain))
+
+    def sets(self, family: Family) -> list[str]:
+        """Names of the table's sets and maps. Empty if there is no table."""
+        request = codec.get_sets(family, self.table)
+        try:
+            return [codec.unpack_set_name(message) for message in self._netlink.dump(request)]
+        except KernelNotFoundError:
+            return []
+
+    def read(self, family: Family, set_: str) -> list[Element]:
+        """All elements of a set or map, none if it does not exist."""
+        request = codec.get_elements(family, self.table, set_)
+        try:
+            messages = self._netlink.dump(request)
+        except KernelNotFoundError:
+            return []
+        return [element for message in messages for element in codec.unpack_elements(message)]
+
+    def commit(self, operations: Sequence[Operation], first: Sequence[Request] = ()) -> list[Refusal]:
+        """`first` and all operations as one transaction, in their order.
+
+        Returns which operations the kernel refused; then nothing has taken effect. Raises KernelError
+        when it refuses one of `first`, or does not say what.
+        """
+        if not operations and not first:
+            return []
+        if self._run([*first, *(request for request, _ in self._messages(operations))]) is None:
+            return []
+        # Once more with a message for each element, to learn which it was.
+        verdicts = self._run([*first, *(next(self._messages([each]))[0] for each in operations)])
+        if verdicts is None:
+            return []  # what stood in the way has gone in between
+        for error in verdicts[: len(first)]:
+            if error is not None:
+                raise error
+        refused = zip(operations, verdicts[len(first) :], strict=True)
+        return [Refusal(operation, error) for operation, error in refused if error is not None]
+
+    def _messages(self, operations: Iterable[Operation]) -> Iterator[tuple[Request, int]]:
+        for (family, set_, add), group in groupby(operations, key=_place):
+            yield from codec.change(family, self.table, set_, (each.element for each in group), add=add)
+
+    def _run(self, requests: list[Request]) -> list[KernelError | None] | None:
+        """None: committed. Otherwise a verdict a message, at least one of them an error."""
+        begin, end = codec.batch()
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                verdicts = self._netlink.transaction(requests, begin=begin, end=end)
+            except KernelError as error:
+                if error.errno not in _AGAIN or attempt == _ATTEMPTS:
+                    raise
+                continue
+            errors = [error for error in verdicts if error is not None]
+            if not errors:
+                return None
+            if attempt == _ATTEMPTS or any(error.errno not in _AGAIN for error in errors):
+                break
+        return verdicts
+
+    def _exists(self, request: Request) -> bool:
+        try:
+            self._netlink.ask(request)
+        except KernelNotFoundError:
+            return False
+        return True
+
+
+def _place(operation: Operation) -> Any:
+    return operation.place

@@ -1,0 +1,135 @@
+"""How an endpoint list lies in the kernel: which endpoint stands at which index.
+
+The kernel draws an index below a constant (numgen random mod N), one chain for each N. Up to 512
+endpoints N is their number and every endpoint has its indexes to itself. Longer lists get a table of
+slots in which endpoints repeat, at least eight times, so that the shares differ by one in eight at most.
+
+Which endpoint has which index means nothing, so a change moves as few as it can: one endpoint more is one
+element more, one less is two elements.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from podlane.compile.tables import Backend
+from podlane.model import marks
+
+EXACT: Final = 512
+_REPEATS: Final = 8
+_SMALLEST: Final = 2 * EXACT * _REPEATS
+LONGEST: Final = 32768
+
+SLOT_TABLES: Final = {EXACT + 1 + n: _SMALLEST << n for n in range(6)}
+"""code -> slots: 513 has 8192, for up to 1024 endpoints, and so on up to 32768 endpoints."""
+
+
+class TooLong(ValueError):
+    """A list of more endpoints than there is a chain for."""
+
+
+class Size(NamedTuple):
+    """code: what the conntrack mark's COUNT field says; slots: the modulus of that chain."""
+
+    code: int
+    slots: int
+
+
+def size_for(endpoints: int) -> Size:
+    """Raises TooLong."""
+    if endpoints <= EXACT:
+        return Size(endpoints, endpoints)
+    for code, slots in SLOT_TABLES.items():
+        if endpoints * _REPEATS <= slots:
+            return Size(code, slots)
+    raise TooLong(f"{endpoints} endpoints; {LONGEST} is the most for one list")
+
+
+def modulus(code: int) -> int:
+    """The number below which the chain of a code draws."""
+    return SLOT_TABLES.get(code, code)
+
+
+def arrange(current: Sequence[Backend | None], wanted: Sequence[Backend]) -> list[Backend]:
+    """A table for `wanted` that differs from `current` in as few places as possible.
+
+    Each endpoint gets its fair share of the slots: of an exact table as often as it is wanted.
+    """
+    slots = size_for(len(wanted)).slots
+    quota = {b: divmod(slots * n, len(wanted)) for b, n in Counter(wanted).items()}
+    spare = slots - sum(whole for whole, _ in quota.values())
+    used: Counter[Backend] = Counter()
+    table: list[Backend | None] = [None] * slots
+    for place, backend in enumerate(current[:slots]):
+        if backend is None or backend not in quota:
+            continue
+        whole, rest = quota[backend]
+        if used[backend] >= whole:
+            if not rest or not spare or used[backend] > whole:
+                continue
+            spare -= 1
+        used[backend] += 1
+        table[place] = backend
+    missing = _missing(quota, used, spare)
+    return [backend if backend is not None else next(missing) for backend in table]
+
+
+def _missing(
+    quota: Mapping[Backend, tuple[int, int]], used: Mapping[Backend, int], spare: int
+) -> Iterator[Backend]:
+    """What fills the gaps: first everyone's whole share, then the rest where there is a remainder."""
+    for backend, (whole, _) in quota.items():
+        for _ in range(whole - used.get(backend, 0)):
+            yield backend
+    for backend, (whole, rest) in quota.items():
+        if rest and spare and used.get(backend, 0) <= whole:
+            spare -= 1
+            yield backend
+
+
+def assign_slots(current: Mapping[Backend, int], wanted: Sequence[Backend]) -> dict[Backend, int]:
+    """Affinity slots: an endpoint keeps its own as long as it is in the list. Raises TooLong."""
+    kept = {backend: current[backend] for backend in wanted if backend in current}
+    taken = set(kept.values())
+    free = (slot for slot in range(marks.COUNT.largest + 1) if slot not in taken)
+    for backend in wanted:
+        if backend not in kept:
+            slot = next(free, None)
+            if slot is None:
+                raise TooLong(f"{marks.COUNT.largest + 1} is the most endpoints with session affinity")
+            kept[backend] = slot
+    return kept
+
+
+class Ids:
+    """Numbers for lists: 1 to 262143. A number that became free comes round as late as possible,
+    because flows may still carry it."""
+
+    def __init__(self) -> None:
+        self._taken: set[int] = set()
+        self._last = 0
+
+    def adopt(self, number: int) -> bool:
+        """Take this very number. False if it is taken already or none."""
+        if not 0 < number <= marks.LIST.largest or number in self._taken:
+            return False
+        self._taken.add(number)
+        self._last = max(self._last, number)
+        return True
+
+    def take(self) -> int:
+        """Raises TooLong when all are taken."""
+        if len(self._taken) >= marks.LIST.largest:
+            raise TooLong(f"{marks.LIST.largest} is the most endpoint lists")
+        number = self._last
+        while True:
+            number = number % marks.LIST.largest + 1
+            if number not in self._taken:
+                self._taken.add(number)
+                self._last = number
+                return number
+
+    def free(self, number: int) -> None:
+        self._taken.discard(number)

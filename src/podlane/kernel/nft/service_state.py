@@ -1,0 +1,407 @@
+"""What the service maps should hold, row by row and element by element, with list ids bound. Pure.
+
+`put` takes changes of the tables and returns the operations that bring the kernel along: one endpoint is
+one or two elements, whatever else there is. `elements` is everything at once, for comparing with a
+dump; `adopt` learns from a dump which id and which order each list has, so that a restarted agent finds
+its own numbers, and flows keep theirs.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from podlane.compile.tables import (
+    Backend,
+    BackendList,
+    Frontend,
+    FrontendClass,
+    FrontendKey,
+    ListKey,
+    NodePortKey,
+    SetMember,
+    SetName,
+    Table,
+)
+from podlane.delta import Delta
+from podlane.errors import KernelError
+from podlane.kernel.driver import Failure
+from podlane.kernel.nft import lists, skeleton
+from podlane.kernel.nft import service_elements as pack
+from podlane.kernel.nft.codec import Element, interval_elements
+from podlane.kernel.nft.elements import Operation
+from podlane.kernel.nft.kernel_lists import KernelLists
+from podlane.model import marks
+from podlane.model.addresses import Family, Prefix, family_of
+from podlane.model.marks import Class
+
+Place: TypeAlias = tuple[Family, str]
+"""A set or map of one family's table."""
+
+FrontKey: TypeAlias = FrontendKey | NodePortKey
+
+_CLASSES: Final = {
+    FrontendClass.INTERNAL: Class.INTERNAL,
+    FrontendClass.EXTERNAL: Class.EXTERNAL,
+    FrontendClass.EXTERNAL_LOCAL: Class.EXTERNAL_LOCAL,
+    FrontendClass.DROP: Class.DROP,
+    FrontendClass.REJECT: Class.REJECT,
+}
+
+
+class Chain(NamedTuple):
+    """A count's chain that must be there (counts.py)."""
+
+    family: Family
+    code: int
+    affinity: bool
+
+
+class Timeout(NamedTuple):
+    """A session affinity timeout that must have its set and rule (skeleton.sticky)."""
+
+    family: Family
+    seconds: int
+
+
+@dataclass
+class Plan:
+    """Deletions first: a key may be deleted and added again."""
+
+    removals: list[Operation] = field(default_factory=list)
+    additions: list[Operation] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+    @property
+    def operations(self) -> list[Operation]:
+        return self.removals + self.additions
+
+    def exchange(self, place: Place, old: Element | None, new: Element | None, owner: Any) -> None:
+        if old == new:
+            return
+        family, name = place
+        if old is not None:
+            self.removals.append(Operation(family, name, old, add=False, owner=owner))
+        if new is not None:
+            self.additions.append(Operation(family, name, new, add=True, owner=owner))
+
+
+class _List(NamedTuple):
+    """One endpoint list as it lies in the kernel. slots: empty without session affinity."""
+
+    id: int
+    layout: tuple[Backend, ...] = ()
+    code: int = 0
+    slots: Mapping[Backend, int] = {}
+    timeout_s: int = 0
+
+    def elements(self) -> Iterator[tuple[str, Element]]:
+        for index, backend in enumerate(self.layout):
+            yield self.at(index, backend)
+        yield from self.affinity()
+
+    def at(self, index: int, backend: Backend) -> tuple[str, Element]:
+        if self.timeout_s:
+            return skeleton.PICKS, pack.pick(self.id, index, self.slots[backend])
+        return skeleton.ENDPOINTS, pack.endpoint(self.id, index, backend)
+
+    def affinity(self) -> Iterator[tuple[str, Element]]:
+        if self.timeout_s:
+            for backend, number in self.slots.items():
+                yield skeleton.SLOTS, pack.slot(self.id, number, backend)
+            yield f"{skeleton.STICKY}{self.timeout_s}", pack.sticky(self.id)
+
+
+class ServiceState:
+    def __init__(self, families: Iterable[Family]) -> None:
+        self.families = frozenset(families)
+        self.chains: set[Chain] = set()
+        self.timeouts: set[Timeout] = set()
+        self._ids = {family: lists.Ids() for family in self.families}
+        self._members: dict[tuple[Family, SetName], set[Prefix]] = {}
+        self._rows: dict[ListKey, BackendList] = {}
+        self._lists: dict[ListKey, _List] = {}
+        self._frontends: dict[FrontKey, Frontend] = {}
+        self._marks: dict[FrontKey, int] = {}
+        self._users: dict[ListKey, set[FrontKey]] = {}
+        self._shorts: dict[ListKey, Element] = {}
+
+    @property
+    def desired(self) -> dict[Table, dict[Any, Any]]:
+        """The rows that were put."""
+        sets = (SetMember(name, value) for (_, name), values in self._members.items() for value in values)
+        fronts: dict[type, dict[Any, Any]] = {FrontendKey: {}, NodePortKey: {}}
+        for key, row in self._frontends.items():
+            fronts[type(key)][key] = row
+        return {
+            Table.SETS: {each: each for each in sets},
+            Table.BACKENDS: dict(self._rows),
+            Table.FRONTENDS: fronts[FrontendKey],
+            Table.NODE_PORTS: fronts[NodePortKey],
+        }
+
+    def adopt(self, kernel: KernelLists, desired: Mapping[Table, Mapping[Any, Any]]) -> None:
+        """Bind the lists of `desired` to the ids that frontends in the kernel lead to; before any put."""
+        for table in (Table.FRONTENDS, Table.NODE_PORTS):
+            for key, row in desired.get(table, {}).items():
+                family = _family(key)
+                if row.backends is None or family not in self.families:
+                    continue
+                found = kernel.id_of(key)
+                self._adopt(kernel, family, row.backends, found)
+                if row.short_circuit is not None:
+                    self._adopt(kernel, family, row.short_circuit, kernel.short_circuit(family, found))
+
+    def _adopt(self, kernel: KernelLists, family: Family, key: ListKey, list_id: int) -> None:
+        if key not in self._lists and self._ids[family].adopt(list_id):
+            layout, slots = kernel.layout(family, list_id)
+            self._lists[key] = _List(list_id, layout, slots=slots)
+
+    def put(self, changes: Mapping[Table, Delta[Any, Any]]) -> Plan:
+        """Take changes in. Failures are rows that have no place in the kernel; the rest is planned."""
+        plan = Plan()
+        self._put_members(changes.get(Table.SETS), plan)
+        touched_lists: dict[ListKey, None] = {}
+        touched: dict[FrontKey, None] = {}
+        for table in (Table.FRONTENDS, Table.NODE_PORTS):
+            for key, row in _news(changes.get(table)):
+                if self._speaks(table, key, _family(key), plan):
+                    touched_lists.update(dict.fromkeys(self._use(key, row)))
+                    touched[key] = None
+        for key, row in _news(changes.get(Table.BACKENDS)):
+            if self._speaks(Table.BACKENDS, key, key.family, plan):
+                if row is None:
+                    self._rows.pop(key, None)
+                else:
+                    self._rows[key] = row
+                touched_lists[key] = None
+        for key in touched_lists:
+            if self._lay(key, plan):
+                touched.update(dict.fromkeys(sorted(self._users.get(key, ()), key=str)))
+        for key in touched:
+            self._front(key, plan)
+        for key in touched_lists:
+            self._short(key, plan)
+        for key in {row.backends for k in touched if (row := self._frontends.get(k)) is not None}:
+            if key is not None and key not in touched_lists:
+                self._short(key, plan)
+        return plan
+
+    def elements(self) -> dict[Place, dict[tuple[bytes, int], Operation]]:
+        """All elements that should be, by place, key and flags, as operations that add them."""
+        found: dict[Place, dict[tuple[bytes, int], Operation]] = {}
+        for operation in self._everything():
+            place = operation.family, operation.set
+            found.setdefault(place, {})[operation.element.key, operation.element.flags] = operation
+        return found
+
+    def _everything(self) -> Iterator[Operation]:
+        for (family, name), values in self._members.items():
+            for element, row in _members(family, name, values):
+                yield Operation(family, name, element, True, (Table.SETS, row))
+        for key, each in self._lists.items():
+            for where, element in each.elements():
+                yield Operation(key.family, where, element, True, (Table.BACKENDS, key))
+        for front, mark in self._marks.items():
+            table, where, element = _front_element(front, mark)
+            yield Operation(_family(front), where, element, True, (table, front))
+        for key, element in self._shorts.items():
+            yield Operation(key.family, skeleton.SHORT_CIRCUITS, element, True, (Table.BACKENDS, key))
+
+    # --- sets ---
+
+    def _put_members(self, changes: Delta[Any, Any] | None, plan: Plan) -> None:
+        changed: dict[tuple[Family, SetName], list[tuple[SetMember, Any]]] = {}
+        for row, new in _news(changes):
+            family = family_of(row.value)
+            if self._speaks(Table.SETS, row, family, plan):
+                changed.setdefault((family, row.set), []).append((row, new))
+        for place, rows in changed.items():
+            values = self._members.setdefault(place, set())
+            before = dict(_members(*place, values)) if place[1] in skeleton.INTERVALS else {}
+            for row, new in rows:
+                if place[1] in skeleton.INTERVALS:
+                    (values.discard if new is None else values.add)(row.value)
+                elif (row.value in values) != (new is not None):
+                    self._put_member(place, values, row, new is not None, plan)
+            if place[1] in skeleton.INTERVALS:
+                after = dict(_members(*place, values))
+                for element in before.keys() - after.keys():
+                    plan.exchange(place, element, None, (Table.SETS, rows[0][0]))
+                for element in after.keys() - before.keys():
+                    plan.exchange(place, None, element, (Table.SETS, after[element]))
+
+    def _put_member(
+        self, place: tuple[Family, SetName], values: set[Prefix], row: SetMember, add: bool, plan: Plan
+    ) -> None:
+        try:
+            element = pack.member(row)
+        except ValueError as error:
+            plan.failures.append(_failure(Table.SETS, row, errno.EINVAL, str(error)))
+            return
+        (values.add if add else values.discard)(row.value)
+        plan.exchange(place, None if add else element, element if add else None, (Table.SETS, row))
+
+    # --- lists ---
+
+    def _lay(self, key: ListKey, plan: Plan) -> bool:
+        """Bring one list's elements along. True if what frontends must say of it changed."""
+        old, row = self._lists.get(key), self._rows.get(key)
+        if row is None and not self._users.get(key):
+            if old is None:
+                return False
+            self._exchange(key, old, _List(old.id), plan)
+            self._ids[key.family].free(old.id)
+            del self._lists[key]
+            return True
+        if old is None:
+            old = _List(self._ids[key.family].take())
+        new = self._laid(key, old, row or _EMPTY, plan)
+        self._exchange(key, old, new, plan)
+        self._lists[key] = new
+        if new.code:
+            self.chains.add(Chain(key.family, new.code, bool(new.timeout_s)))
+        if new.timeout_s:
+            self.timeouts.add(Timeout(key.family, new.timeout_s))
+        return (old.id, old.code, bool(old.timeout_s)) != (new.id, new.code, bool(new.timeout_s))
+
+    def _laid(self, key: ListKey, old: _List, row: BackendList, plan: Plan) -> _List:
+        """The new layout, as near to the old one as can be. What is too long is cut, and reported."""
+        backends, timeout_s = row.backends, row.affinity_timeout_s
+        slots: Mapping[Backend, int] = {}
+        if len(backends) > lists.LONGEST:
+            why = f"{len(backends)} endpoints; the first {lists.LONGEST} are used"
+            plan.failures.append(_failure(Table.BACKENDS, key, errno.E2BIG, why))
+            backends = backends[: lists.LONGEST]
+        if timeout_s:
+            try:
+                slots = lists.assign_slots(old.slots, backends)
+            except lists.TooLong as error:
+                why = f"no session affinity: {error}"
+                plan.failures.append(_failure(Table.BACKENDS, key, errno.E2BIG, why))
+                timeout_s = 0
+        layout = tuple(lists.arrange(old.layout, backends)) if backends else ()
+        return _List(old.id, layout, lists.size_for(len(backends)).code, slots, timeout_s)
+
+    def _exchange(self, key: ListKey, old: _List, new: _List, plan: Plan) -> None:
+        owner = Table.BACKENDS, key
+        for index, (was, now) in enumerate(zip_longest(old.layout, new.layout)):
+            if was == now and old.timeout_s == new.timeout_s:
+                continue
+            before = old.at(index, was) if was is not None else None
+            after = new.at(index, now) if now is not None else None
+            for name in {each[0] for each in (before, after) if each is not None}:
+                plan.exchange((key.family, name), _in(name, before), _in(name, after), owner)
+        before_all, after_all = dict.fromkeys(old.affinity()), dict.fromkeys(new.affinity())
+        for name, element in before_all:
+            if (name, element) not in after_all:
+                plan.exchange((key.family, name), element, None, owner)
+        for name, element in after_all:
+            if (name, element) not in before_all:
+                plan.exchange((key.family, name), None, element, owner)
+
+    # --- frontends ---
+
+    def _use(self, key: FrontKey, row: Frontend | None) -> set[ListKey]:
+        """Note which lists a frontend uses. Returns those it begins or ceases to use."""
+        old = self._frontends.get(key)
+        before, after = _lists_of(old), _lists_of(row)
+        if row is None:
+            self._frontends.pop(key, None)
+        else:
+            self._frontends[key] = row
+        for each in before - after:
+            self._users[each].discard(key)
+            if not self._users[each]:
+                del self._users[each]
+        for each in after - before:
+            self._users.setdefault(each, set()).add(key)
+        return before ^ after
+
+    def _front(self, key: FrontKey, plan: Plan) -> None:
+        row, old = self._frontends.get(key), self._marks.pop(key, None)
+        new = self._mark(row) if row is not None else None
+        if new is not None:
+            self._marks[key] = new
+        table, name, _ = _front_element(key, 0)
+        before = _front_element(key, old)[2] if old is not None else None
+        after = _front_element(key, new)[2] if new is not None else None
+        plan.exchange((_family(key), name), before, after, (table, key))
+
+    def _mark(self, row: Frontend) -> int:
+        return self._mark_to(row.backends, _CLASSES[row.kind])
+
+    def _mark_to(self, key: ListKey | None, klass: Class) -> int:
+        if key is None:
+            return marks.mark(klass)
+        each = self._lists[key]
+        return marks.mark(klass | (marks.AFFINITY if each.timeout_s else 0), each.code, each.id)
+
+    def _short(self, key: ListKey, plan: Plan) -> None:
+        """The way from a local list to its service's cluster list. A list has one, whoever uses it."""
+        targets = (
+            row.short_circuit
+            for user in self._users.get(key, ())
+            if (row := self._frontends[user]).backends == key and row.short_circuit is not None
+        )
+        target = min(targets, default=None)
+        old, new = self._shorts.pop(key, None), None
+        if target is not None:
+            mark = self._mark_to(target, Class.EXTERNAL_LOCAL)
+            new = self._shorts[key] = pack.short_circuit(self._lists[key].id, mark)
+        plan.exchange((key.family, skeleton.SHORT_CIRCUITS), old, new, (Table.BACKENDS, key))
+
+    def _speaks(self, table: Table, key: Any, family: Family, plan: Plan) -> bool:
+        if family in self.families:
+            return True
+        plan.failures.append(_failure(table, key, errno.EAFNOSUPPORT, f"{family} is not in ipFamilies"))
+        return False
+
+
+_EMPTY: Final = BackendList(())
+
+
+def _news(changes: Delta[Any, Any] | None) -> Iterator[tuple[Any, Any]]:
+    """(key, new row), None for removed ones."""
+    if changes is not None:
+        for key in changes.removed:
+            yield key, None
+        for key, change in changes.changed.items():
+            yield key, change.new
+        yield from changes.added.items()
+
+
+def _members(family: Family, name: SetName, values: Iterable[Prefix]) -> Iterator[tuple[Element, SetMember]]:
+    if name in skeleton.INTERVALS:
+        every = list(values)
+        for element in interval_elements(every, family):
+            yield element, SetMember(name, every[0])
+    else:
+        for value in values:
+            row = SetMember(name, value)
+            yield pack.member(row), row
+
+
+def _family(key: FrontKey) -> Family:
+    return key.family if isinstance(key, NodePortKey) else family_of(key.address)
+
+
+def _front_element(key: FrontKey, mark: int) -> tuple[Table, str, Element]:
+    if isinstance(key, NodePortKey):
+        return Table.NODE_PORTS, skeleton.NODE_PORTS, pack.node_port(key, mark)
+    return Table.FRONTENDS, skeleton.FRONTENDS, pack.frontend(key, mark)
+
+
+def _lists_of(row: Frontend | None) -> set[ListKey]:
+    return {key for key in (row.backends, row.short_circuit) if key is not None} if row else set()
+
+
+def _in(name: str, found: tuple[str, Element] | None) -> Element | None:
+    return found[1] if found is not None and found[0] == name else None
+
+
+def _failure(table: Table, key: Any, number: int, why: str) -> Failure:
+    return Failure(table, key, KernelError.of(number, f"{table} {' '.join(map(str, key))}", why))

@@ -1,0 +1,211 @@
+"""Services in nftables: the driver of SETS, BACKENDS, FRONTENDS and NODE_PORTS.
+
+The ruleset is constant (skeleton.py) and loaded when it is not there, or another version's is. Everything
+else is elements, written in one transaction a generation (so that no packet meets a frontend without
+its list, or a list without its endpoints), of both families at once.
+
+If the kernel refuses an operation it is not what we took it to be: somebody else wrote there. Then it is read
+and repaired by difference; what is refused even so is reported row by row, and the others stand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from podlane.compile.tables import SetName, Table
+from podlane.delta import Delta, delta
+from podlane.errors import KernelError
+from podlane.kernel.driver import Failure, Report
+from podlane.kernel.netlink import Request
+from podlane.kernel.nft import command, counts, skeleton, text
+from podlane.kernel.nft.codec import INTERVAL_END, Element, unpack_mark
+from podlane.kernel.nft.elements import Elements
+from podlane.kernel.nft.kernel_lists import KernelLists
+from podlane.kernel.nft.service_state import Chain, Place, Plan, ServiceState, Timeout
+from podlane.model.addresses import Family
+from podlane.model.config import NetworkConfig
+
+TABLES: Final = (Table.SETS, Table.BACKENDS, Table.FRONTENDS, Table.NODE_PORTS)
+
+_MAPS: Final = (
+    skeleton.FRONTENDS,
+    skeleton.NODE_PORTS,
+    skeleton.ENDPOINTS,
+    skeleton.SHORT_CIRCUITS,
+    skeleton.PICKS,
+    skeleton.SLOTS,
+    *SetName,
+)
+_ROUNDS: Final = 5
+
+
+class ServicesDriver:
+    """For the network namespace netns_fd, or that of the calling thread. Blocking; for one thread.
+
+    Raises UnsupportedError without the program nft, KernelError when the ruleset cannot be loaded.
+    """
+
+    def __init__(self, config: NetworkConfig, netns_fd: int | None = None) -> None:
+        self._config = config
+        self._netns_fd = netns_fd
+        self._elements = Elements(skeleton.TABLE, netns_fd)
+        self._state = ServiceState(config.ip_families)
+        self._chains: set[Chain] = set()
+        self._timeouts: set[Timeout] = set()
+        self._ready = False
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        return TABLES
+
+    def close(self) -> None:
+        self._elements.close()
+
+    def resync(self, desired: Mapping[Table, Mapping[Any, Any]]) -> Report:
+        """Read the kernel and repair by difference. 0 operations when it agrees.
+
+        List ids are taken over from what is there, so that running flows keep their meaning.
+        """
+        dump = self._dump()
+        self._state = ServiceState(self._config.ip_families)
+        self._state.adopt(KernelLists(dump), desired)
+        plan = self._state.put({table: delta(desired.get(table, {}), {}) for table in TABLES})
+        loaded = self._load()
+        done, failures = self._repair(self._dump() if loaded else dump)
+        self._ready = True
+        return Report(loaded + done, (*plan.failures, *failures))
+
+    def apply(self, changes: Mapping[Table, Delta[Any, Any]]) -> Report:
+        """One generation, as one transaction."""
+        if not self._ready:
+            raise RuntimeError("resync comes first: it loads the ruleset and learns what is there")
+        plan = self._state.put(changes)
+        try:
+            made = self._make_room()
+            refused = self._elements.commit(plan.operations, made)
+        except KernelError:
+            refused = None
+        if refused is None or refused:
+            return self._again(plan)
+        self._remember_chains()
+        return Report(len(plan.operations), tuple(plan.failures))
+
+    def remove(self) -> None:
+        """Take podlane's tables away. Flows that run keep their translation until they end."""
+        for family in Family:
+            if self._elements.table_exists(family):
+                command.load(skeleton.remove(family), self._netns_fd)
+        self._ready = False
+
+    # --- the ruleset ---
+
+    def _load(self) -> int:
+        """Load what is not there, replace what another version left. Returns how many tables that were."""
+        parts: list[str] = []
+        loaded = 0
+        for family in Family:
+            wanted = family in self._state.families
+            exists = self._elements.table_exists(family)
+            if not wanted:
+                parts += [skeleton.remove(family)] if exists else []
+            elif not exists:
+                parts.append(skeleton.skeleton(family, self._config))
+            elif not self._elements.chain_exists(family, skeleton.version(family, self._config)):
+                parts += [skeleton.replace(family), skeleton.skeleton(family, self._config)]
+                parts += self._contents(family)
+            else:
+                continue
+            loaded += wanted or exists
+        if parts:
+            command.load("".join(parts), self._netns_fd)
+        return loaded
+
+    def _contents(self, family: Family) -> list[str]:
+        """Everything of one family as text, to be loaded together with the skeleton."""
+        chains = (c for c in sorted(self._state.chains) if c.family is family)
+        timeouts = (t for t in sorted(self._state.timeouts) if t.family is family)
+        parts = [skeleton.count_chain(family, c.code, affinity=c.affinity) for c in chains]
+        parts += [skeleton.sticky(family, each.seconds) for each in timeouts]
+        for (owner, name), operations in self._state.elements().items():
+            if owner is family:
+                parts.append(text.elements(family, name, (each.element for each in operations.values())))
+        return parts
+
+    def _make_room(self) -> list[Request]:
+        """Sets and rules for new affinity timeouts are loaded; the messages for new counts are returned."""
+        missing = sorted(self._state.timeouts - self._timeouts)
+        if missing:
+            rules = "".join(skeleton.sticky(each.family, each.seconds) for each in missing)
+            command.load(rules, self._netns_fd)
+            self._timeouts.update(missing)
+        chains = sorted(self._state.chains - self._chains)
+        return [r for c in chains for r in counts.chain(c.family, c.code, affinity=c.affinity)]
+
+    def _remember_chains(self) -> None:
+        self._chains |= self._state.chains
+
+    # --- elements ---
+
+    def _dump(self) -> dict[Place, list[Element]]:
+        """Every element of every set; also notes which chains and timeouts there are."""
+        dump: dict[Place, list[Element]] = {}
+        self._chains, self._timeouts = set(), set()
+        for family in self._config.ip_families:
+            there = set(self._elements.sets(family))
+            for name in sorted(there & set(_MAPS)):
+                dump[family, name] = self._elements.read(family, name)
+            for name in there:
+                if name.startswith(skeleton.STICKY):
+                    self._timeouts.add(Timeout(family, int(name.removeprefix(skeleton.STICKY))))
+                    dump[family, name] = self._elements.read(family, name)
+            if skeleton.COUNTS in there:
+                for element in self._elements.read(family, skeleton.COUNTS):
+                    self._chains.add(Chain(family, *counts.unpack_key(unpack_mark(element.key))))
+        return dump
+
+    def _again(self, plan: Plan) -> Report:
+        """After a refusal: the kernel as it is, against the state that was just put."""
+        loaded = self._load()
+        done, failures = self._repair(self._dump())
+        return Report(loaded + done, (*plan.failures, *failures))
+
+    def _repair(self, dump: Mapping[Place, Iterable[Element]]) -> tuple[int, list[Failure]]:
+        """Bring the kernel from `dump` to the state. Returns operations done, and what was refused."""
+        plan = self._difference(dump)
+        failures: dict[Any, Failure] = {}
+        for _ in range(_ROUNDS):
+            made = self._make_room()
+            refused = self._elements.commit(plan.operations, made)
+            if not refused:
+                self._remember_chains()
+                return len(plan.operations), list(failures.values())
+            # Nothing took effect. Without the rows at fault the others can.
+            for operation, error in refused:
+                owner: tuple[Table, Any] = operation.owner
+                failures[owner] = Failure(*owner, error)
+            for operations in (plan.removals, plan.additions):
+                operations[:] = [each for each in operations if each.owner not in failures]
+        return 0, list(failures.values())
+
+    def _difference(self, dump: Mapping[Place, Iterable[Element]]) -> Plan:
+        plan = Plan()
+        wanted = self._state.elements()
+        for place in wanted.keys() | dump.keys():
+            desired = dict(wanted.get(place, {}))
+            for element in dump.get(place, ()):
+                if element.flags & INTERVAL_END and not any(element.key):
+                    continue  # nft writes one at 0 to say that an interval set does not begin there
+                operation = desired.pop((element.key, element.flags), None)
+                if operation is None:
+                    plan.exchange(place, element, None, (_table_of(place[1]), element.key.hex()))
+                else:
+                    plan.exchange(place, element, operation.element, operation.owner)
+            for operation in desired.values():
+                plan.additions.append(operation)
+        return plan
+
+
+def _table_of(name: str) -> Table:
+    known = {skeleton.FRONTENDS: Table.FRONTENDS, skeleton.NODE_PORTS: Table.NODE_PORTS}
+    return known.get(name) or (Table.SETS if name in list(SetName) else Table.BACKENDS)
