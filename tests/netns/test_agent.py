@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -20,8 +21,6 @@ from podlane.kernel.rtnl.driver import RtnlDriver
 from tests.netns.agent_nodes import FAMILIES, Echo, TestNode, ask, two_nodes, wait_until
 from tests.netns.fake_api import FakeApi
 
-NO_SERVICES = ("--services", "off")
-
 
 @contextmanager
 def running(
@@ -29,7 +28,7 @@ def running(
 ) -> Iterator[tuple[FakeApi, TestNode, TestNode]]:
     with two_nodes(where, FAMILIES[families], extra) as (api, one, two):
         for node in (one, two):
-            node.start(*NO_SERVICES)
+            node.start()
         for node in (one, two):
             node.wait_ready()
         yield api, one, two
@@ -78,10 +77,10 @@ def test_a_second_start_finds_nothing_to_do(tmp_path: Path) -> None:
         two.add_pod("b")
         before = actual(one)
         one.stop(signal.SIGKILL)
-        one.start(*NO_SERVICES)
+        one.start()
         status = one.wait_ready()
         assert status["operations"] == 0
-        assert status["resyncs"] == 1
+        assert status["resyncs"] == 2  # one a driver
         assert actual(one) == before
         assert len(before[Table.ROUTES]) == 4  # own pod and peer, both families
 
@@ -147,7 +146,7 @@ def test_kill_9_and_start_again_loses_no_packet_of_a_running_stream(tmp_path: Pa
                 node.stop(signal.SIGKILL)
                 at = stream.answered
                 wait_until(lambda at=at: stream.answered > at + 20, "the stream goes on")
-                node.start(*NO_SERVICES)
+                node.start()
                 assert node.wait_ready()["operations"] == 0
                 at = stream.answered
                 wait_until(lambda at=at: stream.answered > at + 20, "the stream goes on")
@@ -156,7 +155,7 @@ def test_kill_9_and_start_again_loses_no_packet_of_a_running_stream(tmp_path: Pa
 
 def test_pods_come_and_go_while_the_api_is_away(tmp_path: Path) -> None:
     with two_nodes(tmp_path, FAMILIES["both"]) as (api, one, two):
-        one.start(*NO_SERVICES)
+        one.start()
         one.wait_ready()
         before = actual(one)
         api.close()
@@ -174,13 +173,13 @@ def test_pods_come_and_go_while_the_api_is_away(tmp_path: Path) -> None:
 
 def test_an_agent_started_while_the_api_is_away_removes_nothing(tmp_path: Path) -> None:
     with two_nodes(tmp_path, FAMILIES["both"]) as (api, one, _two):
-        one.start(*NO_SERVICES)
+        one.start()
         one.wait_ready()
         before = actual(one)
         one.stop(signal.SIGKILL)
         api.delete("Node", "node-2")
         api.close()
-        one.start(*NO_SERVICES)
+        one.start()
         blockers = wait_until(lambda: one.status().get("blockers"), "the agent is up")
         assert any("Node has not been listed yet" in each for each in blockers)
         assert one.get("/readyz")[0] == 503
@@ -264,7 +263,7 @@ def test_what_podlane_did_not_make_is_left_alone(tmp_path: Path) -> None:
         with Rtnl(one.fd) as rt:
             rt.add_route(foreign, device="eth0", protocol=4)
             rt.add_route(stale, device="eth0")
-        one.start(*NO_SERVICES)
+        one.start()
         one.wait_ready()
         with Rtnl(one.fd) as rt:
             there = {route.destination for route in rt.routes()}
@@ -277,7 +276,7 @@ def test_a_node_whose_address_no_link_has_is_told_so_and_recovers(tmp_path: Path
         with Rtnl(one.fd) as rt:
             rt.delete_address("eth0", ip_interface("172.30.1.1/24"))
             rt.add_address("eth0", ip_interface("192.0.2.1/24"))
-        one.start(*NO_SERVICES)
+        one.start()
         complaint = "no link of this node has 172.30.1.1; there is eth0 192.0.2.1. Set"
         wait_until(lambda: any(complaint in b for b in one.status().get("blockers", [])), "it complains")
         with Rtnl(one.fd) as rt:
@@ -301,7 +300,7 @@ def test_the_window_answers_health_metrics_and_tables(tmp_path: Path) -> None:
         assert 'podlane_agent_table_rows{table="fdb"} 1\n' in metrics
         assert one.get("/nothing")[0] == 404
         assert b'"destination": "10.244.2.0/24"' in one.get("/tables")[1]
-        assert set(one.status()["applied"]) == {"Node"}
+        assert set(one.status()["applied"]) >= {"Node", "Service", "EndpointSlice"}
 
 
 def test_the_namespace_forwards_and_only_there(tmp_path: Path) -> None:
@@ -309,3 +308,68 @@ def test_the_namespace_forwards_and_only_there(tmp_path: Path) -> None:
         assert netns.read_sysctl(one.fd, "net/ipv4/ip_forward") == "1"
         assert netns.read_sysctl(one.fd, "net/ipv6/conf/all/forwarding") == "1"
         assert netns.read_sysctl(one.fd, "net/ipv4/conf/all/rp_filter") != "1"
+
+
+SERVICE_IP = {"IPv4": "10.96.0.77", "IPv6": "fd00:10:96::77"}
+
+
+def put_service(api: FakeApi, endpoints: dict[str, list[str]], node: str) -> None:
+    families = list(endpoints)
+    api.put(
+        "Service",
+        "echo",
+        metadata={"namespace": "default"},
+        spec={
+            "type": "ClusterIP",
+            "clusterIP": SERVICE_IP[families[0]],
+            "clusterIPs": [SERVICE_IP[f] for f in families],
+            "ipFamilies": families,
+            "ports": [{"port": 80, "protocol": "UDP", "targetPort": 9999}],
+        },
+    )
+    for family, addresses in endpoints.items():
+        api.put(
+            "EndpointSlice",
+            f"echo-{family.lower()}",
+            metadata={"namespace": "default", "labels": {"kubernetes.io/service-name": "echo"}},
+            addressType=family,
+            endpoints=[
+                {"addresses": [a], "conditions": {"ready": True}, "nodeName": node} for a in addresses
+            ],
+            ports=[{"name": "", "protocol": "UDP", "port": 9999}],
+        )
+
+
+def services_applied(node: TestNode) -> bool:
+    status = node.status()
+    return status.get("tables", {}).get("frontends", 0) >= 1 and not status["pending"]
+
+
+@pytest.mark.parametrize("families", ["both", "IPv6"])
+def test_a_service_of_a_pod_on_the_other_node(tmp_path: Path, families: str) -> None:
+    with running(tmp_path, families) as (api, one, two):
+        near, far = one.add_pod("near"), two.add_pod("far")
+        put_service(api, {f: [far[f]] for f in FAMILIES[families]}, "node-2")
+        wait_until(lambda: services_applied(one) and services_applied(two), "the service is programmed")
+        for family in FAMILIES[families]:
+            with Echo(two.pods["far"], far[family]) as server:
+                assert ask(one.pods["near"], SERVICE_IP[family], 80, server) == near[family]
+
+
+def test_a_second_start_with_services_finds_nothing_to_do(tmp_path: Path) -> None:
+    with running(tmp_path) as (api, one, two):
+        one.add_pod("near")
+        far = two.add_pod("far")
+        put_service(api, {f: [far[f]] for f in FAMILIES["both"]}, "node-2")
+        wait_until(lambda: services_applied(one), "the service is programmed")
+        one.stop(signal.SIGKILL)
+        one.start()
+        assert one.wait_ready()["operations"] == 0
+
+
+def test_without_services_there_is_no_table_of_ours(tmp_path: Path) -> None:
+    with two_nodes(tmp_path, FAMILIES["both"]) as (_, one, _two):
+        one.start("--services", "off")
+        assert set(one.wait_ready()["applied"]) == {"Node"}
+        listed = netns.inside(one.fd, lambda: subprocess.check_output(["nft", "list", "tables"]))
+        assert listed == b""

@@ -230,7 +230,9 @@ class Script:
         return answer
 
     async def lines(self, path: str, query: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
-        for line in self._next(query):
+        answer = self._next(query)
+        yield b""
+        for line in answer:
             if isinstance(line, Exception):
                 raise line
             yield line

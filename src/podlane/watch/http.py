@@ -88,7 +88,10 @@ class ApiHttp:
         return await self._request("PATCH", path, {}, timeout, body, content_type)
 
     async def lines(self, path: str, query: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
-        """The lines of an answer that goes on, without their ends and of any length."""
+        """The lines of an answer that goes on, without their ends and of any length.
+
+        An empty one comes first: the server has accepted.
+        """
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_TIMEOUT_S
         )
@@ -102,6 +105,7 @@ class ApiHttp:
             ) as response:
                 if response.status >= 400:
                     raise refusal(response.status, await response.read())
+                yield b""
                 rest = b""
                 async for chunk in response.content.iter_any():
                     *whole, rest = (rest + chunk if rest else chunk).split(b"\n")

@@ -326,6 +326,9 @@ async def _exchange(
         else:
             async with aclosing(api.lines(request.path, request.query)) as lines:
                 async for line in lines:
+                    if not line:
+                        progress(Progress(reflector, ""))
+                        continue
                     news = reflector.event(line)
                     heard = True
                     backoff.succeeded()
