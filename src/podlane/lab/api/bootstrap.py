@@ -21,6 +21,8 @@ def bootstrap(registry: Registry, config: NetworkConfig, endpoints: Sequence[str
     """Make what is missing; bring the `kubernetes` endpoints up to date. endpoints: addresses of the API."""
     for obj in namespaces.bootstrap_objects():
         _create(registry, "namespaces", obj)
+    with registry.store.transaction() as transaction:
+        registry.services.ensure_default(transaction)
     _create(registry, "services", _service(config, port))
     by_family: dict[Family, list[str]] = {}
     for text in endpoints:

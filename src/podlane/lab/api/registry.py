@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from podlane.errors import ConfigError
 from podlane.lab.api import convert, deletion, fields, metadata, namespaces, status
+from podlane.lab.api.allocation import ServiceAllocator
 from podlane.lab.api.deletion import DeleteOptions
 from podlane.lab.api.pages import Page, Pages
 from podlane.lab.api.resources import Catalog, Resource
@@ -21,6 +22,7 @@ from podlane.lab.api.strategy import BuiltinStrategy, Strategy
 from podlane.lab.api.watch import Hub, Scope, Watcher
 from podlane.lab.client import Obj
 from podlane.model import selectors
+from podlane.model.config import DEFAULT, NetworkConfig
 
 
 class WriteOptions(Struct, frozen=True, kw_only=True):
@@ -41,17 +43,17 @@ class Registry:
     def __init__(
         self,
         store: Store,
-        catalog: Catalog | None = None,
+        config: NetworkConfig = DEFAULT,
         *,
-        builtin: Strategy | None = None,
         now_s: Callable[[], float] = time.time,
     ) -> None:
         self.store = store
-        self.catalog = catalog or Catalog()
+        self.catalog = Catalog()
+        self.services = ServiceAllocator(store, config)
         self.hub = Hub(store)
         self.pages = Pages()
         self.custom: Strategy | None = None
-        self._builtin: Strategy = builtin or BuiltinStrategy()
+        self._builtin: Strategy = BuiltinStrategy(self.services)
         self._now_s = now_s
 
     def strategy(self, resource: Resource) -> Strategy:

@@ -41,7 +41,7 @@ class ApiServer:
         service_port: int = API_PORT,
     ) -> None:
         self.store = Store(database)
-        self.registry = Registry(self.store)
+        self.registry = Registry(self.store, config)
         self.client = LocalClient(self.registry)
         self._tables = Tables()
         self._remote = Remote(self.registry, kubelets)

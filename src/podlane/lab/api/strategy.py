@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from podlane.lab.api import defaults, metadata, validation_decode
+from podlane.lab.api import allocation_fields, defaults, metadata, validation_decode
+from podlane.lab.api.allocation import SERVICES, ServiceAllocator
 from podlane.lab.api.resources import Resource
 from podlane.lab.api.status import FieldProblem
 from podlane.lab.api.store import Transaction
@@ -108,7 +109,10 @@ def count_generation(resource: Resource, new: Obj, old: Obj | None) -> None:
 
 
 class BuiltinStrategy:
-    """All built-in kinds."""
+    """All built-in kinds. services: hands out addresses and node ports."""
+
+    def __init__(self, services: ServiceAllocator) -> None:
+        self._services = services
 
     def decode(self, resource: Resource, obj: Obj) -> tuple[Obj, list[str]]:
         found, unknown = validation_decode.decode(obj)
@@ -120,10 +124,15 @@ class BuiltinStrategy:
             obj.pop("status", None)
         if resource.storage == "pods":
             obj["status"] = {"phase": "Pending"}
+        elif resource.storage == SERVICES:
+            allocation_fields.prepare_create(obj)
+            obj["status"] = {"loadBalancer": {}}
         count_generation(resource, obj, None)
 
     def prepare_update(self, resource: Resource, new: Obj, old: Obj, subresource: str) -> None:
         keep_status(resource, new, old, subresource)
+        if resource.storage == SERVICES and not subresource:
+            allocation_fields.prepare_update(new, old)
         if subresource != "binding":
             count_generation(resource, new, old)
 
@@ -136,10 +145,13 @@ class BuiltinStrategy:
         return ()
 
     def created(self, resource: Resource, obj: Obj, transaction: Transaction) -> None:
-        pass
+        if resource.storage == SERVICES:
+            self._services.create(transaction, obj)
 
     def updated(self, resource: Resource, new: Obj, old: Obj, transaction: Transaction) -> None:
-        pass
+        if resource.storage == SERVICES:
+            self._services.update(transaction, new, old)
 
     def deleted(self, resource: Resource, obj: Obj, transaction: Transaction) -> None:
-        pass
+        if resource.storage == SERVICES:
+            self._services.delete(transaction, obj)
