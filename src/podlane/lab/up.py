@@ -19,9 +19,10 @@ from podlane.model.config import DEFAULT, NetworkConfig, parse, with_settings
 Obj = dict[str, Any]
 Progress = Callable[[str], None]
 
+# What agents compile from. Pods are none of it: a pod that is ready has been attached, and that returns
+# only when its node holds it.
 _WATCHED = {
     "Node": "nodes",
-    "Pod": "pods",
     "Service": "services",
     "EndpointSlice": "endpointslices.discovery.k8s.io",
 }
@@ -132,7 +133,7 @@ def _missing(client: rest.Client, record: LabRecord, roots: set[str]) -> list[st
         return missing
     newest: dict[str, int] = {}
     for kind, resource in _WATCHED.items():
-        newest |= ready.newest_versions(pods if kind == "Pod" else client.list(resource), kind)
+        newest |= ready.newest_versions(client.list(resource), kind)
     for node in record.nodes:
         try:
             missing += ready.agent_missing(agents.status(record.paths.agent_socket(node.name)), newest)
