@@ -1,4 +1,4 @@
-"""Objects of one resource under two versions: core and events.k8s.io Events, autoscaling v1 and v2."""
+"""Objects of one resource under two versions: Events of two groups, autoscaling v1 and v2, custom ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ def to_storage(resource: Resource, obj: Obj) -> Obj:
     """obj, or a new object in the version that is stored."""
     if not resource.converted:
         return obj
-    if resource.kind == "Event":
+    if resource.custom:
+        found = obj
+    elif resource.kind == "Event":
         found = {_EVENT_FIELDS.get(k, k): v for k, v in obj.items()}
     else:
         found = _autoscaler_v2(obj)
@@ -33,7 +35,9 @@ def from_storage(resource: Resource, obj: Obj) -> Obj:
     """obj, or a new object in the resource's version. obj is not changed."""
     if not resource.converted:
         return obj
-    if resource.kind == "Event":
+    if resource.custom:
+        found = obj
+    elif resource.kind == "Event":
         found = {_EVENT_BACK.get(k, k): v for k, v in obj.items()}
     else:
         found = _autoscaler_v1(obj)
@@ -42,7 +46,7 @@ def from_storage(resource: Resource, obj: Obj) -> Obj:
 
 def field_selector(resource: Resource, text: str) -> str:
     """A field selector of the resource's version, in the words of the stored one."""
-    if text and resource.converted and resource.kind == "Event":
+    if text and resource.storage == "events" and resource.converted:
         text = text.replace("regarding.", "involvedObject.")
         return text.replace("reportingController", "reportingComponent")
     return text

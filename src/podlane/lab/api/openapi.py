@@ -67,13 +67,17 @@ def _hash(body: bytes) -> str:
 _hashes: dict[str, str] = {}
 
 
+def _custom(registry: Registry) -> dict[str, Obj]:
+    return registry.custom.openapi() if registry.custom else {}
+
+
 def _index(registry: Registry) -> Obj:
     paths: Obj = {}
     for path in schema.openapi_v3_paths():
         if path not in _hashes:
             _hashes[path] = _hash(schema.openapi_v3(path))
         paths[path] = {"serverRelativeURL": f"/openapi/v3/{path}?hash={_hashes[path]}"}
-    for path, body in registry.custom_openapi().items():
+    for path, body in _custom(registry).items():
         paths[path] = {"serverRelativeURL": f"/openapi/v3/{path}?hash={_hash(encode(body))}"}
     return {"paths": paths}
 
@@ -81,7 +85,7 @@ def _index(registry: Registry) -> Obj:
 def _document(registry: Registry, path: str) -> bytes:
     if path in schema.openapi_v3_paths():
         return schema.openapi_v3(path)
-    custom = registry.custom_openapi().get(path)
+    custom = _custom(registry).get(path)
     if custom is None:
         raise NotFoundError("the server could not find the requested resource")
     return encode(custom)
@@ -90,7 +94,7 @@ def _document(registry: Registry, path: str) -> bytes:
 def _v2(registry: Registry) -> bytes:
     """With custom resources: their definitions, and paths by which `kubectl explain` finds them."""
     body = schema.openapi_v2()
-    custom = registry.custom_openapi()
+    custom = _custom(registry)
     if not custom:
         return body
     document = decode(body)

@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from msgspec import Struct
 
 from podlane.errors import ConfigError
-from podlane.lab.api import convert, deletion, fields, metadata, namespaces, status
+from podlane.lab.api import convert, crd_definition, deletion, fields, metadata, namespaces, status
 from podlane.lab.api.allocation import ServiceAllocator
 from podlane.lab.api.deletion import DeleteOptions
 from podlane.lab.api.pages import Page, Pages
 from podlane.lab.api.resources import Catalog, Resource
 from podlane.lab.api.store import LogEvent, Record, Store, Transaction, copied
-from podlane.lab.api.strategy import BuiltinStrategy, Strategy
+from podlane.lab.api.strategy import BuiltinStrategy, CustomResources, Strategy
 from podlane.lab.api.watch import Hub, Scope, Watcher
 from podlane.lab.client import Obj
 from podlane.model import selectors
@@ -26,11 +26,11 @@ from podlane.model.config import DEFAULT, NetworkConfig
 
 
 class WriteOptions(Struct, frozen=True, kw_only=True):
-    """field_validation: Strict, Warn or Ignore. Warnings are appended to `warnings`."""
+    """field_validation: Strict, Warn or Ignore. warnings: where to put them, None to drop them."""
 
     dry_run: bool = False
     field_validation: str = "Ignore"
-    warnings: list[str] = []
+    warnings: list[str] | None = None
 
 
 DEFAULT_WRITE = WriteOptions()
@@ -52,7 +52,7 @@ class Registry:
         self.services = ServiceAllocator(store, config)
         self.hub = Hub(store)
         self.pages = Pages()
-        self.custom: Strategy | None = None
+        self.custom: CustomResources | None = None
         self._builtin: Strategy = BuiltinStrategy(self.services)
         self._now_s = now_s
 
@@ -60,14 +60,6 @@ class Registry:
         if resource.custom and self.custom is not None:
             return self.custom
         return self._builtin
-
-    def scale_paths(self, resource: Resource) -> tuple[str, str, str] | None:
-        """Of a custom resource with a scale subresource: paths of spec and status replicas and selector."""
-        return None
-
-    def custom_openapi(self) -> dict[str, Obj]:
-        """OpenAPI v3 documents of custom resources by path, as "apis/example.com/v1"."""
-        return {}
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -86,7 +78,8 @@ class Registry:
             labels = selectors.parse(label_selector)
         except ConfigError as error:
             raise status.bad_request(f"unable to parse requirement: {error}") from None
-        found = fields.parse(convert.field_selector(resource, field_selector), resource.storage)
+        extra = self.custom.selectable(resource) if resource.custom and self.custom else ()
+        found = fields.parse(convert.field_selector(resource, field_selector), resource.storage, extra=extra)
         return Scope(resource.storage, namespace, labels, found)
 
     def list(self, scope: Scope, *, limit: int = 0, continue_token: str = "") -> Page:
@@ -123,8 +116,11 @@ class Registry:
                 f'{kind} in version "{obj["apiVersion"]}" cannot be handled as a {kind}: '
                 f"strict decoding error: {listed}"
             )
-        if options.field_validation == "Warn":
-            options.warnings.extend(f'unknown field "{path}"' for path in unknown)
+        if options.warnings is not None:
+            if options.field_validation == "Warn":
+                options.warnings.extend(f'unknown field "{path}"' for path in unknown)
+            if resource.storage == crd_definition.STORAGE:
+                options.warnings.extend(crd_definition.warnings(obj))
         return convert.to_storage(resource, obj)
 
     def create(

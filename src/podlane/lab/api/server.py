@@ -11,6 +11,7 @@ from aiohttp import web
 
 from podlane.errors import GoneError
 from podlane.lab.api.bootstrap import API_PORT, bootstrap
+from podlane.lab.api.crd import Definitions
 from podlane.lab.api.http import Door
 from podlane.lab.api.local import LocalClient
 from podlane.lab.api.registry import Registry
@@ -43,7 +44,8 @@ class ApiServer:
         self.store = Store(database)
         self.registry = Registry(self.store, config)
         self.client = LocalClient(self.registry)
-        self._tables = Tables()
+        self.registry.custom = definitions = Definitions(self.registry)
+        self._tables = Tables(definitions.columns)
         self._remote = Remote(self.registry, kubelets)
         self._runner: web.ServerRunner | None = None
         bootstrap(self.registry, config, service_endpoints, service_port)

@@ -6,11 +6,13 @@ have one made from their definition (crd.py).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Protocol
 
-from podlane.lab.api import allocation_fields, defaults, metadata, validation_decode
+from podlane.lab.api import allocation_fields, crd_definition, defaults, metadata, validation_decode
 from podlane.lab.api.allocation import SERVICES, ServiceAllocator
+from podlane.lab.api.crd_definition import STORAGE as DEFINITIONS
 from podlane.lab.api.resources import Resource
 from podlane.lab.api.status import FieldProblem
 from podlane.lab.api.store import Transaction
@@ -108,6 +110,22 @@ def count_generation(resource: Resource, new: Obj, old: Obj | None) -> None:
         new["metadata"]["generation"] = int(old["metadata"].get("generation", 0)) + 1
 
 
+class CustomResources(Strategy, Protocol):
+    """The Strategy of custom resources, and what their definitions say beyond it."""
+
+    def scale_paths(self, row: Resource) -> tuple[str, str, str] | None:
+        """Paths of spec and status replicas and of the selector; None without a scale subresource."""
+        ...
+
+    def selectable(self, row: Resource) -> tuple[str, ...]:
+        """Paths that field selectors may ask about."""
+        ...
+
+    def openapi(self) -> dict[str, Obj]:
+        """OpenAPI v3 documents by path, as "apis/example.com/v1"."""
+        ...
+
+
 class BuiltinStrategy:
     """All built-in kinds. services: hands out addresses and node ports."""
 
@@ -127,21 +145,29 @@ class BuiltinStrategy:
         elif resource.storage == SERVICES:
             allocation_fields.prepare_create(obj)
             obj["status"] = {"loadBalancer": {}}
+        elif resource.storage == DEFINITIONS:
+            crd_definition.establish(obj, None, time.time())
         count_generation(resource, obj, None)
 
     def prepare_update(self, resource: Resource, new: Obj, old: Obj, subresource: str) -> None:
         keep_status(resource, new, old, subresource)
         if resource.storage == SERVICES and not subresource:
             allocation_fields.prepare_update(new, old)
+        elif resource.storage == DEFINITIONS:
+            crd_definition.establish(new, old, time.time())
         if subresource != "binding":
             count_generation(resource, new, old)
 
     def validate_create(self, resource: Resource, obj: Obj) -> Sequence[FieldProblem]:
+        if resource.storage == DEFINITIONS:
+            return list(crd_definition.problems(obj))
         return ()
 
     def validate_update(
         self, resource: Resource, new: Obj, old: Obj, subresource: str
     ) -> Sequence[FieldProblem]:
+        if resource.storage == DEFINITIONS:
+            return list(crd_definition.problems(new))
         return ()
 
     def created(self, resource: Resource, obj: Obj, transaction: Transaction) -> None:

@@ -72,7 +72,7 @@ _WORKLOADS = ScalePaths(("spec.replicas", "status.replicas", "spec.selector"))
 
 def _paths(registry: Registry, resource: Resource) -> ScalePaths:
     if resource.custom:
-        found = registry.scale_paths(resource)
+        found = registry.custom.scale_paths(resource) if registry.custom else None
         if found is None:
             raise ApiError("the server could not find the requested resource", code=404, reason="NotFound")
         return ScalePaths(found)
@@ -80,7 +80,10 @@ def _paths(registry: Registry, resource: Resource) -> ScalePaths:
 
 
 def _at(obj: Any, path: str) -> Any:
-    for part in filter(None, path.split(".")):
+    """A dotted path below an object; None when it, or the path, is absent."""
+    if not path:
+        return None
+    for part in path.split("."):
         obj = obj.get(part) if isinstance(obj, dict) else None
     return obj
 

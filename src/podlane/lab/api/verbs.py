@@ -80,11 +80,14 @@ class Call:
             twice = [f'duplicate field "{name}"' for name in requests.duplicates(self.body)]
             if twice and options.field_validation == "Strict":
                 raise status.bad_request(f"strict decoding error: {', '.join(twice)}")
-            options.warnings.extend(twice)
+            if options.warnings is not None:
+                options.warnings.extend(twice)
         return found
 
     def answer(self, record: Record, options: WriteOptions, code: int = 200) -> Answer:
-        return Answer(self.renderer.one(record), code, tuple(options.warnings), self.renderer.wanted.yaml)
+        return Answer(
+            self.renderer.one(record), code, tuple(options.warnings or ()), self.renderer.wanted.yaml
+        )
 
 
 class Verbs:

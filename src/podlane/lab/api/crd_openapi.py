@@ -1,0 +1,90 @@
+"""OpenAPI v3 documents of custom resources, one a group and version: what `kubectl explain` reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+from podlane.lab.api import schema as builtin
+from podlane.lab.api.resources import Resource
+from podlane.lab.api.store import copied, decode
+from podlane.lab.api.structural import EMBEDDED, PRESERVE, Schema
+from podlane.lab.client import Obj
+
+_META = "io.k8s.apimachinery.pkg.apis.meta.v1."
+_ACTIONS = {"get": "get", "put": "put", "patch": "patch", "delete": "delete"}
+
+
+def documents(versions: Iterable[tuple[Resource, Schema]]) -> dict[str, Obj]:
+    """By path, as "apis/example.com/v1"."""
+    found: dict[str, Obj] = {}
+    for row, schema in versions:
+        path = f"apis/{row.api_version}"
+        document = found.setdefault(
+            path,
+            {
+                "openapi": "3.0.0",
+                "info": {"title": "Kubernetes CRD Swagger", "version": "v0.1.0"},
+                "paths": {},
+                "components": {"schemas": dict(_metadata_schemas())},
+            },
+        )
+        name = schema_name(row)
+        document["components"]["schemas"][name] = _published(row, schema)
+        document["paths"] |= _paths(row, name)
+    return found
+
+
+def schema_name(row: Resource) -> str:
+    return ".".join([*reversed(row.group.split(".")), row.version, row.kind])
+
+
+def _gvk(row: Resource) -> Obj:
+    return {"group": row.group, "version": row.version, "kind": row.kind}
+
+
+def _published(row: Resource, schema: Schema) -> Obj:
+    found = copied(schema)
+    found.pop("oneOf", None)
+    properties = found.setdefault("properties", {})
+    if not found.get(PRESERVE) or EMBEDDED in found:
+        found["type"] = "object"
+    properties["apiVersion"] = {"type": "string", "description": "APIVersion of this representation."}
+    properties["kind"] = {"type": "string", "description": "Kind of the resource this object represents."}
+    reference = {"$ref": f"#/components/schemas/{_META}ObjectMeta"}
+    properties["metadata"] = {"allOf": [reference], "description": "Standard object's metadata."}
+    found["x-kubernetes-group-version-kind"] = [_gvk(row)]
+    return found
+
+
+@cache
+def _metadata_schemas() -> dict[str, Any]:
+    """ObjectMeta and what it refers to, from a built-in document."""
+    schemas = decode(builtin.openapi_v3("apis/coordination.k8s.io/v1"))["components"]["schemas"]
+    names = ("ObjectMeta", "ManagedFieldsEntry", "OwnerReference", "Time", "FieldsV1", "DeleteOptions")
+    return {_META + n: schemas[_META + n] for n in names if _META + n in schemas}
+
+
+def _paths(row: Resource, name: str) -> Obj:
+    base = f"/apis/{row.api_version}"
+    scope = f"{base}/namespaces/{{namespace}}" if row.namespaced else base
+    reference = {"schema": {"$ref": f"#/components/schemas/{name}"}}
+    query = [
+        {"name": n, "in": "query", "schema": {"type": "string"}}
+        for n in ("dryRun", "fieldManager", "fieldValidation")
+    ]
+
+    def operation(action: str) -> Obj:
+        return {
+            "operationId": f"{action}{row.version.title()}{row.kind}",
+            "parameters": query,
+            "responses": {"200": {"description": "OK", "content": {"application/json": reference}}},
+            "x-kubernetes-action": action,
+            "x-kubernetes-group-version-kind": _gvk(row),
+        }
+
+    return {
+        f"{scope}/{row.plural}": {"get": operation("list"), "post": operation("post")},
+        f"{scope}/{row.plural}/{{name}}": {m: operation(a) for m, a in _ACTIONS.items()},
+    }
