@@ -4,8 +4,8 @@ The codec is pure: bytes in, bytes out. A message is a header of 16 bytes and a 
 structure of its family followed by attributes (length, type, payload, padded to 4 bytes).
 
 The kernel executes a request inside send(2) and queues the answer before it returns, so every call
-here blocks for as long as the kernel works: call it on a worker thread. A Netlink object serves one
-thread at a time.
+here blocks for as long as the kernel works: call it on a worker thread. Threads may share a Netlink
+object; their exchanges take turns.
 
 Answers are errors when they carry an errno; the kernel's own words come as an extended
 acknowledgement (NETLINK_EXT_ACK) and end up in KernelError.detail.
@@ -17,6 +17,7 @@ import errno as _errno
 import os
 import socket
 import struct
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -237,6 +238,7 @@ class Netlink:
         except OSError as error:
             self._socket.close()
             raise KernelError.of(error.errno or 0, "netlink socket options") from None
+        self._turn = threading.Lock()
         self._send_buffer_bytes = _BUFFER_BYTES
         self._sequence = int.from_bytes(os.urandom(2), "big")
         self._buffer = bytearray(_RECEIVE_BYTES)
@@ -265,7 +267,8 @@ class Netlink:
                 if end > start and size > _BATCH_BYTES:
                     break
                 end += 1
-            verdicts += self._execute(requests[start:end])
+            with self._turn:
+                verdicts += self._execute(requests[start:end])
             start = end
         return verdicts
 
@@ -277,18 +280,8 @@ class Netlink:
 
     def ask(self, request: Request) -> list[Message]:
         """The messages that answer one request (a GET of one object, or an echo). Raises KernelError."""
-        sequence = self._send([request])
-        found: list[Message] = []
-        while True:
-            for message in self._receive(request.operation):
-                if message.sequence != sequence:
-                    continue
-                if message.type in (NLMSG_ERROR, NLMSG_DONE):
-                    answer = unpack_answer(message)
-                    if answer.errno:
-                        raise KernelError.of(answer.errno, request.operation, answer.detail)
-                    return found
-                found.append(message)
+        with self._turn:
+            return self._collect(request)[0]
 
     def dump(self, request: Request) -> list[Message]:
         """All objects the request's filter matches, as one consistent reading.
@@ -298,8 +291,9 @@ class Netlink:
         """
         asked = request._replace(flags=request.flags | NLM_F_DUMP)
         for _ in range(_DUMP_ATTEMPTS):
-            found = self._dump(asked)
-            if found is not None:
+            with self._turn:
+                found, interrupted = self._collect(asked)
+            if not interrupted:
                 return found
         raise KernelBusyError(_errno.EBUSY, request.operation, "changed during each of its dumps")
 
@@ -311,8 +305,38 @@ class Netlink:
         Returns one verdict a message, all None if the batch was committed. A refusal of the whole
         batch (out of memory, a generation that moved) is raised as KernelError.
         """
+        with self._turn:
+            return self._transact(messages, begin, end)
+
+    def receive(self) -> list[Message]:
+        """Messages of the multicast groups; waits for the first.
+
+        Raises KernelError with ENOBUFS when some were lost: read everything anew and go on.
+        """
+        return self._receive("netlink events")
+
+    # --- one datagram ---
+
+    def _execute(self, requests: Sequence[Request]) -> list[KernelError | None]:
+        first = self._send(requests)
+        verdicts: list[KernelError | None] = [None] * len(requests)
+        pending = set(range(len(requests)))
+        while pending:
+            for message in self._receive(requests[min(pending)].operation):
+                place = message.sequence - first
+                if message.type != NLMSG_ERROR or place not in pending:
+                    continue
+                pending.discard(place)
+                answer = unpack_answer(message)
+                if answer.errno:
+                    verdicts[place] = KernelError.of(answer.errno, requests[place].operation, answer.detail)
+        return verdicts
+
+    def _transact(
+        self, messages: Sequence[Request], begin: Request, end: Request
+    ) -> list[KernelError | None]:
         parts: list[bytes] = []
-        first = self._sequence + 1
+        first = self._first()
         for request in (begin, *messages, end):
             self._sequence += 1
             parts.append(
@@ -341,32 +365,8 @@ class Netlink:
             raise refused
         return verdicts
 
-    def receive(self) -> list[Message]:
-        """Messages of the multicast groups; waits for the first.
-
-        Raises KernelError with ENOBUFS when some were lost: read everything anew and go on.
-        """
-        return self._receive("netlink events")
-
-    # --- one datagram ---
-
-    def _execute(self, requests: Sequence[Request]) -> list[KernelError | None]:
-        first = self._send(requests)
-        verdicts: list[KernelError | None] = [None] * len(requests)
-        pending = set(range(len(requests)))
-        while pending:
-            for message in self._receive(requests[min(pending)].operation):
-                place = message.sequence - first
-                if message.type != NLMSG_ERROR or place not in pending:
-                    continue
-                pending.discard(place)
-                answer = unpack_answer(message)
-                if answer.errno:
-                    verdicts[place] = KernelError.of(answer.errno, requests[place].operation, answer.detail)
-        return verdicts
-
-    def _dump(self, request: Request) -> list[Message] | None:
-        """None if the dump was interrupted by a change."""
+    def _collect(self, request: Request) -> tuple[list[Message], bool]:
+        """What answers a request, up to its verdict; and whether a change interrupted the reading."""
         sequence = self._send([request])
         found: list[Message] = []
         interrupted = False
@@ -379,13 +379,13 @@ class Netlink:
                     answer = unpack_answer(message)
                     if answer.errno:
                         raise KernelError.of(answer.errno, request.operation, answer.detail)
-                    return None if interrupted else found
+                    return found, interrupted
                 if message.type > NLMSG_OVERRUN:
                     found.append(message)
 
     def _send(self, requests: Sequence[Request]) -> int:
         """Sends requests in one datagram; returns the first one's sequence number."""
-        first = self._sequence + 1
+        first = self._first()
         parts: list[bytes] = []
         for request in requests:
             self._sequence += 1
@@ -393,6 +393,12 @@ class Netlink:
             parts.append(pack_message(request.type, flags, self._sequence, request.body))
         self._write(b"".join(parts), requests[0].operation)
         return first
+
+    def _first(self) -> int:
+        """The sequence number of the next request: a batch never runs over the end of the numbers."""
+        if self._sequence > 1 << 31:
+            self._sequence = 0
+        return self._sequence + 1
 
     def _write(self, data: bytes, operation: str) -> None:
         try:
