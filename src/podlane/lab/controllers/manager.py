@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from podlane.lab.client import ApiClient
 from podlane.lab.controllers.context import Context, Runnable
+from podlane.lab.controllers.daemonset import DaemonSets
 from podlane.lab.controllers.deployment import Deployments
 from podlane.lab.controllers.endpoints import EndpointsController
 from podlane.lab.controllers.endpointslice import EndpointSlices
@@ -18,6 +19,7 @@ from podlane.lab.controllers.namespaces import Namespaces
 from podlane.lab.controllers.nodes import LostPods, NodePrefixes
 from podlane.lab.controllers.replicaset import ReplicaSets, ReplicationControllers
 from podlane.lab.controllers.scheduler import Scheduler
+from podlane.lab.controllers.statefulset import StatefulSets
 from podlane.model.config import NetworkConfig
 
 
@@ -30,6 +32,8 @@ def make_all(context: Context) -> list[Runnable]:
         Deployments(context),
         ReplicaSets(context),
         ReplicationControllers(context),
+        DaemonSets(context),
+        StatefulSets(context),
         EndpointSlices(context),
         EndpointsController(context),
         Mirroring(context),
