@@ -1,4 +1,4 @@
-"""The objects of a cluster, by name and by address, and what a target on the command line stands for. Pure."""
+"""The objects of a cluster by name and by address, and what a target stands for. Pure."""
 
 from __future__ import annotations
 

@@ -82,10 +82,9 @@ def parse_destination(text: str, namespace: str = "default") -> Target:
 def _parse(text: str, namespace: str, role: str) -> Target:
     body, protocol = text.strip(), None
     head, slash, tail = body.rpartition("/")
-    if slash and tail.upper() in Protocol.__members__ and head.lower() not in _KINDS and "/" not in head[-1:]:
-        # `pod/tcp` is a pod of that name; `x/pod/tcp` too, since x/pod alone names nothing.
-        if head.rpartition("/")[2].lower() not in _KINDS or ":" in head:
-            body, protocol = head, Protocol[tail.upper()]
+    # `pod/tcp` is a pod of that name: what stands before a protocol names something by itself.
+    if slash and tail.upper() in Protocol.__members__ and head.rpartition("/")[2].lower() not in _KINDS:
+        body, protocol = head, Protocol[tail.upper()]
     where, port = _split_port(body, text, role)
     if where == "outside":
         target = Target(TargetKind.OUTSIDE)

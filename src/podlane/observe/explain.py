@@ -1,0 +1,382 @@
+"""A packet's way and verdict, told from the objects and the tables that each node compiles from them. Pure.
+
+Nothing is asked of a kernel: this is what shall happen. `trace` shows what does. The stages follow the
+first packet of a flow:
+
+    source, egress         where it begins, and how it comes to its node
+    service                on the node it meets first: frontend, endpoints, masquerade
+    route                  that node's row that matches, or the node's own route to the underlay
+    encapsulation          the tunnel: inner next hop, outer addresses, MTU
+    underlay               what carries it between the nodes
+    arrival, delivery      the target node's row, and who has the address
+    reply                  the target node's row for the way back
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+
+from msgspec.structs import replace
+
+from podlane.compile import facts
+from podlane.compile.engine import compile_node
+from podlane.compile.services_sim import Action, Flow, Verdict, holds, resolve
+from podlane.compile.tables import Backend, Route, SetName, Table, VxlanLink
+from podlane.errors import ConfigError
+from podlane.model.addresses import Address, Family, Prefix, Protocol, address, family_of
+from podlane.model.config import NetworkConfig
+from podlane.model.local import Attachment
+from podlane.model.objects import Node, Pod
+from podlane.observe.cluster import ENDED, Cluster, Party, family_for, port_of
+from podlane.observe.explanation import (
+    API_VERSION,
+    Explanation,
+    Outcome,
+    Row,
+    Stage,
+    Tables,
+    WayEnds,
+    end,
+    match,
+    route_row,
+    table_row,
+)
+from podlane.observe.service_stage import service_stage
+
+
+def explain(
+    cluster: Cluster,
+    source: Party,
+    destination: Party,
+    config: NetworkConfig,
+    *,
+    family: Family | None = None,
+    attachments: Mapping[str, Iterable[Attachment]] | None = None,
+) -> Explanation:
+    """attachments: by node, for the true names of pod links; without them names follow from the pods' uids.
+
+    Raises ConfigError for what cannot be asked (no common family, a service without an address).
+    """
+    port, protocol = port_of(destination, destination.target)
+    sent_to, port = entrance(cluster, source, destination, port, family)
+    chosen = family_for(source, sent_to, family)
+    to = sent_to.address(chosen)
+    assert to is not None  # family_for chose it
+    links = attachments or {}
+
+    @cache
+    def tables(node: str) -> Tables:
+        return compile_node(cluster.objects, node=node, config=config, attachments=links.get(node))
+
+    way = _Way(cluster, config, tables, source, chosen)
+    try:
+        why, verdict = way.walk(sent_to, to, protocol, port), Outcome.DELIVERED
+    except WayEnds as ended:
+        why, verdict = ended.why, ended.verdict
+    return Explanation(
+        API_VERSION,
+        "Explanation",
+        str(source),
+        str(destination),
+        str(to),
+        port,
+        protocol,
+        chosen,
+        verdict,
+        why,
+        way.stages,
+    )
+
+
+def entrance(
+    cluster: Cluster, source: Party, destination: Party, port: int, family: Family | None
+) -> tuple[Party, int]:
+    """What is really sent to, and its port. From beyond the cluster a service has other addresses: its load
+    balancer's, its externalIPs, or a node's with its node port (of the first node that has one)."""
+    service = destination.service
+    if service is None or source.node or source.pod is not None:
+        return destination, port
+    public = [i.ip for i in service.status.load_balancer.ingress if i.ip] + service.spec.external_ips
+    if public:
+        return replace(destination, addresses=tuple(map(address, public))), port
+    node_port = next((p.node_port for p in service.spec.ports if p.port == port), 0)
+    for name in sorted(cluster.nodes, key=_natural) if node_port else ():
+        own = facts.internal_addresses(cluster.nodes[name])
+        fitting = tuple(
+            a for a in own if family_of(a) in destination.families and family in (None, family_of(a))
+        )
+        if fitting:
+            return replace(destination, addresses=fitting, node=name), node_port
+    return destination, port
+
+
+def _natural(name: str) -> tuple[int, str]:
+    return len(name), name
+
+
+class _Way:
+    """The walk of one packet; stages grow as it goes. Every method raises WayEnds where the packet ends."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        config: NetworkConfig,
+        tables: Callable[[str], Tables],
+        source: Party,
+        family: Family,
+    ) -> None:
+        self.cluster, self.config, self.tables = cluster, config, tables
+        self.source, self.family = source, family
+        self.stages: list[Stage] = []
+        self._translated = False
+
+    def _add(self, stage: str, node: str, detail: str, *rows: Row) -> None:
+        self.stages.append(Stage(stage, node, detail, list(rows)))
+
+    def walk(self, sent_to: Party, to: Address, protocol: Protocol, port: int) -> str:
+        """Returns who gets it, and how."""
+        sender = self._source()
+        node = self._first_node(to, sent_to)
+        pod = self.source.pod
+        from_node = bool(self.source.node) and (pod is None or pod.spec.host_network)
+        flow = Flow(sender, to, protocol, port, from_node)
+        verdict = resolve(self.tables(node), flow)
+        self.stages.append(
+            service_stage(self.cluster, node, self.tables(node), flow, verdict, sent_to.service)
+        )
+        match verdict.action:
+            case Action.PASS:
+                return self._carry(node, flow, Backend(to, port), verdict)
+            case Action.REFUSED:
+                raise WayEnds(Outcome.REFUSED, verdict.why)
+            case Action.DROP:
+                raise WayEnds(Outcome.DROPPED, verdict.why)
+        self._translated = True
+        backends = sorted(verdict.backends, key=lambda b: (int(b.address), b.port))
+        return self._carry_each(node, flow, backends, verdict)
+
+    def _source(self) -> Address:
+        source, pod = self.source, self.source.pod
+        if pod is not None:
+            _must_live(pod)
+        sender = source.address(self.family)
+        if sender is None or (pod is not None and not source.node):
+            raise WayEnds(Outcome.NO_ROUTE, f"{source} has no {self.family} address yet")
+        if not source.node:
+            self._add("source", "", f"{source}, {sender}, beyond the cluster")
+        elif pod is None or pod.spec.host_network:
+            shared = ", on its node's own network" if pod is not None else ""
+            self._add("source", source.node, f"{source}, {sender}{shared}")
+        else:
+            self._add("source", source.node, f"{source}, {sender}")
+            self._egress(source.node, sender)
+        return sender
+
+    def _egress(self, node: str, sender: Address) -> None:
+        route = match(self.tables(node), sender)
+        if route is None or not _host(route.destination):
+            raise WayEnds(Outcome.NO_ROUTE, f"{node} has no link to {self.source}")
+        gateway = "169.254.1.1" if self.family is Family.IPV4 else "fe80::1"
+        self._add("egress", node, f"out by the pod's eth0, default route via {gateway}; in by {route.device}")
+
+    def _first_node(self, to: Address, sent_to: Party) -> str:
+        """The node whose tables the packet meets first."""
+        if self.source.node:
+            return self.source.node
+        node = self.cluster.node_at(to)
+        if node is not None:
+            self._add("underlay", "", f"the nodes' own network carries it to {node.name}, which has {to}")
+            return node.name
+        inner = [*self.config.pods.values(), *self.config.cluster_services.values()]
+        inside = next((p for p in inner if to in p), None)
+        if inside is not None:
+            why = f"{to} is an address inside the cluster ({inside}); the nodes' own network has no route"
+        else:
+            why = f"no node has the address {to}"
+        self._add("underlay", "", why)
+        hint = "; a service of type NodePort is reached on every node" if sent_to.service else ""
+        raise WayEnds(Outcome.NO_ROUTE, why + hint)
+
+    def _carry_each(self, node: str, flow: Flow, backends: list[Backend], verdict: Verdict) -> str:
+        """Every endpoint's way is walked. Shown is one that fails, else one that leaves the node."""
+        before, best = self.stages, None
+        for backend in backends:
+            self.stages = []
+            try:
+                why = self._carry(node, flow, backend, verdict)
+            except WayEnds as ended:
+                self.stages = before + self.stages
+                which = f"endpoint {end(*backend)}" if len(backends) > 1 else ""
+                raise WayEnds(ended.verdict, f"{which}: {ended.why}" if which else ended.why) from None
+            far = any(stage.stage == "underlay" for stage in self.stages)
+            if best is None or (far and not best[0]):
+                best = far, self.stages, why
+        assert best is not None  # a list that translates is not empty
+        self.stages = before + best[1]
+        others = len(backends) - 1
+        rest = ("", "; in its turn, the other endpoint too")[others] if others < 2 else ""
+        return best[2] + (rest or (f"; in their turn, the {others} other endpoints too" if others else ""))
+
+    def _carry(self, node: str, flow: Flow, backend: Backend, verdict: Verdict) -> str:
+        """From `node` to an endpoint; the shown way when there are several."""
+        to, here = backend.address, self.tables(node)
+        masquerade = verdict.masquerades(backend) or _leaves(here, flow.source, to)
+        target = self.cluster.node_at(to)
+        if target is not None and target.name == node:
+            self._add("route", node, f"{to} is this node's own address")
+            return self._deliver_node(node, to, backend.port)
+        route = match(here, to)
+        if route is None:
+            return self._by_underlay(node, flow.source, backend, masquerade)
+        self._add("route", node, f"to {to}", route_row(route))
+        link = here.get(Table.LINKS, {}).get(route.device)
+        if link is None:
+            return self._deliver_pod(node, None if masquerade else flow.source, backend, flow.protocol)
+        there = self._encapsulate(node, link, route, here)
+        self._add("arrival", there, f"{self._unwrapping(there, link)} takes the outer packet off")
+        sender = _own_address(link, self.family) if masquerade else flow.source
+        return self._deliver_pod(there, sender, backend, flow.protocol, masquerade)
+
+    def _by_underlay(self, node: str, sender: Address, backend: Backend, masquerade: bool) -> str:
+        """No row of podlane's: the node's own routes, which lead to the underlay."""
+        to = backend.address
+        if holds(self.tables(node).get(Table.SETS, {}), SetName.POD_CIDRS, to):
+            owner = next((n.name for n in self.cluster.nodes.values() if _has_pod(n, to)), None)
+            why = (
+                f"{node} has no route to the pods of {owner}" if owner else f"no node has {to} in its podCIDR"
+            )
+            self._add("route", node, why)
+            raise WayEnds(Outcome.NO_ROUTE, why)
+        text = f"to {to} by the node's own route: no row of podlane's"
+        own = facts.internal_address(self.cluster.nodes[node], self.family)
+        if masquerade:
+            text += f"; the source becomes {own} (masquerade)"
+        self._add("route", node, text)
+        target = self.cluster.node_at(to)
+        if target is None:
+            who = self.cluster.name_of(to) or f"{to}, beyond the cluster"
+            return f"handed to the network between the nodes, for {who}"
+        self._add("underlay", "", f"{node} -> {target.name} over the nodes' own network")
+        return self._deliver_node(target.name, to, backend.port, own if masquerade else sender, masquerade)
+
+    def _encapsulate(self, node: str, link: VxlanLink, route: Route, here: Tables) -> str:
+        """Returns the node at the tunnel's other end."""
+        neighbour = here.get(Table.NEIGHBOURS, {}).get((link.name, route.via))
+        entry = here.get(Table.FDB, {}).get((link.name, neighbour.mac)) if neighbour else None
+        if neighbour is None or entry is None:
+            why = f"{link.name} has no neighbour or FDB row for {route.via}"
+            self._add("encapsulation", node, why)
+            raise WayEnds(Outcome.NO_ROUTE, f"{node}: {why}")
+        self._add(
+            "encapsulation",
+            node,
+            f"VXLAN {link.vni} in UDP {link.port}, {link.local} -> {entry.remote}; MTU {link.mtu_bytes} inside",
+            table_row(Table.LINKS, link.name, link, f"{link.name} local {link.local} dev {link.underlay}"),
+            table_row(
+                Table.NEIGHBOURS,
+                (link.name, neighbour.address),
+                neighbour,
+                f"neighbour {neighbour.address} lladdr {neighbour.mac}",
+            ),
+            table_row(Table.FDB, (link.name, entry.mac), entry, f"fdb {entry.mac} dst {entry.remote}"),
+        )
+        remote = self.cluster.node_at(entry.remote)
+        if remote is None:
+            raise WayEnds(Outcome.NO_ROUTE, f"no node has the outer address {entry.remote}")
+        self._add("underlay", "", f"{node} -> {remote.name} over the nodes' own network")
+        return remote.name
+
+    def _unwrapping(self, node: str, sent_by: VxlanLink) -> str:
+        link = self.tables(node).get(Table.LINKS, {}).get(sent_by.name)
+        if link is None or (link.vni, link.port) != (sent_by.vni, sent_by.port):
+            why = f"{node} has no tunnel device for VXLAN {sent_by.vni} in UDP {sent_by.port}"
+            raise WayEnds(Outcome.DROPPED, why)
+        return str(link.name)
+
+    def _deliver_pod(
+        self,
+        node: str,
+        sender: Address | None,
+        backend: Backend,
+        protocol: Protocol,
+        masquerade: bool = False,
+    ) -> str:
+        """sender: as the pod sees it; None for an address of its own node."""
+        to = backend.address
+        route = match(self.tables(node), to)
+        if route is None or not _host(route.destination):
+            why = f"{node} has no pod with the address {to}"
+            self._add("delivery", node, why)
+            raise WayEnds(Outcome.NO_ROUTE, why)
+        pod = self.cluster.pod_at(to)
+        name = f"{pod.namespace}/pod/{pod.name}" if pod else f"the pod at {to}"
+        row = [] if self.stages and self.stages[-1].stage == "route" else [route_row(route)]
+        self._add("delivery", node, f"{name} has {to}" + _listens(pod, protocol, backend.port), *row)
+        self._reply(node, sender, masquerade)
+        return f"{name} on {node} gets it from {sender or node}"
+
+    def _deliver_node(
+        self, node: str, to: Address, port: int, sender: Address | None = None, masquerade: bool = False
+    ) -> str:
+        self._add("delivery", node, f"{node} itself has {to}" + (f", port {port}" if port else ""))
+        if sender is not None:
+            self._reply(node, sender, masquerade)
+        return f"{node} gets it" + (f" from {sender}" if sender is not None else "")
+
+    def _reply(self, node: str, sender: Address | None, masquerade: bool) -> None:
+        """The way back begins on `node`; NAT is undone where it was done."""
+        undone = "; NAT is undone there" if masquerade or self._translated else ""
+        if sender is None:
+            self._add("reply", node, "to this node, which undoes its NAT")
+            return
+        route = match(self.tables(node), sender)
+        if route is not None:
+            self._add("reply", node, f"to {sender}{undone}", route_row(route))
+        elif holds(self.tables(node).get(Table.SETS, {}), SetName.POD_CIDRS, sender):
+            self._add("reply", node, f"no route back to {sender}")
+            raise WayEnds(Outcome.DROPPED, f"it arrives, but {node} has no route back to {sender}")
+        else:
+            self._add("reply", node, f"to {sender} by the node's own route{undone}")
+
+
+def _must_live(pod: Pod) -> None:
+    if pod.status.phase in ENDED:
+        why = f"{pod.namespace}/pod/{pod.name} has ended ({pod.status.phase}); its address is gone"
+        raise WayEnds(Outcome.NO_ROUTE, why)
+
+
+def _leaves(tables: Tables, sender: Address, to: Address) -> bool:
+    """A pod's packet that leaves the cluster, where its address means nothing: masqueraded."""
+    sets = tables.get(Table.SETS, {})
+    return holds(sets, SetName.POD_CIDRS, sender) and not (
+        holds(sets, SetName.CLUSTER_CIDRS, to) or holds(sets, SetName.NODE_IPS, to)
+    )
+
+
+def _has_pod(node: Node, where: Address) -> bool:
+    try:
+        return any(where in pods for pods in facts.pod_prefixes(node).values())
+    except ConfigError:
+        return False
+
+
+def _host(destination: Prefix) -> bool:
+    return destination.num_addresses == 1
+
+
+def _own_address(link: VxlanLink, family: Family) -> Address:
+    """What masquerade makes the source of what leaves by the tunnel."""
+    own = [p.network_address for p in link.addresses if family_of(p) is family]
+    return own[0] if own else link.local
+
+
+def _listens(pod: Pod | None, protocol: Protocol, port: int) -> str:
+    if pod is None or not port:
+        return ""
+    for container in pod.spec.containers:
+        if any(p.container_port == port and p.protocol == protocol for p in container.ports):
+            return f"; container {container.name} declares port {port}/{protocol}"
+    return (
+        f"; no container declares port {port}/{protocol}: it is refused there unless one listens all the same"
+    )

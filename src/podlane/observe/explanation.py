@@ -1,0 +1,99 @@
+"""What an explanation is made of: stages, the rows they rest on, and how the way ends."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from podlane.compile.tables import Route, Table
+from podlane.model.addresses import Address, Family, Protocol
+
+Tables: TypeAlias = Mapping[Table, Mapping[Any, Any]]
+API_VERSION: Final = "podlane.dev/v1alpha1"
+
+
+class Outcome(enum.StrEnum):
+    DELIVERED = "delivered"
+    REFUSED = "refused"  # TCP reset or ICMP unreachable: the sender knows at once
+    DROPPED = "dropped"  # nothing comes back
+    NO_ROUTE = "no route"
+
+
+class Row(Struct, frozen=True, omit_defaults=True):
+    """What a stage rests on. text: for people; table and row: the desired row itself, where it is one."""
+
+    text: str
+    table: str = ""
+    row: Any = None
+
+
+class Stage(Struct, frozen=True):
+    """node: whose tables decide here; "" between the nodes."""
+
+    stage: str
+    node: str
+    detail: str
+    rows: list[Row] = []
+
+
+class Explanation(Struct, frozen=True, rename="camel"):
+    """The verdict with its reason, and stages in the packet's order. source and destination are targets;
+    address: what the packet is sent to; port 0: any."""
+
+    api_version: str
+    kind: str
+    source: str
+    destination: str
+    address: str
+    port: int
+    protocol: Protocol
+    family: Family
+    verdict: Outcome
+    why: str
+    stages: list[Stage]
+
+    def json(self) -> bytes:
+        return msgspec.json.encode(self, enc_hook=str)
+
+
+class WayEnds(Exception):
+    """The packet goes no further. Raised and caught within observe."""
+
+    def __init__(self, verdict: Outcome, why: str) -> None:
+        super().__init__(why)
+        self.verdict, self.why = verdict, why
+
+
+def end(where: Address, port: int) -> str:
+    """One end of a flow, as `10.0.0.1:80`, `[fd00::1]:80`, or the address alone without a port."""
+    if not port:
+        return str(where)
+    return f"[{where}]:{port}" if where.version == 6 else f"{where}:{port}"
+
+
+def table_row(table: Table, key: Any, row: Any, text: str = "") -> Row:
+    """A row of a desired table; key as JSON shows it."""
+    fields = {name: getattr(row, name) for name in row.__struct_fields__}
+    return Row(
+        text or f"{table}: {key}", table.value, msgspec.to_builtins({"key": key, **fields}, enc_hook=str)
+    )
+
+
+def route_row(route: Route) -> Row:
+    """The route as `ip route` shows it."""
+    via = f" via {route.via}" if route.via is not None else ""
+    onlink = " onlink" if route.onlink else ""
+    source = f" src {route.source}" if route.source is not None else ""
+    text = f"{route.destination}{via} dev {route.device}{onlink}{source}"
+    return table_row(Table.ROUTES, route.destination, route, text)
+
+
+def match(tables: Tables, to: Address) -> Route | None:
+    """The route for `to`: the longest prefix among podlane's rows."""
+    routes: Iterable[Route] = tables.get(Table.ROUTES, {}).values()
+    fitting = [r for r in routes if r.destination.version == to.version and to in r.destination]
+    return max(fitting, key=lambda r: r.destination.prefixlen, default=None)
