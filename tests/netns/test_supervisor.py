@@ -295,7 +295,8 @@ def test_killed_service_is_started_again(site: Site, tmp_path: Path) -> None:
         return [p.pid for p in site.supervisor.list() if p.name == "s" and p.pid != pid]
 
     until(again)
-    assert os.readlink(f"/proc/{again()[0]}/ns/net") == os.readlink(f"/proc/{anchor}/ns/net")
+    namespace = os.readlink(f"/proc/{anchor}/ns/net")
+    until(lambda: os.readlink(f"/proc/{again()[0]}/ns/net") == namespace)
     site.supervisor.stop("s")
     until(lambda: not [p for p in site.supervisor.list() if p.name == "s"])
 

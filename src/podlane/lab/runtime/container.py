@@ -16,6 +16,7 @@ import termios
 
 from podlane.errors import KernelError
 from podlane.lab.runtime import capabilities, rootfs, syscalls
+from podlane.lab.runtime.pause import pause
 from podlane.lab.supervisor import protocol, spawn
 
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
@@ -30,9 +31,8 @@ _POD_SYSCTLS = {
 OOM_SCORE = 900
 
 
-def sandbox(request: protocol.StartSandbox) -> spawn.Child:
+def sandbox(request: protocol.StartSandbox, pause_fd: int) -> spawn.Child:
     def run(report: spawn.Report) -> None:
-        syscalls.set_process_name("pause")
         spawn.join_cgroup(request.cgroup)
         if request.netns_pid:
             syscalls.join_namespaces(request.netns_pid, "net")
@@ -50,7 +50,7 @@ def sandbox(request: protocol.StartSandbox) -> spawn.Child:
         # Of a shared PID namespace this is process 1: orphans' remains are not kept.
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         report.done()
-        spawn.pause()
+        pause(pause_fd, f"podlane: {request.name}")
 
     return run
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from podlane.lab.runtime import pause
 from podlane.lab.supervisor import protocol, spawn
 from podlane.lab.supervisor.connection import Connection
 from podlane.lab.supervisor.logpipe import LogPipe
@@ -57,6 +58,8 @@ class Operations:
         self._services: dict[str, Service] = {}
         self._ending = False
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        self._pause = pause.prepare()
+        self._keep_pause = (self._pause,) if self._pause >= 0 else ()
 
     def handle(self, connection: Connection, call: protocol.Call, descriptors: list[int]) -> None:
         """Raises Refusal, PodlaneError or OSError; the caller closes the descriptors."""
@@ -70,7 +73,8 @@ class Operations:
 
         match request:
             case protocol.StartAnchor():
-                self._start(request.name, "anchor", spawn.anchor(request), started)
+                child = spawn.anchor(request, self._pause)
+                self._start(request.name, "anchor", child, started, keep=self._keep_pause)
             case protocol.StartService():
                 self._start_service(Service(request), started)
             case protocol.StartSandbox():
@@ -187,8 +191,9 @@ class Operations:
         process = self._start(
             request.name,
             "sandbox",
-            container.sandbox(request),
+            container.sandbox(request, self._pause),
             started,
+            keep=self._keep_pause,
             pid_namespace=spawn.NEW_PID_NAMESPACE if request.share_pid else 0,
         )
         process.labels = request.labels

@@ -6,7 +6,6 @@ setting up went on a pipe that closes when it is done (or by exec), so the super
 
 from __future__ import annotations
 
-import gc
 import importlib
 import os
 import signal
@@ -19,6 +18,7 @@ import msgspec
 
 from podlane.errors import PodlaneError
 from podlane.lab.runtime import syscalls
+from podlane.lab.runtime.pause import pause
 from podlane.lab.supervisor import protocol
 
 NEW_PID_NAMESPACE = -1
@@ -149,14 +149,7 @@ def join_cgroup(directory: str) -> None:
             procs.write("0")
 
 
-def pause() -> NoReturn:
-    """Hold the namespaces until killed."""
-    gc.disable()
-    while True:
-        signal.pause()
-
-
-def anchor(request: protocol.StartAnchor) -> Child:
+def anchor(request: protocol.StartAnchor, pause_fd: int) -> Child:
     def run(report: Report) -> None:
         syscalls.set_process_name(f"pl-{request.name}")
         join_cgroup(request.cgroup)
@@ -169,7 +162,7 @@ def anchor(request: protocol.StartAnchor) -> Child:
             for source, target in request.binds:
                 syscalls.mount(source, target, flags=syscalls.MS_BIND)
         report.done()
-        pause()
+        pause(pause_fd, f"podlane: {request.name}")
 
     return run
 
