@@ -8,12 +8,14 @@ from collections.abc import Callable
 
 from podlane.lab.client import ApiClient
 from podlane.lab.controllers.context import Context, Runnable
+from podlane.lab.controllers.cronjob import CronJobs
 from podlane.lab.controllers.daemonset import DaemonSets
 from podlane.lab.controllers.deployment import Deployments
 from podlane.lab.controllers.endpoints import EndpointsController
 from podlane.lab.controllers.endpointslice import EndpointSlices
 from podlane.lab.controllers.everything import Everything
 from podlane.lab.controllers.garbage import GarbageCollector
+from podlane.lab.controllers.job import Jobs
 from podlane.lab.controllers.mirroring import Mirroring
 from podlane.lab.controllers.namespaces import Namespaces
 from podlane.lab.controllers.nodes import LostPods, NodePrefixes
@@ -34,6 +36,8 @@ def make_all(context: Context) -> list[Runnable]:
         ReplicationControllers(context),
         DaemonSets(context),
         StatefulSets(context),
+        Jobs(context),
+        CronJobs(context),
         EndpointSlices(context),
         EndpointsController(context),
         Mirroring(context),
