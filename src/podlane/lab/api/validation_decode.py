@@ -42,9 +42,7 @@ def decode(obj: Obj) -> tuple[Obj, list[str]]:
     try:
         return _struct(obj, root, kind, (), "", unknown), unknown
     except _Mismatch as mismatch:
-        raise BadRequestError(
-            f'{kind} in version "{api_version}" cannot be handled as a {kind}: {mismatch}'
-        ) from None
+        raise BadRequestError(_refusal(obj, str(mismatch))) from None
 
 
 def unknown_fields(obj: Obj) -> list[str]:
@@ -54,11 +52,12 @@ def unknown_fields(obj: Obj) -> list[str]:
 
 def strict_error(obj: Obj, unknown: list[str]) -> BadRequestError:
     """What fieldValidation=Strict answers."""
-    kind = obj.get("kind", "")
-    return BadRequestError(
-        f'{kind} in version "{obj.get("apiVersion", "")}" cannot be handled as a {kind}: '
-        f"strict decoding error: {', '.join(warnings(unknown))}"
-    )
+    return BadRequestError(_refusal(obj, f"strict decoding error: {', '.join(warnings(unknown))}"))
+
+
+def _refusal(obj: Obj, why: str) -> str:
+    kind, version = obj.get("kind", ""), obj.get("apiVersion", "").rpartition("/")[2]
+    return f'{kind} in version "{version}" cannot be handled as a {kind}: {why}'
 
 
 def warnings(unknown: list[str]) -> list[str]:
