@@ -201,14 +201,13 @@ class Store:
         self._tables: dict[str, _Table] = {}
         self._open: Transaction | None = None
         self._subscribers: list[Callable[[list[LogEvent]], None]] = []
-        self.revision = int(self._meta("revision", 1))
-        self.floor = int(self._meta("floor", self.revision))
-        """The newest revision that is no longer in the log."""
+        self.connection.execute("INSERT OR IGNORE INTO meta VALUES ('revision', 1), ('floor', 1)")
+        # floor: the newest revision that is no longer in the log.
+        self.revision, self.floor = self._meta("revision"), self._meta("floor")
         self._load()
 
-    def _meta(self, key: str, default: int) -> Any:
-        row = self.connection.execute("SELECT value FROM meta WHERE key=?", (key,)).fetchone()
-        return row[0] if row else default
+    def _meta(self, key: str) -> int:
+        return int(self.connection.execute("SELECT value FROM meta WHERE key=?", (key,)).fetchone()[0])
 
     def _load(self) -> None:
         query = "SELECT resource, namespace, name, revision, data FROM objects"

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
-from podlane.lab.api import allocation_fields, crd_definition, defaults, metadata, validation_decode
+from podlane.lab.api import allocation_fields, crd_definition, defaults, metadata, pods, validation_decode
 from podlane.lab.api.allocation import SERVICES, ServiceAllocator
 from podlane.lab.api.crd_definition import STORAGE as DEFINITIONS
 from podlane.lab.api.resources import Resource
@@ -173,6 +173,8 @@ class BuiltinStrategy:
     def created(self, resource: Resource, obj: Obj, transaction: Transaction) -> None:
         if resource.storage == SERVICES:
             self._services.create(transaction, obj)
+        elif resource.storage == "pods":
+            pods.admit(obj, transaction)
 
     def updated(self, resource: Resource, new: Obj, old: Obj, transaction: Transaction) -> None:
         if resource.storage == SERVICES:
