@@ -16,16 +16,16 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-from podlane.agent import http, report, sysctls, underlay
+from podlane.agent import http, install, report, sysctls, underlay
 from podlane.agent.attachments import Attachments
 from podlane.agent.monitor import Monitor
 from podlane.agent.options import AgentOptions
-from podlane.agent.reconciler import Reconciler
+from podlane.agent.reconciler import EVERY_ROW, Reconciler
 from podlane.compile import facts
 from podlane.compile.engine import Compiler, capabilities
 from podlane.compile.tables import Table
 from podlane.compile.view import ATTACHMENT, UNDERLAY, Change, key_of
-from podlane.errors import KernelError
+from podlane.errors import ConfigError, KernelError
 from podlane.kernel.driver import Driver, Failure
 from podlane.kernel.rtnl import Rtnl
 from podlane.model.config import NetworkConfig
@@ -56,6 +56,7 @@ class Agent:
         self._uplink_task: asyncio.Task[None] | None = None
         self._uplink_complaint = ""
         self._settings_refused: list[KernelError] = []
+        self._install_refused = ""
         self._settled = False
 
     # --- life ---
@@ -150,6 +151,8 @@ class Agent:
             self._settle()
 
     def _uplink_changed(self) -> None:
+        if self.reconciler.failures:
+            self.reconciler.request_resync()  # what was refused may be possible now
         if self._uplink_task is None or self._uplink_task.done():
             self._uplink_task = asyncio.create_task(self._look_for_uplink(), name="uplink")
             self._uplink_task.add_done_callback(_raise_to_log)
@@ -186,14 +189,15 @@ class Agent:
         await self.reconciler.commit([Change(ATTACHMENT, old, new)], new.device if new else "")
         if new is not None:
             for failure in self.reconciler.failures:
-                if failure.table in (Table.ROUTES, Table.NEIGHBOURS) and _concerns(failure, new):
+                if _concerns(failure, new):
                     raise failure.error
 
     # --- when is it ready ---
 
     def _blockers(self) -> list[str]:
         """What the first resync waits for, as sentences for the status."""
-        unlisted = [kind for kind, versions in self._progress.items() if not versions.listed]
+        applied = self.reconciler.applied
+        unlisted = [kind for kind, versions in self._progress.items() if not versions.applied(applied)]
         waiting = [f"{kind} has not been listed yet{self._why(kind)}" for kind in unlisted]
         me = self.compiler.view.me
         if "Node" in unlisted:
@@ -211,7 +215,7 @@ class Agent:
         return f": {error}" if error else ""
 
     def _maybe_sync(self) -> None:
-        if not self.reconciler.synced and not self.reconciler.pending and not self._blockers():
+        if not self.reconciler.synced and not self._blockers():
             self.reconciler.allow_sync()
 
     def _settle(self) -> None:
@@ -224,6 +228,11 @@ class Agent:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
+        try:
+            install.install(self.options)
+        except ConfigError as error:
+            self._install_refused = str(error)
+            log.warning("%s", error)
         log.info("node %s holds what the API says", me.name)
 
     @property
@@ -236,6 +245,7 @@ class Agent:
         compiler, reconciler = self.compiler, self.reconciler
         refused = [sentence for each in compiler.refused.values() for sentence in each]
         refused += map(str, compiler.contradictions)
+        refused += filter(None, [self._install_refused])
         applied: dict[str, str] = {}
         for kind, versions in self._progress.items():
             refused += [f"{kind} {'/'.join(filter(None, k))}: {e}" for k, e in versions.malformed.items()]
@@ -274,18 +284,16 @@ class _Versions:
     def __init__(self) -> None:
         self.error = ""
         self.malformed: dict[tuple[str, str], str] = {}
-        self.listed = False
         self._waiting: deque[tuple[int, str]] = deque()  # (submission it came with, version)
         self._applied = ""
 
     def saw(self, submission: int, version: str) -> None:
-        self.listed = True
         if self._waiting and self._waiting[-1][0] == submission:
             self._waiting.pop()
         self._waiting.append((submission, version))
 
     def applied(self, submission: int) -> str:
-        """The newest version that came with, or before, a submission that has been applied."""
+        """The newest version that came with, or before, a submission that has been applied; "" for none."""
         while self._waiting and self._waiting[0][0] <= submission:
             self._applied = self._waiting.popleft()[1]
         return self._applied
@@ -305,9 +313,11 @@ def _local(kind: str, key: tuple[str, str]) -> Any:
 
 
 def _concerns(failure: Failure, attachment: Attachment) -> bool:
+    if failure.key == EVERY_ROW:
+        return failure.table is Table.LINKS  # the driver that has the routes too
     if failure.table is Table.NEIGHBOURS:
         return bool(failure.key[0] == attachment.device)
-    return any(failure.key.network_address == where for where in attachment.addresses)
+    return failure.table is Table.ROUTES and failure.key.network_address in attachment.addresses
 
 
 def _read_links() -> tuple[list[Any], list[Any]]:

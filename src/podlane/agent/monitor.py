@@ -63,7 +63,9 @@ def judge(message: Message, desired: Desired, name_of: NameOf) -> Notice | None:
         if name in desired[Table.LINKS]:
             return Notice(Table.LINKS) if kind == addresses.RTM_DELADDR else None
         # With an address the kernel drops, in silence, the routes that prefer it as their source.
-        return None if name.startswith(OURS) else Notice(Table.ROUTES, uplink=True)
+        if name.startswith(OURS):
+            return None
+        return Notice(Table.ROUTES if kind == addresses.RTM_DELADDR else None, uplink=True)
     if kind == routes.RTM_DELROUTE:
         route = routes.unpack(message)
         ours = route is not None and route.protocol == PROTOCOL and route.destination in desired[Table.ROUTES]

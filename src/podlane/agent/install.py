@@ -1,0 +1,110 @@
+"""The plugin's program and its network configuration, where a container runtime looks for them.
+
+Written only once the node is ready: the configuration's appearance is what tells a kubelet that pods may
+come. A file of somebody else is never replaced; ours is, in one step, so that a runtime finds either
+the old one or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import podlane
+from podlane.agent.options import AgentOptions
+from podlane.cni import shim
+from podlane.errors import ConfigError
+
+NETWORK = "podlane"
+PROGRAM = "podlane"
+CONFLIST = "10-podlane.conflist"
+MARK = b"PODLANE_CNI_SOCKET"  # every program of ours names it
+
+# Paths that the program knows by itself; others are handed to it by a wrapper.
+KNOWN_SOCKET, KNOWN_STATE = "/run/podlane/cni.sock", "/var/lib/podlane"
+
+
+def install(options: AgentOptions) -> None:
+    """What the options ask for. Raises ConfigError naming the file that is in the way."""
+    if options.cni_bin_dir:
+        _program(Path(options.cni_bin_dir), options)
+    if options.cni_conf_dir:
+        directory = _directory(options.cni_conf_dir)
+        _put(directory / CONFLIST, _conflist(), 0o644, lambda old: _network(old) == NETWORK)
+
+
+def compiled() -> Path | None:
+    """The program built from native/cni_shim.c, if a compiler ran: of the package, or of the source tree."""
+    package = Path(podlane.__file__).parent
+    for path in (package / "cni" / "podlane-cni", package.parents[1] / "native" / "build" / "podlane-cni"):
+        if path.exists():
+            return path
+    return None
+
+
+def _program(directory: Path, options: AgentOptions) -> None:
+    program = (compiled() or Path(shim.__file__)).read_bytes()
+    directory = _directory(str(directory))
+    if (options.cni_socket, options.state_dir) == (KNOWN_SOCKET, KNOWN_STATE):
+        _put(directory / PROGRAM, program, 0o755, _ours)
+        return
+    real = directory / f".{PROGRAM}-cni"
+    _put(real, program, 0o755, _ours)
+    wrapper = (
+        "#!/bin/sh\n"
+        f"PODLANE_CNI_SOCKET={shlex.quote(os.path.abspath(options.cni_socket))}\n"
+        f"PODLANE_CNI_SPOOL={shlex.quote(os.path.abspath(options.state_dir) + '/cni-spool')}\n"
+        "export PODLANE_CNI_SOCKET PODLANE_CNI_SPOOL\n"
+        f"exec {shlex.quote(str(real.absolute()))}\n"
+    )
+    _put(directory / PROGRAM, wrapper.encode(), 0o755, _ours)
+
+
+def _conflist() -> bytes:
+    document = {"cniVersion": "1.1.0", "name": NETWORK, "plugins": [{"type": PROGRAM}]}
+    return (json.dumps(document, indent=2) + "\n").encode()
+
+
+def _network(content: bytes) -> str:
+    try:
+        return str(json.loads(content).get("name"))
+    except (ValueError, AttributeError):
+        return ""
+
+
+def _ours(content: bytes) -> bool:
+    return MARK in content
+
+
+def _directory(text: str) -> Path:
+    path = Path(text)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    return path
+
+
+def _put(path: Path, content: bytes, mode: int, ours: Callable[[bytes], bool]) -> None:
+    try:
+        present = path.read_bytes()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    else:
+        if present == content:
+            return
+        if not ours(present):
+            raise ConfigError(f"{path} is not podlane's and stays; move it away, or choose another directory")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        temporary.chmod(mode)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ConfigError(f"{path}: {error.strerror}") from None
