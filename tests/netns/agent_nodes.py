@@ -197,6 +197,16 @@ class TestNode:
             os.close(fd)
 
 
+def join(one: TestNode, two: TestNode) -> None:
+    """A veth between them, with their addresses on it."""
+    with Rtnl(one.fd) as rt:
+        rt.create_veth("eth0", "eth0", peer_netns=two.fd, up=True, peer_up=True)
+    for node in (one, two):
+        with Rtnl(node.fd) as rt:
+            for family in node.families:
+                rt.add_address("eth0", ip_interface(UNDERLAY[family].format(node.number)))
+
+
 @contextmanager
 def two_nodes(
     where: Path, families: list[str], extra: dict[str, Any] | None = None
@@ -204,12 +214,7 @@ def two_nodes(
     """Underlay and API; the agents are not started."""
     nodes = [TestNode(number, families, where, extra or {}) for number in (1, 2)]
     try:
-        with Rtnl(nodes[0].fd) as rt:
-            rt.create_veth("eth0", "eth0", peer_netns=nodes[1].fd, up=True, peer_up=True)
-        for node in nodes:
-            with Rtnl(node.fd) as rt:
-                for family in families:
-                    rt.add_address("eth0", ip_interface(UNDERLAY[family].format(node.number)))
+        join(*nodes)
         with FakeApi([node.listener() for node in nodes]) as api:
             for node in nodes:
                 api.put("Node", node.name, **node.object)

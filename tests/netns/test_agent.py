@@ -18,7 +18,7 @@ from podlane.compile.tables import Table
 from podlane.kernel import netns
 from podlane.kernel.rtnl import PROTOCOL, Rtnl
 from podlane.kernel.rtnl.driver import RtnlDriver
-from tests.netns.agent_nodes import FAMILIES, Echo, TestNode, ask, two_nodes, wait_until
+from tests.netns.agent_nodes import FAMILIES, Echo, TestNode, ask, join, two_nodes, wait_until
 from tests.netns.fake_api import FakeApi
 
 
@@ -282,6 +282,45 @@ def test_a_node_whose_address_no_link_has_is_told_so_and_recovers(tmp_path: Path
         with Rtnl(one.fd) as rt:
             rt.add_address("eth0", ip_interface("172.30.1.1/24"))
         one.wait_ready()
+
+
+def test_an_uplink_that_vanishes_and_comes_back_is_built_upon_again(tmp_path: Path) -> None:
+    with running(tmp_path) as (_, one, two):
+        near, far = one.add_pod("near"), two.add_pod("far")
+        before = actual(one)
+        with Rtnl(one.fd) as rt:
+            rt.delete_link("eth0")
+        wait_until(lambda: one.status()["failures"], "the loss is told")
+        join(one, two)
+        for node in (one, two):
+            node.wait_ready()
+        assert actual(one) == before
+        assert_reaches(one.pods["near"], two.pods["far"], far["IPv6"], near["IPv6"])
+
+
+def test_an_uplinks_address_that_comes_back_brings_the_routes_back(tmp_path: Path) -> None:
+    with running(tmp_path) as (_, one, _two):
+        one.add_pod("a")
+        before = actual(one)
+        address = ip_interface("172.30.1.1/24")
+        with Rtnl(one.fd) as rt:
+            rt.delete_address("eth0", address)
+            assert actual(one) != before  # the kernel drops routes with this source
+            rt.add_address("eth0", address)
+        wait_until(lambda: actual(one) == before, "the routes are back")
+        one.wait_ready()
+
+
+def test_the_plugin_is_installed_when_the_node_is_ready(tmp_path: Path) -> None:
+    with two_nodes(tmp_path, FAMILIES["both"]) as (api, one, _two):
+        api.delete("Node", "node-1")
+        flags = ("--cni-bin-dir", str(tmp_path / "bin"), "--cni-conf-dir", str(tmp_path / "net.d"))
+        one.start(*flags)
+        wait_until(lambda: "no Node node-1" in str(one.status().get("blockers")), "it waits for its Node")
+        assert not (tmp_path / "net.d").exists()
+        api.put("Node", "node-1", **one.object)
+        one.wait_ready()
+        assert [p.name for p in (tmp_path / "net.d").iterdir()] == ["10-podlane.conflist"]
 
 
 def test_the_uplinks_mtu_is_followed(tmp_path: Path) -> None:
