@@ -7,11 +7,10 @@ import base64
 import os
 import ssl
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from types import TracebackType
 
-import aiohttp
 import msgspec
 
 from podlane import __version__
@@ -24,6 +23,8 @@ from podlane.errors import (
     InvalidError,
     NotFoundError,
 )
+from podlane.watch import http1
+from podlane.watch.http1 import HttpError, Response
 from podlane.watch.kubeconfig import Access
 
 TOKEN_AGE_S = 60.0  # client-go reads a token file again after a minute
@@ -56,102 +57,78 @@ class Unreachable(ApiError):
 
 
 class ApiHttp:
-    """A session with the API. Use as an async context manager. Raises the ApiError tree."""
+    """A door to the API. Use as an async context manager. Raises the ApiError tree."""
 
     def __init__(self, access: Access, user_agent: str = "podlane-agent") -> None:
         self._access = access
         self._agent = f"{user_agent}/{__version__}"
         self._token, self._token_read_s = access.token, -TOKEN_AGE_S
-        self._session: aiohttp.ClientSession | None = None
+        self._tls = tls_context(access)
 
     async def __aenter__(self) -> ApiHttp:
-        # Decompression costs more than it saves on one machine or one rack.
-        connector = aiohttp.TCPConnector(ssl=tls_context(self._access), limit=0, keepalive_timeout=30)
-        self._session = aiohttp.ClientSession(connector=connector, auto_decompress=True)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._session is not None:
-            await self._session.close()
-            # aiohttp closes TLS transports in the next turns of the loop only.
-            await asyncio.sleep(0)
+    async def __aexit__(self, *_: object) -> None:
+        pass  # every request has a connection of its own
 
     async def get(self, path: str, query: Mapping[str, str]) -> bytes:
         """The body of one answer."""
-        timeout = aiohttp.ClientTimeout(total=LIST_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
-        return await self._request("GET", path, query, timeout, None, "")
+        return await self._whole("GET", path, query, b"", "")
 
     async def patch(self, path: str, body: bytes, content_type: str) -> bytes:
-        timeout = aiohttp.ClientTimeout(total=LIST_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
-        return await self._request("PATCH", path, {}, timeout, body, content_type)
+        return await self._whole("PATCH", path, {}, body, content_type)
 
     async def lines(self, path: str, query: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
         """The lines of an answer that goes on, without their ends and of any length.
 
         An empty one comes first: the server has accepted.
         """
-        timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_TIMEOUT_S
-        )
-        try:
-            async with self._open.get(
-                self._url(path),
-                params=query,
-                headers=self._headers(),
-                timeout=timeout,
-                server_hostname=self._access.server_name or None,
-            ) as response:
-                if response.status >= 400:
-                    raise refusal(response.status, await response.read())
-                yield b""
-                rest = b""
-                async for chunk in response.content.iter_any():
+        async with self._ask("GET", path, query) as response:
+            yield b""
+            rest = b""
+            async with aclosing(response.chunks(SILENCE_TIMEOUT_S)) as chunks:
+                async for chunk in chunks:
                     *whole, rest = (rest + chunk if rest else chunk).split(b"\n")
                     for line in whole:
                         if line:
                             yield line
-        except (aiohttp.ClientError, OSError) as error:
-            raise self._unreachable(error) from error
 
-    async def _request(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str],
-        timeout: aiohttp.ClientTimeout,
-        body: bytes | None,
-        content_type: str,
+    async def _whole(
+        self, method: str, path: str, query: Mapping[str, str], body: bytes, content_type: str
     ) -> bytes:
+        try:
+            async with (
+                asyncio.timeout(LIST_TIMEOUT_S),
+                self._ask(method, path, query, body, content_type) as response,
+            ):
+                return await response.read()
+        except TimeoutError:
+            raise self._unreachable(f"no whole answer in {LIST_TIMEOUT_S:g} s") from None
+
+    @asynccontextmanager
+    async def _ask(
+        self, method: str, path: str, query: Mapping[str, str], body: bytes = b"", content_type: str = ""
+    ) -> AsyncIterator[Response]:
         headers = self._headers()
         if content_type:
             headers["Content-Type"] = content_type
         try:
-            async with self._open.request(
+            async with http1.request(
                 method,
-                self._url(path),
-                params=query,
-                data=body,
-                headers=headers,
-                timeout=timeout,
-                server_hostname=self._access.server_name or None,
+                self._access.server + path,
+                query,
+                headers,
+                body,
+                tls=self._tls,
+                server_name=self._access.server_name,
+                connect_timeout_s=CONNECT_TIMEOUT_S,
+                answer_timeout_s=LIST_TIMEOUT_S,
             ) as response:
-                answer = await response.read()
-        except (aiohttp.ClientError, OSError) as error:
-            raise self._unreachable(error) from error
-        if response.status >= 400:
-            raise refusal(response.status, answer)
-        return answer
-
-    @property
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            raise RuntimeError("ApiHttp is used outside of its async with")
-        return self._session
-
-    def _url(self, path: str) -> str:
-        return self._access.server + path
+                if response.status >= 400:
+                    raise refusal(response.status, await response.read())
+                yield response
+        except HttpError as error:
+            raise self._unreachable(str(error)) from error
 
     def _headers(self) -> dict[str, str]:
         headers = {"Accept": "application/json", "User-Agent": self._agent}
@@ -171,8 +148,7 @@ class ApiHttp:
             headers["Authorization"] = f"Basic {pair}"
         return headers
 
-    def _unreachable(self, error: BaseException) -> Unreachable:
-        why = str(error) or type(error).__name__
+    def _unreachable(self, why: str) -> Unreachable:
         return Unreachable(f"the API at {self._access.server} cannot be reached: {why}")
 
 
@@ -188,10 +164,10 @@ def refusal(code: int, body: bytes) -> ApiError:
     return kind(status.message or f"HTTP status {code}", code=code, reason=status.reason or None)
 
 
-def tls_context(access: Access) -> ssl.SSLContext | bool:
-    """For aiohttp's connector. Raises ConfigError for certificates that cannot be used."""
+def tls_context(access: Access) -> ssl.SSLContext | None:
+    """None for a server without TLS. Raises ConfigError for certificates that cannot be used."""
     if access.server.startswith("http://"):
-        return False
+        return None
     context = ssl.create_default_context()
     try:
         if access.ca_pem is not None:

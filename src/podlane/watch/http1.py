@@ -1,0 +1,146 @@
+"""HTTP/1.1 (RFC 9112) as a client of one server needs it: one request a connection, bodies as they come.
+
+A general client library costs more memory than the rest of an agent; what it has beyond this (cookies,
+redirects, proxies, compression, pools) is not used to speak to an API server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from urllib.parse import urlencode, urlsplit
+
+BUFFER_BYTES = 256 * 1024
+MOST_HEADERS = 200
+
+
+class HttpError(Exception):
+    """The connection failed, broke off, or what came is no HTTP."""
+
+
+class Response:
+    """status, and the body as it comes: `chunks` (once), or all of it: `read`."""
+
+    def __init__(self, status: int, headers: Mapping[str, str], reader: asyncio.StreamReader) -> None:
+        self.status = status
+        self.headers = headers
+        self._reader = reader
+
+    async def read(self) -> bytes:
+        return b"".join([chunk async for chunk in self.chunks()])
+
+    async def chunks(self, silence_timeout_s: float | None = None) -> AsyncGenerator[bytes, None]:
+        """Raises HttpError when the body ends early, or nothing comes for silence_timeout_s."""
+        if self.headers.get("transfer-encoding", "").lower() == "chunked":
+            while size := await self._chunk_size(silence_timeout_s):
+                async for part in self._exactly(size, silence_timeout_s):
+                    yield part
+                await self._line(silence_timeout_s)
+        elif "content-length" in self.headers:
+            async for part in self._exactly(_number(self.headers["content-length"], 10), silence_timeout_s):
+                yield part
+        else:
+            while part := await self._part(BUFFER_BYTES, silence_timeout_s):
+                yield part
+
+    async def _exactly(self, size: int, timeout_s: float | None) -> AsyncIterator[bytes]:
+        while size:
+            part = await self._part(min(size, BUFFER_BYTES), timeout_s)
+            if not part:
+                raise HttpError("the connection was closed in the middle of an answer")
+            size -= len(part)
+            yield part
+
+    async def _chunk_size(self, timeout_s: float | None) -> int:
+        return _number((await self._line(timeout_s)).partition(";")[0], 16)
+
+    async def _part(self, most: int, timeout_s: float | None) -> bytes:
+        async with asyncio.timeout(timeout_s):
+            return await self._reader.read(most)
+
+    async def _line(self, timeout_s: float | None) -> str:
+        async with asyncio.timeout(timeout_s):
+            return await _line(self._reader)
+
+
+@asynccontextmanager
+async def request(
+    method: str,
+    url: str,
+    query: Mapping[str, str],
+    headers: Mapping[str, str],
+    body: bytes = b"",
+    *,
+    tls: ssl.SSLContext | None = None,
+    server_name: str = "",
+    connect_timeout_s: float,
+    answer_timeout_s: float,
+) -> AsyncIterator[Response]:
+    """url: http or https, without a query. server_name: expected in the certificate, if not the host.
+
+    Raises HttpError, also for what fails inside of the body of the `async with`.
+    """
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    writer: asyncio.StreamWriter | None = None
+    try:
+        async with asyncio.timeout(connect_timeout_s):
+            reader, writer = await asyncio.open_connection(
+                parts.hostname,
+                port,
+                ssl=tls if parts.scheme == "https" else None,
+                server_hostname=(server_name or parts.hostname) if parts.scheme == "https" else None,
+                limit=BUFFER_BYTES,
+            )
+        target = (parts.path or "/") + (f"?{urlencode(query)}" if query else "")
+        lines = [f"{method} {target} HTTP/1.1", f"Host: {parts.netloc.rpartition('@')[2]}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        lines += [f"Content-Length: {len(body)}"] if body else []
+        writer.write("\r\n".join([*lines, "Connection: close", "", ""]).encode("latin-1") + body)
+        async with asyncio.timeout(answer_timeout_s):
+            response = await _head(reader)
+        yield response
+    except TimeoutError as error:
+        raise HttpError(str(error) or "no answer in time") from error
+    except (OSError, EOFError, ValueError) as error:
+        raise HttpError(str(error) or type(error).__name__) from error
+    finally:
+        if writer is not None:
+            # Nothing more is wanted of the other side, not even its goodbye.
+            writer.transport.abort()
+            await asyncio.sleep(0)
+
+
+async def _head(reader: asyncio.StreamReader) -> Response:
+    words = (await _line(reader)).split(" ", 2)
+    if len(words) < 2 or not words[0].startswith("HTTP/1."):
+        raise HttpError("what answers there speaks no HTTP/1.1")
+    headers: dict[str, str] = {}
+    for _ in range(MOST_HEADERS):
+        line = await _line(reader)
+        if not line:
+            return Response(_number(words[1], 10), headers, reader)
+        name, _, value = line.partition(":")
+        headers[name.strip().lower()] = value.strip()
+    raise HttpError(f"an answer with more than {MOST_HEADERS} headers")
+
+
+async def _line(reader: asyncio.StreamReader) -> str:
+    try:
+        return (await reader.readuntil(b"\n")).rstrip(b"\r\n").decode("latin-1")
+    except asyncio.IncompleteReadError:
+        raise HttpError("the connection was closed in the middle of an answer") from None
+    except asyncio.LimitOverrunError:
+        raise HttpError("a header line without end") from None
+
+
+def _number(text: str, base: int) -> int:
+    try:
+        number = int(text.strip(), base)
+    except ValueError:
+        number = -1
+    if number < 0:
+        raise HttpError(f"{text[:20]!r} is no length")
+    return number
