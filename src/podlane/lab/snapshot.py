@@ -77,7 +77,7 @@ def sandboxes(record: LabRecord) -> dict[str, ProcessInfo]:
 
 @contextmanager
 def namespaces(pids: dict[str, int]) -> Iterator[dict[str, int]]:
-    """Descriptors of the network namespaces of processes, by the same names; those that ended are left out."""
+    """Descriptors of the processes' network namespaces, by the same names; of those that live."""
     opened: dict[str, int] = {}
     try:
         for name, pid in pids.items():

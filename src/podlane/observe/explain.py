@@ -137,6 +137,8 @@ class _Way:
     def walk(self, sent_to: Party, to: Address, protocol: Protocol, port: int) -> str:
         """Returns who gets it, and how."""
         sender = self._source()
+        if sent_to.pod is not None:
+            _must_live(sent_to.pod)
         node = self._first_node(to, sent_to)
         pod = self.source.pod
         from_node = bool(self.source.node) and (pod is None or pod.spec.host_network)
@@ -271,7 +273,7 @@ class _Way:
         self._add(
             "encapsulation",
             node,
-            f"VXLAN {link.vni} in UDP {link.port}, {link.local} -> {entry.remote}; MTU {link.mtu_bytes} inside",
+            f"VXLAN {link.vni} in UDP {link.port}, {link.local} -> {entry.remote}; MTU {link.mtu_bytes}",
             table_row(Table.LINKS, link.name, link, f"{link.name} local {link.local} dev {link.underlay}"),
             table_row(
                 Table.NEIGHBOURS,

@@ -28,7 +28,7 @@ def service_stage(
     if service is None and verdict.list is not None:
         service = cluster.services.get((verdict.list.namespace, verdict.list.service))
     rows = [*_frontend_rows(tables, verdict)]
-    if service is not None:
+    if service is not None and verdict.frontend is not None:
         rows += _endpoint_rows(cluster, node, flow, verdict, service)
     return Stage("service", node, _words(flow, verdict), rows)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from podlane.observe.explanation import Explanation, end
+from podlane.observe.hops import Hop
+from podlane.observe.trace import Trace
 
 
 def explanation_lines(told: Explanation) -> Iterator[str]:
@@ -20,6 +22,37 @@ def explanation_lines(told: Explanation) -> Iterator[str]:
             yield f"{'':>18} {'':<{nodes}}    {row.text}"
     yield ""
     yield f"{told.verdict}: {told.why}"
+
+
+def trace_lines(told: Trace) -> Iterator[str]:
+    """A line a link; what changed since the line before stands below it."""
+    where = _address(told.address, told.port)
+    yield f"{told.source} -> {told.destination} ({where}/{told.protocol}), {told.family}"
+    places = max((len(h.place) for h in told.hops), default=0)
+    links = max((len(h.link) for h in told.hops), default=0)
+    leg = ""
+    for hop in told.hops:
+        if hop.leg != leg:
+            leg = hop.leg
+            yield ""
+            yield leg
+        margin = f"{'':>12}  {'':<{places}}  {'':<{links}}  {'':<3}"
+        for change in hop.changes:
+            if not change.startswith(("ttl", "outer ttl")):
+                yield f"{margin}    * {change}"
+        spot = f"{hop.place:<{places}}  {hop.link:<{links}}  {hop.way:<3}"
+        yield f"{hop.time_us:>9.1f} us  {spot}  {_packet(hop)}"
+    yield ""
+    if told.lost:
+        yield f"{told.lost} packets were not captured, for want of buffer: links may be missing"
+    yield f"{told.verdict}: {told.why}"
+
+
+def _packet(hop: Hop) -> str:
+    inner = f"{hop.source} -> {hop.destination} {hop.what} ttl {hop.ttl}"
+    if hop.outer is None:
+        return inner
+    return f"{hop.outer.source} -> {hop.outer.destination} VXLAN {hop.outer.vni} [{inner}]"
 
 
 def _address(text: str, port: int) -> str:
