@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (one row a case)
 """Bad objects and the messages they are refused with; good ones pass."""
 
 from __future__ import annotations

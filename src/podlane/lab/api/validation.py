@@ -87,7 +87,6 @@ UPDATES: dict[str, Callable[[Obj, Obj], Errors]] = {
     "Node": validation_objects.node_update,
     "RoleBinding": validation_objects.role_ref_update,
     "ClusterRoleBinding": validation_objects.role_ref_update,
-    "CustomResourceDefinition": validation_objects.definition_update,
 }
 
 # Kinds that are useless without a spec.
@@ -105,7 +104,6 @@ _SPEC = frozenset(
         "Ingress",
         "ServiceCIDR",
         "IPAddress",
-        "CustomResourceDefinition",
         "PersistentVolumeClaim",
     ]
 )

@@ -185,7 +185,6 @@ RULES: dict[str, dict[str, Rule]] = {
 REQUIRED: dict[str, dict[str, str]] = {
     NETWORKING + "IPBlock": {"cidr": ""},
     NETWORKING + "HTTPIngressRuleValue": {"paths": ""},
-    NETWORKING + "IngressClassSpec": {},
     NETWORKING + "ServiceCIDRSpec": {"cidrs": "at least one CIDR required"},
     NETWORKING + "IPAddressSpec": {"parentRef": ""},
     NETWORKING + "ParentReference": {"resource": "", "name": ""},

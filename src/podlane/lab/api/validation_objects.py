@@ -23,7 +23,6 @@ from podlane.lab.client import Obj
 CORE = "io.k8s.api.core.v1."
 META = "io.k8s.apimachinery.pkg.apis.meta.v1."
 RBAC = "io.k8s.api.rbac.v1."
-EXTENSIONS = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1."
 MAX_DATA_BYTES = 1 << 20
 
 
@@ -168,42 +167,8 @@ def claim_spec(spec: dict[str, Any], path: str) -> Errors:
         yield field.required(join(path, "resources[storage]"))
 
 
-# --- CustomResourceDefinition ---------------------------------------------------------------------
-
-
-def definition(obj: Obj, path: str) -> Errors:
-    spec = obj.get("spec", {})
-    plural, group = spec.get("names", {}).get("plural", ""), spec.get("group", "")
-    required_name = f"{plural}.{group}"
-    if plural and group and obj["metadata"].get("name") != required_name:
-        why = 'must be spec.names.plural+"."+spec.group'
-        yield field.invalid("metadata.name", obj["metadata"].get("name"), why)
-    if group and "." not in group:
-        yield field.invalid("spec.group", group, "should be a domain with at least one dot")
-    versions = spec.get("versions", [])
-    if sum(1 for v in versions if v.get("storage")) != 1:
-        yield field.invalid(
-            "spec.versions",
-            [v.get("name") for v in versions],
-            "must have exactly one version marked as storage version",
-        )
-    for i, version in enumerate(versions):
-        if (version.get("schema") or {}).get("openAPIV3Schema") is None:
-            yield field.required(f"spec.versions[{i}].schema.openAPIV3Schema", "schemas are required")
-
-
-def definition_update(new: Obj, old: Obj) -> Errors:
-    after, before = new.get("spec", {}), old.get("spec", {})
-    for key in ("group", "scope"):
-        yield from immutable(after.get(key), before.get(key), f"spec.{key}")
-    for key in ("plural", "kind"):
-        value, known = after.get("names", {}).get(key), before.get("names", {}).get(key)
-        yield from immutable(value, known, f"spec.names.{key}")
-
-
 # --- tables ---------------------------------------------------------------------------------------
 
-_name_1035 = text(names.dns_label_1035)
 _positive = at_least(1, "must be greater than or equal to 1")
 
 RULES: dict[str, dict[str, Rule]] = {
@@ -233,12 +198,6 @@ RULES: dict[str, dict[str, Rule]] = {
     RBAC + "RoleBinding": {"roleRef": role_ref},
     RBAC + "ClusterRoleBinding": {"roleRef": role_ref},
     RBAC + "Subject": {"kind": one_of("Group", "ServiceAccount", "User")},
-    EXTENSIONS + "CustomResourceDefinitionNames": {"plural": _name_1035, "singular": _name_1035},
-    EXTENSIONS + "CustomResourceDefinitionSpec": {
-        "group": text(names.dns_subdomain),
-        "scope": one_of("Cluster", "Namespaced"),
-    },
-    EXTENSIONS + "CustomResourceDefinitionVersion": {"name": _name_1035},
 }
 
 REQUIRED: dict[str, dict[str, str]] = {
@@ -248,11 +207,8 @@ REQUIRED: dict[str, dict[str, str]] = {
     RBAC + "ClusterRoleBinding": {"roleRef": ""},
     RBAC + "Subject": {"name": "", "kind": ""},
     RBAC + "PolicyRule": {"verbs": "verbs must contain at least one value"},
-    "io.k8s.api.scheduling.v1.PriorityClass": {},
     "io.k8s.api.storage.v1.StorageClass": {"provisioner": ""},
     "io.k8s.api.autoscaling.v2.HorizontalPodAutoscalerSpec": {"scaleTargetRef": ""},
-    EXTENSIONS + "CustomResourceDefinitionSpec": {"group": "", "names": "", "versions": "", "scope": ""},
-    EXTENSIONS + "CustomResourceDefinitionNames": {"plural": "", "kind": ""},
 }
 
 CHECKS = {
@@ -261,5 +217,4 @@ CHECKS = {
     CORE + "Secret": secret,
     CORE + "PersistentVolumeClaimSpec": claim_spec,
     "io.k8s.api.policy.v1.PodDisruptionBudgetSpec": disruption_budget,
-    EXTENSIONS + "CustomResourceDefinition": definition,
 }
