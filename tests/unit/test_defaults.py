@@ -262,7 +262,7 @@ def test_namespace_bears_its_name() -> None:
 def test_job_selects_its_own_pods() -> None:
     job = filled("batch/v1", "Job", spec={"template": TEMPLATE})
     job["metadata"]["uid"] = "u"
-    defaults.admit(job)
+    defaults.own_pods(job)
     assert job["spec"]["selector"] == {"matchLabels": {"batch.kubernetes.io/controller-uid": "u"}}
     assert job["spec"]["template"]["metadata"]["labels"] == {
         "a": "b",
@@ -271,17 +271,3 @@ def test_job_selects_its_own_pods() -> None:
         "batch.kubernetes.io/controller-uid": "u",
         "batch.kubernetes.io/job-name": "web",
     }
-
-
-def test_admitted_pod() -> None:
-    obj = filled("v1", "Pod", spec={"containers": [], "tolerations": [{"operator": "Exists"}]})
-    defaults.admit(obj)
-    assert obj["spec"]["serviceAccountName"] == obj["spec"]["serviceAccount"] == "default"
-    assert obj["spec"]["tolerations"] == [{"operator": "Exists"}]
-    assert obj["status"]["qosClass"] == "BestEffort"
-    plain = filled("v1", "Pod", spec={"containers": []})
-    defaults.admit(plain)
-    assert [t["key"] for t in plain["spec"]["tolerations"]] == [
-        "node.kubernetes.io/not-ready",
-        "node.kubernetes.io/unreachable",
-    ]

@@ -29,19 +29,6 @@ def apply(obj: Obj) -> None:
         _fill(obj, name, schema.type_named(name), root=obj["kind"])
 
 
-def admit(obj: Obj) -> None:
-    """What strategies and admission plugins add to a new object that has its uid. In place.
-
-    Pods: service account, tolerations of a node's short absence, priority (ServiceAccount,
-    DefaultTolerationSeconds, Priority, PodQOSClass). Jobs: the selector of their own pods
-    (pkg/registry/batch/job/strategy.go).
-    """
-    if obj.get("apiVersion") == "v1" and obj.get("kind") == "Pod":
-        _admit_pod(obj)
-    elif obj.get("apiVersion") == "batch/v1" and obj.get("kind") == "Job":
-        _own_pods(obj)
-
-
 def _fill(value: dict[str, Any], name: str, kind: Type, root: str) -> None:
     setter = _SETTERS.get(name)
     if setter is not None:
@@ -243,43 +230,8 @@ def _custom_resource_definition_spec(spec: dict[str, Any]) -> None:
     spec.setdefault("conversion", {"strategy": "None"})
 
 
-# --- admission ------------------------------------------------------------------------------------
-
-_ABSENCE_S = 300
-
-
-def _admit_pod(pod: dict[str, Any]) -> None:
-    spec = pod.setdefault("spec", {})
-    if not spec.get("serviceAccountName"):
-        spec["serviceAccountName"] = spec["serviceAccount"] = "default"
-    spec.setdefault("priority", 0)
-    spec.setdefault("preemptionPolicy", "PreemptLowerPriority")
-    tolerations = spec.get("tolerations", [])
-    for key in ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"):
-        if not any(_tolerates(t, key) for t in tolerations):
-            absence = {"key": key, "operator": "Exists", "effect": "NoExecute"}
-            spec["tolerations"] = tolerations = [*tolerations, {**absence, "tolerationSeconds": _ABSENCE_S}]
-    pod.setdefault("status", {})["qosClass"] = qos_class(spec)
-
-
-def _tolerates(toleration: dict[str, Any], key: str) -> bool:
-    return (toleration.get("key", key), toleration.get("effect", "NoExecute")) == (key, "NoExecute")
-
-
-def qos_class(spec: dict[str, Any]) -> str:
-    """Guaranteed: limits of cpu and memory everywhere, equal to requests; BestEffort: none at all."""
-    containers = [*spec.get("initContainers", []), *spec.get("containers", [])]
-    needs = [c.get("resources") or {} for c in containers]
-    if not any(n.get("limits") or n.get("requests") for n in needs):
-        return "BestEffort"
-    for need in needs:
-        limits, requests = need.get("limits", {}), need.get("requests", {})
-        if not {"cpu", "memory"} <= limits.keys() or any(requests.get(k, v) != v for k, v in limits.items()):
-            return "Burstable"
-    return "Guaranteed"
-
-
-def _own_pods(job: dict[str, Any]) -> None:
+def own_pods(job: Obj) -> None:
+    """A new Job, which has its uid, selects its own pods (pkg/registry/batch/job/strategy.go). In place."""
     spec, meta = job.setdefault("spec", {}), job["metadata"]
     if spec.get("manualSelector"):
         return
