@@ -121,7 +121,10 @@ class Informer:
 
     def _tell(self, old: Obj | None, new: Obj | None) -> None:
         for handler in self._handlers:
-            handler(old, new)
+            try:
+                handler(old, new)
+            except Exception:  # as in WorkQueue: one odd object must not stop all controllers
+                log.exception("%s: a handler failed on %s", self.resource, key_of(new or old or {}))
 
     # --- the cache ---
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -104,9 +104,18 @@ def pod_from(
 
 
 async def claim(
-    context: Context, owner: Obj, kind: str, owner_resource: str, resource: str, selector: Selector
+    context: Context,
+    owner: Obj,
+    kind: str,
+    owner_resource: str,
+    resource: str,
+    selector: Selector,
+    accepts: Callable[[Obj], bool] = lambda obj: True,
 ) -> list[Obj]:
-    """The objects of resource that owner controls, after adopting and releasing."""
+    """The objects of resource that owner controls, after adopting and releasing.
+
+    accepts: which orphans it would take beyond its selector.
+    """
     informer = context.informer(resource)
     uid, namespace = owner["metadata"]["uid"], owner["metadata"]["namespace"]
     gone = is_deleting(owner)
@@ -123,14 +132,24 @@ async def claim(
     if gone:
         return mine
     for obj in informer.list(namespace):
-        if controller_of(obj) is None and not is_deleting(obj) and selector.matches(labels_of(obj)):
-            live = await context.client.get(owner_resource, owner["metadata"]["name"], namespace)
-            if live["metadata"]["uid"] != uid or is_deleting(live):
+        if controller_of(obj) is not None or is_deleting(obj):
+            continue
+        if selector.matches(labels_of(obj)) and accepts(obj):
+            if not await _still_there(context, owner, owner_resource):
                 break
             refs = [*(obj["metadata"].get("ownerReferences") or ()), reference(owner, kind)]
             if (adopted := await _patch_refs(context, resource, obj, refs)) is not None:
                 mine.append(adopted)
     return mine
+
+
+async def _still_there(context: Context, owner: Obj, resource: str) -> bool:
+    """Asked of the API itself: who adopts for an owner that is gone makes garbage."""
+    try:
+        live = await context.client.get(resource, owner["metadata"]["name"], owner["metadata"]["namespace"])
+    except NotFoundError:
+        return False
+    return live["metadata"]["uid"] == owner["metadata"]["uid"] and not is_deleting(live)
 
 
 async def _patch_refs(context: Context, resource: str, obj: Obj, refs: list[Obj]) -> Obj | None:

@@ -194,7 +194,28 @@ def plan(existing: Iterable[Obj], desired: Desired, labels: Mapping[str, str]) -
             result.delete.append(each)
     for group in sorted(desired):
         _plan_group(group, by_group.get(group, []), desired[group], labels, result)
-    return result
+    return _reuse(result)
+
+
+def _reuse(wanted: Plan) -> Plan:
+    """An empty slice that would go becomes one that would be made: a first endpoint is one write."""
+    create, delete, update = [], list(wanted.delete), list(wanted.update)
+    for new in wanted.create:
+        family = new["addressType"]
+        spare = next((d for d in delete if d["addressType"] == family and not d.get("endpoints")), None)
+        if spare is None:
+            create.append(new)
+            continue
+        delete.remove(spare)
+        meta = _labelled(spare, new["metadata"]["labels"])
+        update.append({**spare, "metadata": meta, "endpoints": new["endpoints"], "ports": new["ports"]})
+    return Plan(create, update, delete)
+
+
+def _labelled(each: Obj, labels: Mapping[str, str]) -> Obj:
+    """Its metadata with labels on top of what others put there."""
+    old = {k: v for k, v in labels_of(each).items() if k != HEADLESS}
+    return {**each["metadata"], "labels": {**old, **labels}}
 
 
 def _plan_group(
@@ -235,9 +256,7 @@ def _plan_group(
             continue
         full += not held  # of several empty slices one stays
         if written:
-            old = {k: v for k, v in labels_of(each).items() if k != HEADLESS}
-            meta = {**each["metadata"], "labels": {**old, **labels}}
-            result.update.append({**each, "metadata": meta, "endpoints": held})
+            result.update.append({**each, "metadata": _labelled(each, labels), "endpoints": held})
     if not full:
         result.create.append(_slice(group, [], labels))
 

@@ -41,7 +41,15 @@ class StatefulSets(Controller):
         if owner is None:
             return None
         selector = ownership.selector_of(owner)
-        claimed = await ownership.claim(self.context, owner, "StatefulSet", self.resource, "pods", selector)
+        claimed = await ownership.claim(
+            self.context,
+            owner,
+            "StatefulSet",
+            self.resource,
+            "pods",
+            selector,
+            accepts=lambda pod: ordinal(owner, pod) is not None,
+        )
         pods = {i: p for p in claimed if (i := ordinal(owner, p)) is not None}
         if facts.is_deleting(owner):
             return None
