@@ -13,13 +13,13 @@ from typing import Any
 from msgspec import Struct
 
 from podlane.errors import ConfigError, NotFoundError
-from podlane.lab.api import crd_openapi, jsonpath, metadata, structural, structural_validation
+from podlane.lab.api import crd_openapi, jsonpath, metadata, structural, structural_validation, validation
 from podlane.lab.api.cells import Cell, since
 from podlane.lab.api.crd_definition import FINALIZER, STORAGE
 from podlane.lab.api.deletion import DeleteOptions
 from podlane.lab.api.registry import Registry
 from podlane.lab.api.resources import Resource, resource
-from podlane.lab.api.status import FieldProblem, Problem, invalid_value, shown
+from podlane.lab.api.status import FieldProblem, shown
 from podlane.lab.api.store import LogEvent, Transaction
 from podlane.lab.api.strategy import count_generation, keep_status
 from podlane.lab.api.table import AGE, NAME, Column, column
@@ -135,15 +135,14 @@ class Definitions:
         count_generation(resource, new, old)
 
     def validate_create(self, resource: Resource, obj: Obj) -> Sequence[FieldProblem]:
-        problems: list[Problem] = []
-        if not _SUBDOMAIN.fullmatch(obj["metadata"]["name"]) or len(obj["metadata"]["name"]) > 253:
-            problems.append(invalid_value("metadata.name", obj["metadata"]["name"], _SUBDOMAIN_RULE))
-        return [*problems, *structural_validation.validate(obj, self.version(resource).schema)]
+        own = structural_validation.validate(obj, self.version(resource).schema)
+        return [*validation.validate_create(obj), *own]
 
     def validate_update(
         self, resource: Resource, new: Obj, old: Obj, subresource: str
     ) -> Sequence[FieldProblem]:
-        return list(structural_validation.validate(new, self.version(resource).schema))
+        own = structural_validation.validate(new, self.version(resource).schema)
+        return [*validation.validate_update(new, old, subresource), *own]
 
     def created(self, resource: Resource, obj: Obj, transaction: Transaction) -> None:
         pass
@@ -153,14 +152,6 @@ class Definitions:
 
     def deleted(self, resource: Resource, obj: Obj, transaction: Transaction) -> None:
         pass
-
-
-_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", re.ASCII)
-_SUBDOMAIN_RULE = (
-    "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must "
-    "start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is "
-    "'[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')"
-)
 
 
 # --- one definition -------------------------------------------------------------------------------

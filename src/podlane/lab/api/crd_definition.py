@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from podlane.lab.api import metadata, structural
+from podlane.lab.api.cells import at
 from podlane.lab.api.status import Problem, invalid_value, required, shown
 from podlane.lab.api.store import copied
+from podlane.lab.api.validation_names import dns_label_1035
 from podlane.lab.client import Obj
 
 STORAGE = "customresourcedefinitions.apiextensions.k8s.io"
@@ -48,6 +50,14 @@ def establish(definition: Obj, old: Obj | None, now_s: float) -> None:
         ]
 
 
+def changes(new: Obj, old: Obj) -> Iterator[Problem]:
+    """What may not change while objects of the kind are stored under it."""
+    for path in ("spec.group", "spec.scope", "spec.names.plural", "spec.names.kind"):
+        value, known = at(new, path), at(old, path)
+        if value != known:
+            yield invalid_value(path, value, "field is immutable")
+
+
 def warnings(definition: Obj) -> list[str]:
     """What its author should know."""
     if not structural.uses((definition.get("spec") or {}).get("versions"), "x-kubernetes-validations"):
@@ -72,6 +82,11 @@ def problems(definition: Obj) -> Iterator[Problem]:
     for key in ("plural", "kind"):
         if not names.get(key):
             yield required(f"spec.names.{key}")
+    labels = [("spec.names.plural", names.get("plural")), ("spec.names.singular", names.get("singular"))]
+    labels += [(f"spec.versions[{i}].name", v.get("name")) for i, v in enumerate(spec.get("versions") or ())]
+    for path, label in labels:
+        for why in dns_label_1035(label) if label else ():
+            yield invalid_value(path, label, why)
     if not spec.get("group"):
         yield required("spec.group")
     elif "." not in spec["group"]:

@@ -10,7 +10,15 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
-from podlane.lab.api import allocation_fields, crd_definition, defaults, metadata, pods, validation_decode
+from podlane.lab.api import (
+    allocation_fields,
+    crd_definition,
+    defaults,
+    metadata,
+    pods,
+    validation,
+    validation_decode,
+)
 from podlane.lab.api.allocation import SERVICES, ServiceAllocator
 from podlane.lab.api.crd_definition import STORAGE as DEFINITIONS
 from podlane.lab.api.resources import Resource
@@ -145,8 +153,12 @@ class BuiltinStrategy:
         elif resource.storage == SERVICES:
             allocation_fields.prepare_create(obj)
             obj["status"] = {"loadBalancer": {}}
+        elif resource.storage == "jobs.batch":
+            defaults.own_pods(obj)
         elif resource.storage == DEFINITIONS:
             crd_definition.establish(obj, None, time.time())
+        elif resource.storage == "jobs.batch":
+            defaults.own_pods(obj)
         count_generation(resource, obj, None)
 
     def prepare_update(self, resource: Resource, new: Obj, old: Obj, subresource: str) -> None:
@@ -161,14 +173,14 @@ class BuiltinStrategy:
     def validate_create(self, resource: Resource, obj: Obj) -> Sequence[FieldProblem]:
         if resource.storage == DEFINITIONS:
             return list(crd_definition.problems(obj))
-        return ()
+        return validation.validate_create(obj)
 
     def validate_update(
         self, resource: Resource, new: Obj, old: Obj, subresource: str
     ) -> Sequence[FieldProblem]:
         if resource.storage == DEFINITIONS:
-            return list(crd_definition.problems(new))
-        return ()
+            return [*crd_definition.problems(new), *crd_definition.changes(new, old)]
+        return validation.validate_update(new, old, subresource)
 
     def created(self, resource: Resource, obj: Obj, transaction: Transaction) -> None:
         if resource.storage == SERVICES:
