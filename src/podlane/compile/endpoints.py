@@ -129,6 +129,12 @@ def select(known: Mapping[Backend, Known], here: Place, *, uses_cluster: bool, u
     return Selection(cluster, local, bool(usable or local))
 
 
+def still_serving(known: Mapping[Backend, Known], chosen: Iterable[Backend]) -> tuple[Backend, ...]:
+    """The endpoints that answer although they were not chosen: draining, or left to other places."""
+    left = known.keys() - set(chosen)
+    return tuple(backend for backend in sorted(left, key=_order) if known[backend].serving)
+
+
 def _near(ready: list[Known], here: Place) -> list[Known]:
     """What the hints leave of the ready endpoints. One endpoint without a hint voids them all, as do
     hints none of which names this place (KEP-2433, KEP-3015). A node hint is preferred to a zone's."""

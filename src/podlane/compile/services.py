@@ -21,7 +21,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
-from podlane.compile.endpoints import PROTOCOLS, Known, Place, Selection, endpoints, select
+from podlane.compile.endpoints import (
+    PROTOCOLS,
+    Known,
+    Place,
+    Selection,
+    endpoints,
+    select,
+    still_serving,
+)
 from podlane.compile.engine import Capability
 from podlane.compile.store import Compiled, UnitKey
 from podlane.compile.tables import (
@@ -116,7 +124,7 @@ def compile_service(
             if port.protocol in PROTOCOLS:
                 there = known.get((port.name, PROTOCOLS[port.protocol], family), {})
                 chosen = select_for(service, port, where, there, here)
-                _port(_Port.of(service, port, where), chosen, here, rows)
+                _port(_Port.of(service, port, where), chosen, there, here, rows)
             else:
                 rows.refused.append(
                     f"service {service.namespace}/{service.name}: port {port.port}: "
@@ -229,7 +237,7 @@ def _affinity_s(service: Service) -> int:
     return given or DEFAULT_AFFINITY_S
 
 
-def _port(port: _Port, chosen: Selection, here: Place, rows: _Rows) -> None:
+def _port(port: _Port, chosen: Selection, known: Mapping[Backend, Known], here: Place, rows: _Rows) -> None:
     internal, external = _frontends(port, chosen)
     rows.frontend(FrontendKey(port.where.cluster, port.protocol, port.number), internal)
     for where in port.where.external:
@@ -242,7 +250,9 @@ def _port(port: _Port, chosen: Selection, here: Place, rows: _Rows) -> None:
     for key in named:
         if key is not None:
             members = lists[key.scope] or ()
-            rows.lists[key] = BackendList(tuple(e.backend for e in members), port.affinity_timeout_s)
+            backends = tuple(e.backend for e in members)
+            others = still_serving(known, backends) if port.protocol is Protocol.UDP else ()
+            rows.lists[key] = BackendList(backends, port.affinity_timeout_s, others)
             rows.local_endpoints(members, here)
 
 

@@ -122,11 +122,14 @@ class Backend(NamedTuple):
 class BackendList(Struct, frozen=True):
     """Endpoints in their order of index; equal endpoints repeat by weight.
 
-    affinity_timeout_s: 0 for no session affinity (ClientIP).
+    affinity_timeout_s: 0 for no session affinity (ClientIP). still_serving: endpoints that no new flow
+    chooses but that still answer, so that flows they have are left alone; filled in for UDP only,
+    where a flow ends by being forgotten.
     """
 
     backends: tuple[Backend, ...]
     affinity_timeout_s: int = 0
+    still_serving: tuple[Backend, ...] = ()
 
 
 class FrontendKey(NamedTuple):

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final
 
 from podlane.compile.tables import (
     Backend,
@@ -34,14 +33,10 @@ from podlane.kernel.nft import service_elements as pack
 from podlane.kernel.nft.codec import Element, interval_elements
 from podlane.kernel.nft.elements import Operation
 from podlane.kernel.nft.kernel_lists import KernelLists
+from podlane.kernel.nft.service_plan import Chain, FrontKey, List, Place, Plan, Timeout
 from podlane.model import marks
-from podlane.model.addresses import Family, Prefix, family_of
+from podlane.model.addresses import Address, Family, Prefix, Protocol, family_of
 from podlane.model.marks import Class
-
-Place: TypeAlias = tuple[Family, str]
-"""A set or map of one family's table."""
-
-FrontKey: TypeAlias = FrontendKey | NodePortKey
 
 _CLASSES: Final = {
     FrontendClass.INTERNAL: Class.INTERNAL,
@@ -52,69 +47,6 @@ _CLASSES: Final = {
 }
 
 
-class Chain(NamedTuple):
-    """A count's chain that must be there (counts.py)."""
-
-    family: Family
-    code: int
-    affinity: bool
-
-
-class Timeout(NamedTuple):
-    """A session affinity timeout that must have its set and rule (skeleton.sticky)."""
-
-    family: Family
-    seconds: int
-
-
-@dataclass
-class Plan:
-    """Deletions first: a key may be deleted and added again."""
-
-    removals: list[Operation] = field(default_factory=list)
-    additions: list[Operation] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
-
-    @property
-    def operations(self) -> list[Operation]:
-        return self.removals + self.additions
-
-    def exchange(self, place: Place, old: Element | None, new: Element | None, owner: Any) -> None:
-        if old == new:
-            return
-        family, name = place
-        if old is not None:
-            self.removals.append(Operation(family, name, old, add=False, owner=owner))
-        if new is not None:
-            self.additions.append(Operation(family, name, new, add=True, owner=owner))
-
-
-class _List(NamedTuple):
-    """One endpoint list as it lies in the kernel. slots: empty without session affinity."""
-
-    id: int
-    layout: tuple[Backend, ...] = ()
-    code: int = 0
-    slots: Mapping[Backend, int] = {}
-    timeout_s: int = 0
-
-    def elements(self) -> Iterator[tuple[str, Element]]:
-        for index, backend in enumerate(self.layout):
-            yield self.at(index, backend)
-        yield from self.affinity()
-
-    def at(self, index: int, backend: Backend) -> tuple[str, Element]:
-        if self.timeout_s:
-            return skeleton.PICKS, pack.pick(self.id, index, self.slots[backend])
-        return skeleton.ENDPOINTS, pack.endpoint(self.id, index, backend)
-
-    def affinity(self) -> Iterator[tuple[str, Element]]:
-        if self.timeout_s:
-            for backend, number in self.slots.items():
-                yield skeleton.SLOTS, pack.slot(self.id, number, backend)
-            yield f"{skeleton.STICKY}{self.timeout_s}", pack.sticky(self.id)
-
-
 class ServiceState:
     def __init__(self, families: Iterable[Family]) -> None:
         self.families = frozenset(families)
@@ -123,7 +55,7 @@ class ServiceState:
         self._ids = {family: lists.Ids() for family in self.families}
         self._members: dict[tuple[Family, SetName], set[Prefix]] = {}
         self._rows: dict[ListKey, BackendList] = {}
-        self._lists: dict[ListKey, _List] = {}
+        self._lists: dict[ListKey, List] = {}
         self._frontends: dict[FrontKey, Frontend] = {}
         self._marks: dict[FrontKey, int] = {}
         self._users: dict[ListKey, set[FrontKey]] = {}
@@ -158,19 +90,19 @@ class ServiceState:
     def _adopt(self, kernel: KernelLists, family: Family, key: ListKey, list_id: int) -> None:
         if key not in self._lists and self._ids[family].adopt(list_id):
             layout, slots = kernel.layout(family, list_id)
-            self._lists[key] = _List(list_id, layout, slots=slots)
+            self._lists[key] = List(list_id, layout, slots=slots, keep=frozenset(layout))
 
     def put(self, changes: Mapping[Table, Delta[Any, Any]]) -> Plan:
         """Take changes in. Failures are rows that have no place in the kernel; the rest is planned."""
         plan = Plan()
         self._put_members(changes.get(Table.SETS), plan)
         touched_lists: dict[ListKey, None] = {}
-        touched: dict[FrontKey, None] = {}
+        told: dict[FrontKey, None] = {}
         for table in (Table.FRONTENDS, Table.NODE_PORTS):
             for key, row in _news(changes.get(table)):
                 if self._speaks(table, key, _family(key), plan):
                     touched_lists.update(dict.fromkeys(self._use(key, row)))
-                    touched[key] = None
+                    told[key] = None
         for key, row in _news(changes.get(Table.BACKENDS)):
             if self._speaks(Table.BACKENDS, key, key.family, plan):
                 if row is None:
@@ -178,17 +110,29 @@ class ServiceState:
                 else:
                     self._rows[key] = row
                 touched_lists[key] = None
+        touched = dict(told)
         for key in touched_lists:
             if self._lay(key, plan):
                 touched.update(dict.fromkeys(sorted(self._users.get(key, ()), key=str)))
         for key in touched:
             self._front(key, plan)
+        for key in told:
+            if key.protocol is Protocol.UDP:
+                plan.stale.fronts.update(self._answering(key))
         for key in touched_lists:
             self._short(key, plan)
         for key in {row.backends for k in touched if (row := self._frontends.get(k)) is not None}:
             if key is not None and key not in touched_lists:
                 self._short(key, plan)
         return plan
+
+    @property
+    def list_ids(self) -> dict[Family, frozenset[int]]:
+        """All numbers that are bound."""
+        return {
+            family: frozenset(each.id for key, each in self._lists.items() if key.family is family)
+            for family in self.families
+        }
 
     def elements(self) -> dict[Place, dict[tuple[bytes, int], Operation]]:
         """All elements that should be, by place, key and flags, as operations that add them."""
@@ -253,14 +197,16 @@ class ServiceState:
         if row is None and not self._users.get(key):
             if old is None:
                 return False
-            self._exchange(key, old, _List(old.id), plan)
+            self._exchange(key, old, List(old.id), plan)
+            self._forget(key, old, List(old.id), plan)
             self._ids[key.family].free(old.id)
             del self._lists[key]
             return True
         if old is None:
-            old = _List(self._ids[key.family].take())
+            old = List(self._ids[key.family].take())
         new = self._laid(key, old, row or _EMPTY, plan)
         self._exchange(key, old, new, plan)
+        self._forget(key, old, new, plan)
         self._lists[key] = new
         if new.code:
             self.chains.add(Chain(key.family, new.code, bool(new.timeout_s)))
@@ -268,7 +214,7 @@ class ServiceState:
             self.timeouts.add(Timeout(key.family, new.timeout_s))
         return (old.id, old.code, bool(old.timeout_s)) != (new.id, new.code, bool(new.timeout_s))
 
-    def _laid(self, key: ListKey, old: _List, row: BackendList, plan: Plan) -> _List:
+    def _laid(self, key: ListKey, old: List, row: BackendList, plan: Plan) -> List:
         """The new layout, as near to the old one as can be. What is too long is cut, and reported."""
         backends, timeout_s = row.backends, row.affinity_timeout_s
         slots: Mapping[Backend, int] = {}
@@ -284,9 +230,14 @@ class ServiceState:
                 plan.failures.append(_failure(Table.BACKENDS, key, errno.E2BIG, why))
                 timeout_s = 0
         layout = tuple(lists.arrange(old.layout, backends)) if backends else ()
-        return _List(old.id, layout, lists.size_for(len(backends)).code, slots, timeout_s)
+        keep = frozenset(row.backends + row.still_serving)
+        return List(old.id, layout, lists.size_for(len(backends)).code, slots, timeout_s, keep)
 
-    def _exchange(self, key: ListKey, old: _List, new: _List, plan: Plan) -> None:
+    def _forget(self, key: ListKey, old: List, new: List, plan: Plan) -> None:
+        if key.protocol is Protocol.UDP and not old.keep <= new.keep:
+            plan.stale.lists[key.family, new.id] = new.keep
+
+    def _exchange(self, key: ListKey, old: List, new: List, plan: Plan) -> None:
         owner = Table.BACKENDS, key
         for index, (was, now) in enumerate(zip_longest(old.layout, new.layout)):
             if was == now and old.timeout_s == new.timeout_s:
@@ -339,6 +290,16 @@ class ServiceState:
             return marks.mark(klass)
         each = self._lists[key]
         return marks.mark(klass | (marks.AFFINITY if each.timeout_s else 0), each.code, each.id)
+
+    def _answering(self, key: FrontKey) -> Iterator[tuple[tuple[Address, int], frozenset[int] | None]]:
+        """For each address of a frontend the ids that may answer; None if it is gone."""
+        row = self._frontends.get(key)
+        numbers = frozenset(self._lists[each].id for each in _lists_of(row)) if row is not None else None
+        if isinstance(key, FrontendKey):
+            yield (key.address, key.port), numbers
+        else:
+            for value in self._members.get((key.family, SetName.NODE_PORT_IPS), ()):
+                yield (value.network_address, key.port), numbers
 
     def _short(self, key: ListKey, plan: Plan) -> None:
         """The way from a local list to its service's cluster list. A list has one, whoever uses it."""

@@ -16,13 +16,15 @@ from typing import Any, Final
 from podlane.compile.tables import SetName, Table
 from podlane.delta import Delta, delta
 from podlane.errors import KernelError
+from podlane.kernel.conntrack.sweeper import Sweeper
 from podlane.kernel.driver import Failure, Report
 from podlane.kernel.netlink import Request
 from podlane.kernel.nft import command, counts, skeleton, text
 from podlane.kernel.nft.codec import INTERVAL_END, Element, unpack_mark
 from podlane.kernel.nft.elements import Elements
 from podlane.kernel.nft.kernel_lists import KernelLists
-from podlane.kernel.nft.service_state import Chain, Place, Plan, ServiceState, Timeout
+from podlane.kernel.nft.service_plan import Chain, Place, Plan, Timeout
+from podlane.kernel.nft.service_state import ServiceState
 from podlane.model.addresses import Family
 from podlane.model.config import NetworkConfig
 
@@ -50,6 +52,7 @@ class ServicesDriver:
         self._config = config
         self._netns_fd = netns_fd
         self._elements = Elements(skeleton.TABLE, netns_fd)
+        self._sweeper = Sweeper(netns_fd)
         self._state = ServiceState(config.ip_families)
         self._chains: set[Chain] = set()
         self._timeouts: set[Timeout] = set()
@@ -59,7 +62,13 @@ class ServicesDriver:
     def tables(self) -> tuple[Table, ...]:
         return TABLES
 
+    @property
+    def sweeper(self) -> Sweeper:
+        """Deletes stale UDP flows after a generation."""
+        return self._sweeper
+
     def close(self) -> None:
+        self._sweeper.close()
         self._elements.close()
 
     def resync(self, desired: Mapping[Table, Mapping[Any, Any]]) -> Report:
@@ -73,8 +82,11 @@ class ServicesDriver:
         plan = self._state.put({table: delta(desired.get(table, {}), {}) for table in TABLES})
         loaded = self._load()
         done, failures = self._repair(self._dump() if loaded else dump)
+        if not self._ready or done:
+            plan.stale.ids = self._state.list_ids
+            self._sweeper.submit(plan.stale)
         self._ready = True
-        return Report(loaded + done, (*plan.failures, *failures))
+        return self._report(loaded + done, plan, failures)
 
     def apply(self, changes: Mapping[Table, Delta[Any, Any]]) -> Report:
         """One generation, as one transaction."""
@@ -87,9 +99,20 @@ class ServicesDriver:
         except KernelError:
             refused = None
         if refused is None or refused:
-            return self._again(plan)
-        self._remember_chains()
-        return Report(len(plan.operations), tuple(plan.failures))
+            # The kernel as it is, against the state that was just put.
+            loaded = self._load()
+            done, failures = self._repair(self._dump())
+        else:
+            self._remember_chains()
+            loaded, done, failures = 0, len(plan.operations), []
+        self._sweeper.submit(plan.stale)
+        return self._report(loaded + done, plan, failures)
+
+    def _report(self, operations: int, plan: Plan, refused: Iterable[Failure]) -> Report:
+        failures = [*plan.failures, *refused]
+        if error := self._sweeper.take_error():
+            failures.append(Failure(Table.BACKENDS, "stale UDP flows", error))
+        return Report(operations, tuple(failures))
 
     def remove(self) -> None:
         """Take podlane's tables away. Flows that run keep their translation until they end."""
@@ -163,12 +186,6 @@ class ServicesDriver:
                 for element in self._elements.read(family, skeleton.COUNTS):
                     self._chains.add(Chain(family, *counts.unpack_key(unpack_mark(element.key))))
         return dump
-
-    def _again(self, plan: Plan) -> Report:
-        """After a refusal: the kernel as it is, against the state that was just put."""
-        loaded = self._load()
-        done, failures = self._repair(self._dump())
-        return Report(loaded + done, (*plan.failures, *failures))
 
     def _repair(self, dump: Mapping[Place, Iterable[Element]]) -> tuple[int, list[Failure]]:
         """Bring the kernel from `dump` to the state. Returns operations done, and what was refused."""

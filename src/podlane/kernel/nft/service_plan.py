@@ -1,0 +1,87 @@
+"""What a change of the service tables asks of the kernel, and how one list lies there. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
+
+from podlane.compile.tables import Backend, FrontendKey, NodePortKey
+from podlane.kernel.conntrack.stale import Stale
+from podlane.kernel.driver import Failure
+from podlane.kernel.nft import service_elements as pack
+from podlane.kernel.nft import skeleton
+from podlane.kernel.nft.codec import Element
+from podlane.kernel.nft.elements import Operation
+from podlane.model.addresses import Family
+
+Place: TypeAlias = tuple[Family, str]
+"""A set or map of one family's table."""
+
+FrontKey: TypeAlias = FrontendKey | NodePortKey
+
+
+class Chain(NamedTuple):
+    """A count's chain that must be there (counts.py)."""
+
+    family: Family
+    code: int
+    affinity: bool
+
+
+class Timeout(NamedTuple):
+    """A session affinity timeout that must have its set and rule (skeleton.sticky)."""
+
+    family: Family
+    seconds: int
+
+
+@dataclass
+class Plan:
+    """Deletions first: a key may be deleted and added again. stale: flows that must not outlive this."""
+
+    removals: list[Operation] = field(default_factory=list)
+    additions: list[Operation] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    stale: Stale = field(default_factory=Stale)
+
+    @property
+    def operations(self) -> list[Operation]:
+        return self.removals + self.additions
+
+    def exchange(self, place: Place, old: Element | None, new: Element | None, owner: Any) -> None:
+        if old == new:
+            return
+        family, name = place
+        if old is not None:
+            self.removals.append(Operation(family, name, old, add=False, owner=owner))
+        if new is not None:
+            self.additions.append(Operation(family, name, new, add=True, owner=owner))
+
+
+class List(NamedTuple):
+    """One endpoint list as it lies in the kernel. slots: empty without session affinity. keep: endpoints
+    whose flows may go on."""
+
+    id: int
+    layout: tuple[Backend, ...] = ()
+    code: int = 0
+    slots: Mapping[Backend, int] = {}
+    timeout_s: int = 0
+    keep: frozenset[Backend] = frozenset()
+
+    def elements(self) -> Iterator[tuple[str, Element]]:
+        for index, backend in enumerate(self.layout):
+            yield self.at(index, backend)
+        yield from self.affinity()
+
+    def at(self, index: int, backend: Backend) -> tuple[str, Element]:
+        if self.timeout_s:
+            return skeleton.PICKS, pack.pick(self.id, index, self.slots[backend])
+        return skeleton.ENDPOINTS, pack.endpoint(self.id, index, backend)
+
+    def affinity(self) -> Iterator[tuple[str, Element]]:
+        if self.timeout_s:
+            for backend, number in self.slots.items():
+                yield skeleton.SLOTS, pack.slot(self.id, number, backend)
+            yield f"{skeleton.STICKY}{self.timeout_s}", pack.sticky(self.id)

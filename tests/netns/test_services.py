@@ -1,0 +1,435 @@
+"""Services with real packets: what the compiler says, the simulation and the kernel must agree."""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+import pytest
+
+from podlane.compile.engine import compile_node
+from podlane.compile.services_sim import Action, Flow, resolve
+from podlane.compile.tables import Table
+from podlane.delta import delta
+from podlane.kernel.conntrack.codec import Filter
+from podlane.kernel.conntrack.flows import Flows
+from podlane.kernel.driver import Report
+from podlane.kernel.nft.services import ServicesDriver
+from podlane.model.addresses import Family, Protocol, address
+from podlane.model.config import NetworkConfig
+from podlane.model.objects import (
+    ClientIPConfig,
+    Endpoint,
+    EndpointConditions,
+    EndpointPort,
+    EndpointSlice,
+    LoadBalancerIngress,
+    LoadBalancerStatus,
+    Node,
+    NodeAddress,
+    NodeSpec,
+    NodeStatus,
+    Object,
+    ObjectMeta,
+    Service,
+    ServicePort,
+    ServiceSpec,
+    ServiceStatus,
+    SessionAffinityConfig,
+)
+from tests.netns.service_lab import PLANS, PODS, PORT, Answer, Plan, Refused, ServiceLab, Silence, service_lab
+
+CONFIG = NetworkConfig()
+NODE_PORT = 30080
+Tables = Mapping[Table, Mapping[Any, Any]]
+
+
+@pytest.fixture(scope="module")
+def built() -> Iterator[ServiceLab]:
+    with service_lab() as lab:
+        yield lab
+
+
+class Net:
+    """The lab's node-1 with a driver, seen from one family."""
+
+    def __init__(self, lab: ServiceLab, family: Family) -> None:
+        self.lab, self.family, self.plan = lab, family, PLANS[family]
+        self.driver = ServicesDriver(CONFIG, lab.fds["node"])
+        self.objects: list[Object] = []
+        self.tables: Tables = compile_node([], node="node-1", config=CONFIG)
+
+    def restart(self) -> Report:
+        """As after kill -9: nothing of the old driver is left but what is in the kernel."""
+        self.driver.close()
+        self.driver = ServicesDriver(CONFIG, self.lab.fds["node"])
+        return self.driver.resync(self.tables)
+
+    def forget_flows(self) -> None:
+        """UDP flows of earlier tests would be gone on with where a client's port repeats."""
+        flows = Flows(self.lab.fds["node"])
+        flows.delete(flows.list(Filter(self.family, Protocol.UDP.number)))
+        flows.close()
+
+    def set(self, *objects: Object) -> Report:
+        """One generation that leads to exactly these services and slices."""
+        nodes = [node("node-1", "node", 1), node("node-2", "peer", 2)]
+        old, self.tables = self.tables, compile_node([*nodes, *objects], node="node-1", config=CONFIG)
+        changes = {t: delta(self.tables[t], old.get(t, {})) for t in self.driver.tables}
+        report = self.driver.apply({t: d for t, d in changes.items() if d})
+        assert report.failures == ()
+        assert self.driver.sweeper.wait()
+        return report
+
+
+def node(name: str, field: str, number: int) -> Node:
+    return Node(
+        metadata=ObjectMeta(name=name),
+        spec=NodeSpec(pod_cidrs=[f"10.244.{number}.0/24", f"fd00:10:244:{number}::/64"]),
+        status=NodeStatus(
+            addresses=[NodeAddress("InternalIP", getattr(plan, field)) for plan in PLANS.values()]
+        ),
+    )
+
+
+@pytest.fixture(params=list(Family))
+def net(built: ServiceLab, request: pytest.FixtureRequest) -> Iterator[Net]:
+    net = Net(built, request.param)
+    net.driver.remove()
+    net.forget_flows()
+    net.driver.resync(net.tables)
+    yield net
+    net.driver.remove()
+    net.driver.close()
+
+
+def service(plan: Plan, family: Family, name: str = "web", number: int = 10, **spec: Any) -> Service:
+    where = plan.services.format(number)
+    ingress = spec.pop("ingress", [])
+    ports = [
+        ServicePort(80, "tcp", "TCP", PORT, NODE_PORT if number == 10 else 0),
+        ServicePort(80, "udp", "UDP", PORT, NODE_PORT if number == 10 else 0),
+    ]
+    whole = {"cluster_ip": where, "cluster_ips": [where], "ip_families": [family], "ports": ports, **spec}
+    return Service(
+        metadata=ObjectMeta(name=name, namespace="default"),
+        spec=ServiceSpec(**whole),
+        status=ServiceStatus(load_balancer=LoadBalancerStatus(ingress=ingress)),
+    )
+
+
+def piece(plan: Plan, family: Family, *names: str, owner: str = "web") -> EndpointSlice:
+    def end(name: str) -> Endpoint:
+        if name == "remote":
+            return Endpoint(addresses=[plan.remote], node_name="node-2")
+        return Endpoint(addresses=[plan.pod(PODS[name])], node_name="node-1")
+
+    return EndpointSlice(
+        metadata=ObjectMeta(name=owner, namespace="default", labels={"kubernetes.io/service-name": owner}),
+        address_type=family,
+        endpoints=[end(name) for name in names],
+        ports=[EndpointPort("tcp", "TCP", PORT), EndpointPort("udp", "UDP", PORT)],
+    )
+
+
+VIPS = {Family.IPV4: "203.0.113.10", Family.IPV6: "2001:db8:200::10"}
+
+
+def expected(net: Net, who: str, where: str, port: int, protocol: Protocol) -> Any:
+    """What the simulation says: an Action, or {server: whether the client is masqueraded}."""
+    source = {"client": net.plan.pod(77), "node": net.plan.router, "outside": net.plan.outside}
+    source |= {"local-1": net.plan.pod(5)}
+    flow = Flow(address(source[who]), address(where), protocol, port, from_node=who == "node")
+    verdict = resolve(net.tables, flow)
+    if verdict.action is not Action.TRANSLATE:
+        return verdict.action
+    names = {net.plan.remote: "remote", **{net.plan.pod(n): name for name, n in PODS.items()}}
+    return {names[str(b.address)]: verdict.masquerades(b) for b in verdict.backends}
+
+
+def observed(net: Net, who: str, where: str, port: int, protocol: Protocol) -> Any:
+    """The same, from real flows."""
+    own = {net.plan.node, net.plan.router}
+    silent = expected(net, who, where, port, protocol) is Action.DROP
+    try:
+        if silent:
+            net.lab.ask(who, where, port, protocol, timeout_s=0.25)
+        found = net.lab.answers(who, where, port, protocol)
+    except Refused:
+        return Action.REFUSED
+    except Silence:
+        return Action.DROP
+    if who == "node":  # it is masqueraded to what it was already
+        assert {answer.client for answer in found} <= own
+        return {answer.server: True for answer in found}
+    return {answer.server: answer.client in own for answer in found}
+
+
+POLICIES = [("Cluster", "Cluster"), ("Cluster", "Local"), ("Local", "Cluster"), ("Local", "Local")]
+ENDPOINTS = {"local and remote": ("local-1", "local-2", "remote"), "remote": ("remote",), "none": ()}
+
+
+@pytest.mark.parametrize("have", ENDPOINTS)
+@pytest.mark.parametrize(("internal", "external"), POLICIES)
+def test_kernel_and_simulation_agree(net: Net, internal: str, external: str, have: str) -> None:
+    plan, family = net.plan, net.family
+    net.set(
+        service(
+            plan,
+            family,
+            type="LoadBalancer",
+            internal_traffic_policy=internal,
+            external_traffic_policy=external,
+            ingress=[LoadBalancerIngress(ip=VIPS[family])],
+        ),
+        piece(plan, family, *ENDPOINTS[have]),
+    )
+    destinations = [(plan.services.format(10), 80), (plan.node, NODE_PORT), (VIPS[family], 80)]
+    for protocol in (Protocol.TCP, Protocol.UDP):
+        for who in ("client", "node", "outside"):
+            for where in destinations:
+                found = observed(net, who, *where, protocol)
+                assert found == expected(net, who, *where, protocol), (who, where, protocol)
+
+
+def test_hairpin(net: Net) -> None:
+    """A pod that is drawn as its own backend sees the node as its client; others see the pod."""
+    net.set(service(net.plan, net.family), piece(net.plan, net.family, "local-1", "local-2"))
+    where = net.plan.services.format(10)
+    found = observed(net, "local-1", where, 80, Protocol.TCP)
+    assert found == expected(net, "local-1", where, 80, Protocol.TCP) == {"local-1": True, "local-2": False}
+
+
+def test_addresses_and_ports_that_no_service_has(net: Net) -> None:
+    net.set(service(net.plan, net.family), piece(net.plan, net.family, "local-1"))
+    for who in ("client", "node", "outside"):
+        with pytest.raises(Refused):
+            net.lab.ask(who, net.plan.services.format(10), 81)
+        with pytest.raises(Silence):
+            net.lab.ask(who, net.plan.services.format(99), 80, timeout_s=0.25)
+
+
+def test_many_refused_connections_are_all_refused(net: Net) -> None:
+    """ICMP errors are rate-limited by the kernel, TCP resets are not."""
+    net.set(service(net.plan, net.family))
+    for _ in range(40):
+        with pytest.raises(Refused):
+            net.lab.ask("client", net.plan.services.format(10), 80)
+
+
+def test_a_pod_leaves_the_cluster_as_its_node(net: Net) -> None:
+    net.set()
+    net.lab.listen("outside", net.plan.outside, "outside", port=9000 + net.family.af)
+    found = net.lab.ask("client", net.plan.outside, 9000 + net.family.af)
+    assert found == Answer("outside", net.plan.router)
+    assert net.lab.ask("client", net.plan.remote, PORT).client == net.plan.pod(77)
+
+
+def test_affinity_keeps_a_client_until_its_endpoint_goes(net: Net) -> None:
+    sticky = service(
+        net.plan,
+        net.family,
+        session_affinity="ClientIP",
+        session_affinity_config=SessionAffinityConfig(client_ip=ClientIPConfig(timeout_seconds=100)),
+    )
+    names = ["local-1", "local-2", "remote"]
+    net.set(sticky, piece(net.plan, net.family, *names))
+    where = net.plan.services.format(10)
+    for who in ("client", "node", "outside"):
+        ((first, _),) = net.lab.answers(who, where).items()
+        net.set(sticky, piece(net.plan, net.family, *(n for n in names if n != first.server)))
+        ((second, _),) = net.lab.answers(who, where).items()
+        assert second.server != first.server
+        # The endpoint's return means nothing to a client that has another one by now.
+        net.set(sticky, piece(net.plan, net.family, *names))
+        assert set(net.lab.answers(who, where)) == {second}
+    assert net.restart().operations == 0
+
+
+def test_affinity_is_forgotten_in_time(net: Net) -> None:
+    sticky = service(
+        net.plan,
+        net.family,
+        session_affinity="ClientIP",
+        session_affinity_config=SessionAffinityConfig(client_ip=ClientIPConfig(timeout_seconds=1)),
+    )
+    net.set(sticky, piece(net.plan, net.family, "local-1", "local-2", "remote"))
+    found = set()
+    for _ in range(12):
+        found.add(net.lab.ask("client", net.plan.services.format(10)).server)
+        select.select([], [], [], 1.3)
+        if len(found) > 1:
+            break
+    assert len(found) > 1
+
+
+def test_a_driver_started_again_changes_nothing_and_connections_go_on(net: Net) -> None:
+    net.set(
+        service(net.plan, net.family, external_traffic_policy="Local", type="NodePort"),
+        service(net.plan, net.family, "sticky", 11, session_affinity="ClientIP"),
+        piece(net.plan, net.family, "local-1", "local-2", "remote"),
+        piece(net.plan, net.family, "local-1", "remote", owner="sticky"),
+    )
+    stream, _ = net.lab.connect("client", net.plan.services.format(10))
+    with stream:
+        echo(stream)
+        assert net.restart() == Report()
+        echo(stream)
+        assert net.driver.resync(net.tables) == Report()
+        echo(stream)
+
+
+def test_another_version_of_the_ruleset_is_replaced_and_connections_go_on(net: Net) -> None:
+    net.set(
+        service(net.plan, net.family, type="NodePort", external_traffic_policy="Local"),
+        service(net.plan, net.family, "sticky", 11, session_affinity="ClientIP"),
+        piece(net.plan, net.family, "local-1", "local-2", "remote"),
+        piece(net.plan, net.family, "local-1", "remote", owner="sticky"),
+    )
+    stream, _ = net.lab.connect("client", net.plan.services.format(10))
+    with stream:
+        echo(stream)
+        before = elements(net)
+        net.lab.run("node", "nft", "rename", "chain", net.family.nft, "podlane", version(net), "version-old")
+        net.driver.close()
+        net.driver = ServicesDriver(CONFIG, net.lab.fds["node"])
+        assert net.driver.resync(net.tables).operations == 1
+        assert elements(net) == before
+        assert net.restart().operations == 0
+        echo(stream)
+        assert len(net.lab.answers("client", net.plan.services.format(10))) == 3
+
+
+def version(net: Net) -> str:
+    shown = net.lab.run("node", "nft", "list", "table", net.family.nft, "podlane")
+    return next(word for word in shown.split() if word.startswith("version-"))
+
+
+def elements(net: Net) -> dict[str, str]:
+    """What nft shows of each map, line for line in some order."""
+    names = ("frontends", "node-ports", "endpoints", "short-circuits", "picks", "slots", "counts")
+    shown = {n: net.lab.run("node", "nft", "list", "map", net.family.nft, "podlane", n) for n in names}
+    return {name: " ".join(sorted(text.replace(",", " ").split())) for name, text in shown.items()}
+
+
+def echo(stream: socket.socket) -> None:
+    stream.settimeout(3)
+    stream.sendall(b"still here")
+    assert stream.recv(64) == b"still here"
+
+
+def test_what_others_changed_is_repaired(net: Net) -> None:
+    net.set(service(net.plan, net.family), piece(net.plan, net.family, "local-1", "local-2"))
+    table = (net.family.nft, "podlane")
+    net.lab.run("node", "nft", "flush", "map", *table, "endpoints")
+    net.lab.run(
+        "node", "nft", "add", "element", *table, "cluster-ips", f"{{ {net.plan.services.format(50)} }}"
+    )
+    assert net.driver.resync(net.tables).operations == 5  # two lists of two endpoints, one stray address
+    assert net.restart().operations == 0
+    # A generation that meets what it does not expect repairs and goes on.
+    net.lab.run("node", "nft", "delete", "table", *table)
+    net.set(service(net.plan, net.family), piece(net.plan, net.family, "local-1"))
+    assert {a.server for a in net.lab.answers("client", net.plan.services.format(10))} == {"local-1"}
+    assert net.restart().operations == 0
+
+
+def test_one_endpoint_more_or_less_is_a_few_elements(net: Net) -> None:
+    web = service(net.plan, net.family)
+    net.set(web, piece(net.plan, net.family, "local-1", "remote"))
+    # For TCP and for UDP: the endpoint; ClusterIP and node port with their new count, old and new.
+    added = 2 * (1 + 2 * 2) + 1  # and a local endpoint
+    assert net.set(web, piece(net.plan, net.family, "local-1", "local-2", "remote")).operations == added
+
+
+class Talk:
+    """One UDP flow: a client that keeps its port."""
+
+    def __init__(self, net: Net, who: str, where: str, port: int) -> None:
+        self._socket = net.lab.socket(who, where, socket.SOCK_DGRAM)
+        self._socket.settimeout(0.5)
+        self._where = where, port
+
+    def say(self) -> Any:
+        """The server's name, or what came instead."""
+        try:
+            self._socket.sendto(b"?", self._where)
+            return json.loads(self._socket.recv(4096))[0]
+        except (TimeoutError, ConnectionRefusedError) as error:
+            return type(error)
+
+    def __enter__(self) -> Talk:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+
+def test_a_udp_flow_leaves_an_endpoint_that_went(net: Net) -> None:
+    web, names = service(net.plan, net.family), ["local-1", "local-2", "remote"]
+    net.set(web, piece(net.plan, net.family, *names))
+    for who, where in (
+        ("client", (net.plan.services.format(10), 80)),
+        ("outside", (net.plan.node, NODE_PORT)),
+    ):
+        with Talk(net, who, *where) as talk, Talk(net, who, *where) as other:
+            first, bystander = talk.say(), other.say()
+            assert talk.say() == first
+            net.set(web, piece(net.plan, net.family, *(n for n in names if n != first)))
+            assert talk.say() in set(names) - {first}
+            if bystander != first:
+                assert other.say() == bystander
+            net.set(web)
+            assert not isinstance(talk.say(), str)
+            net.set(web, piece(net.plan, net.family, *names))
+            assert talk.say() in names
+
+
+def test_a_udp_flow_stays_with_an_endpoint_that_still_serves(net: Net) -> None:
+    web, names = service(net.plan, net.family), ["local-1", "local-2", "remote"]
+    net.set(web, piece(net.plan, net.family, *names))
+    with Talk(net, "client", net.plan.services.format(10), 80) as talk:
+        first = talk.say()
+        going = piece(net.plan, net.family, *names)
+        for end, name in zip(going.endpoints or (), names, strict=True):
+            if name == first:
+                draining = EndpointConditions(ready=False, serving=True, terminating=True)
+                going.endpoints[names.index(name)] = msgspec.structs.replace(end, conditions=draining)  # type: ignore[index]
+        net.set(web, going)
+        assert first not in {a.server for a in net.lab.answers("client", net.plan.services.format(10))}
+        assert talk.say() == first
+        net.set(web, piece(net.plan, net.family, *(n for n in names if n != first)))
+        assert talk.say() in set(names) - {first}
+
+
+def test_a_udp_flow_older_than_the_service_is_turned_to_it(net: Net) -> None:
+    where = net.plan.outside
+    with Talk(net, "client", where, 53) as talk:
+        talk.say()
+        talk.say()
+        net.set(
+            service(net.plan, net.family, external_ips=[where], ports=[ServicePort(53, "udp", "UDP", PORT)]),
+            piece(net.plan, net.family, "remote"),
+        )
+        assert talk.say() == "remote"
+        net.set()
+        assert not isinstance(talk.say(), str)
+
+
+def test_udp_flows_of_what_went_while_the_driver_was_away(net: Net) -> None:
+    web = service(net.plan, net.family)
+    net.set(web, piece(net.plan, net.family, "local-1"))
+    with Talk(net, "client", net.plan.services.format(10), 80) as talk:
+        assert talk.say() == "local-1"
+        net.driver.close()
+        nodes = [node("node-1", "node", 1), node("node-2", "peer", 2)]
+        net.tables = compile_node(
+            [*nodes, web, piece(net.plan, net.family, "remote")], node="node-1", config=CONFIG
+        )
+        net.restart()
+        assert net.driver.sweeper.wait()
+        assert talk.say() == "remote"
