@@ -87,6 +87,9 @@ class _Builder:
             return None
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)
+        if node.tag not in _COLLECTIONS:
+            self._problem(node, path, f"unknown tag {node.tag}")
+            return None
         if isinstance(node, yaml.SequenceNode):
             return [self.value(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(node.value)]
         return self._mapping(node, path, depth)
@@ -133,6 +136,7 @@ class _Builder:
         return plain(text)
 
 
+_COLLECTIONS = frozenset(("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"))
 _PLAIN_STRINGS = frozenset(("=",))
 _TAGS = frozenset(
     f"tag:yaml.org,2002:{name}"
