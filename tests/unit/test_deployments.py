@@ -211,6 +211,7 @@ def test_scale_down_gives_up_the_pod_that_is_not_ready() -> None:
         sick = name(lab.pods()[1])
         lab.ready = lambda p: name(p) != sick
         await lab.report()
+        await lab.until(lambda: lab.one(SETS, "web")["status"].get("readyReplicas") == 2)
         await lab.edit(SETS, "web", {"spec": {"replicas": 2}})
         await lab.until(lambda: len(lab.pods()) == 2)
         assert sick not in map(name, lab.pods())

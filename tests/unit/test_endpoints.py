@@ -166,7 +166,9 @@ def test_one_pods_change_rewrites_one_slice_and_silence_writes_nothing() -> None
         await lab.create("deployments.apps", deployment("web", 120))
         await lab.until(lambda: len(ready(lab, "web")) == 120)
         await lab.settled()
-        assert sorted(len(s["endpoints"]) for s in slices(lab, "web")) == [20, 100]
+        sizes = [len(s["endpoints"]) for s in slices(lab, "web")]
+        assert sum(sizes) == 120
+        assert max(sizes) <= 100
         before = {name(s): s["metadata"]["resourceVersion"] for s in slices(lab, "web")}
         await lab.manager.stop()
         lab.start_manager()
