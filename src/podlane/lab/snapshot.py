@@ -13,11 +13,15 @@ import msgspec
 from podlane.errors import KernelError, UsageError
 from podlane.kernel import netns
 from podlane.lab import record as records
+from podlane.lab.kubelet.container_spec import LABEL_CONTAINER, LABEL_UID
 from podlane.lab.record import LabRecord
 from podlane.lab.rest import Client
 from podlane.lab.supervisor.client import ProcessInfo, Supervisor
 from podlane.model.config import DEFAULT, NetworkConfig
 from podlane.model.objects import KINDS, Object
+from podlane.observe.cluster import Cluster
+from podlane.observe.ground import Running
+from podlane.observe.listening import FILES, Listening, parse
 
 RESOURCES = {
     "Node": "nodes",
@@ -25,7 +29,6 @@ RESOURCES = {
     "Service": "services",
     "EndpointSlice": "endpointslices.discovery.k8s.io",
 }
-POD_UID = "io.kubernetes.pod.uid"
 
 
 def objects(client: Client) -> list[Object]:
@@ -65,14 +68,50 @@ def look(lab: str | None, kubeconfig: str | None, context: str | None, config: s
         yield Look(client, load_config(config, ()) if config else DEFAULT, None)
 
 
-def sandboxes(record: LabRecord) -> dict[str, ProcessInfo]:
-    """The process that holds each pod's namespaces, by the pod's uid."""
+def running(record: LabRecord) -> dict[str, Running]:
+    """What runs of each pod, and what its namespace listens on, by the pod's uid."""
+    held = processes(record)
+    containers: dict[str, dict[str, str]] = {}
+    for each in held.values():
+        if each.kind == "container" and each.exit_status is None:
+            containers.setdefault(each.labels[LABEL_UID], {})[each.labels[LABEL_CONTAINER]] = each.ran
+    return {
+        each.labels[LABEL_UID]: Running(
+            containers.get(each.labels[LABEL_UID], {}), tuple(_listening(each.pid))
+        )
+        for each in held.values()
+        if each.kind == "sandbox" and each.exit_status is None
+    }
+
+
+def _listening(pid: int) -> Iterator[Listening]:
+    for name in FILES:
+        try:
+            yield from parse(name, Path(f"/proc/{pid}/net/{name}").read_text())
+        except OSError:
+            continue  # it ended, or the family is off
+
+
+def processes(record: LabRecord) -> dict[int, ProcessInfo]:
+    """The pods' processes, by pid."""
     with Supervisor(record.paths.supervisor_socket) as supervisor:
-        return {
-            p.labels[POD_UID]: p
-            for p in supervisor.list()
-            if p.kind == "sandbox" and p.exit_status is None and POD_UID in p.labels
-        }
+        return {p.pid: p for p in supervisor.list() if LABEL_UID in p.labels}
+
+
+def places(record: LabRecord, cluster: Cluster) -> dict[str, int]:
+    """A process that holds each place's network namespace: pods of their own address, nodes, and the hosts
+    of the fabric. Names are those of targets."""
+    found = {f"node/{node.name}": node.pid for node in record.nodes}
+    found |= {name: record.pids[name] for name in ("fabric", "control", "outside") if name in record.pids}
+    by_uid = {
+        p.labels[LABEL_UID]: p.pid
+        for p in processes(record).values()
+        if p.kind == "sandbox" and p.exit_status is None
+    }
+    for pod in cluster.pods.values():
+        if not pod.spec.host_network and pod.metadata.uid in by_uid:
+            found[f"{pod.namespace}/pod/{pod.name}"] = by_uid[pod.metadata.uid]
+    return found
 
 
 @contextmanager

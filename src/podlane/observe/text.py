@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
+import statistics
 from collections.abc import Iterator
 
+from podlane.observe.check import Check, Report
 from podlane.observe.explanation import Explanation, end
 from podlane.observe.hops import Hop
 from podlane.observe.trace import Trace
@@ -56,6 +59,27 @@ def _packet(hop: Hop) -> str:
 
 
 def _address(text: str, port: int) -> str:
-    import ipaddress
-
     return end(ipaddress.ip_address(text), port)
+
+
+def report_lines(report: Report, hint: str = "podlane explain") -> Iterator[str]:
+    """What failed first, each with how to look further; then a line a kind."""
+    failed = [c for c in report.checks if not c.ok]
+    for each in failed:
+        yield f"FAILED {each.kind}: {each.source} -> {each.target}"
+        yield f"       {each.detail}"
+        if not each.kind.startswith("container-"):
+            yield f"       try: {hint} {each.source} {each.target}"
+    if failed:
+        yield ""
+    by_kind: dict[str, list[Check]] = {}
+    for each in report.checks:
+        by_kind.setdefault(each.kind, []).append(each)
+    width = max(map(len, by_kind), default=0)
+    for kind, checks in by_kind.items():
+        good = [c.ms for c in checks if c.ok]
+        times = f"median {statistics.median(good):.1f} ms, at most {max(good):.1f} ms" if good else ""
+        mark = "ok    " if len(good) == len(checks) else "FAILED"
+        yield f"{mark} {kind:<{width}} {len(good):>5} of {len(checks):<5} {times}".rstrip()
+    yield ""
+    yield f"{report.passed} passed, {report.failed} failed" if report.checks else "nothing to check"

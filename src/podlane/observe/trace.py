@@ -19,12 +19,16 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from podlane.errors import KernelError, UnsupportedError
+from podlane.errors import ConfigError, KernelError, LabError, UnsupportedError
 from podlane.kernel import netns
 from podlane.kernel.capture import SETTLE_S, Capture, Sighting
 from podlane.model.addresses import Address, Family, Protocol, address, family_of
+from podlane.model.objects import Pod
+from podlane.observe.cluster import Cluster, Party, family_for, port_of
+from podlane.observe.explain import entrance
 from podlane.observe.explanation import API_VERSION, Outcome, end
 from podlane.observe.hops import REPLY, REQUEST, Hop, Probe, Seen, hops, recognise, seen
+from podlane.observe.targets import TargetKind
 
 # After the answer: time for the last sightings to be queued.
 _LINGER_S: Final = 0.03
@@ -52,6 +56,64 @@ class Trace(Struct, frozen=True, rename="camel"):
         return msgspec.json.encode(self)
 
 
+class Plan(Struct, frozen=True):
+    """What to send from where. place: the sender's; own: the address to send from, None for the kernel's
+    choice; pods: the places of pods that the packet may enter."""
+
+    place: str
+    to: Address
+    port: int
+    protocol: Protocol
+    own: Address | None
+    pods: frozenset[str]
+
+    def enters(self, place: str) -> bool:
+        """Whether to look there: nodes and the fabric always, pods that may be on the way."""
+        return "/pod/" not in place or place in self.pods
+
+
+def plan(cluster: Cluster, source: Party, destination: Party, family: Family | None = None) -> Plan:
+    """Raises ConfigError for what cannot be sent: from an address nobody here has, or to no port."""
+    port, protocol = port_of(destination, destination.target)
+    sent_to, port = entrance(cluster, source, destination, port, family)
+    chosen = family_for(source, sent_to, family)
+    to = sent_to.address(chosen)
+    assert to is not None  # family_for chose it
+    if not port:
+        raise ConfigError(f"{destination} declares no port; say one: {destination}:PORT")
+    pods = {f"{pod.namespace}/pod/{pod.name}" for pod in _pods(cluster, destination, to)}
+    place, own = _place(cluster, source), None
+    if source.pod is None and source.target.kind is TargetKind.ADDRESS:
+        own = source.address(chosen)  # a node may have several
+    return Plan(place, to, port, protocol, own, frozenset({place, *pods}))
+
+
+def _pods(cluster: Cluster, destination: Party, to: Address) -> list[Pod]:
+    """The pods that may be the packet's last stop, the endpoints of a service among them."""
+    found = list(cluster.endpoint_pods(destination.service)) if destination.service else []
+    for service in cluster.services.values():
+        own = [*service.spec.cluster_ips, service.spec.cluster_ip, *service.spec.external_ips]
+        own += [i.ip for i in service.status.load_balancer.ingress]
+        node_port = destination.node and any(
+            p.node_port == destination.target.port for p in service.spec.ports
+        )
+        if str(to) in own or node_port:
+            found += cluster.endpoint_pods(service)
+    there = destination.pod or cluster.pod_at(to)
+    return [*found, there] if there is not None else found
+
+
+def _place(cluster: Cluster, source: Party) -> str:
+    pod = source.pod
+    if pod is not None and not pod.spec.host_network:
+        return f"{pod.namespace}/pod/{pod.name}"
+    if source.node:
+        return f"node/{source.node}"
+    if any(a in cluster.outside for a in source.addresses):
+        return "outside"
+    raise ConfigError(f"{source}: nothing of this lab has that address, so nothing can be sent from there")
+
+
 def trace(
     places: Mapping[str, int],
     source: str,
@@ -67,8 +129,10 @@ def trace(
     """Send one packet from place `source` and follow it.
 
     places: a namespace descriptor each, by the names hops are told with. source_address: to send from;
-    the kernel's choice when None. Raises KernelError, UnsupportedError (SCTP).
+    the kernel's choice when None. Raises KernelError, UnsupportedError (SCTP), LabError.
     """
+    if source not in places:
+        raise LabError(f"{source} has no network namespace here: is it running?")
     if protocol is Protocol.SCTP:
         raise UnsupportedError("trace sends TCP or UDP; SCTP is told by `podlane explain`")
     with ExitStack() as stack:
