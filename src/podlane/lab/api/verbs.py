@@ -114,7 +114,7 @@ class Verbs:
                 call.require("get")
                 record = self.registry.get(call.resource, target.namespace, target.name)
                 return Answer(call.renderer.one(record), yaml=call.renderer.wanted.yaml)
-            case "POST":
+            case "POST" if target.subresource or not target.name:
                 return self._create(call)
             case "PUT" if target.name:
                 return self._update(call)
@@ -152,8 +152,6 @@ class Verbs:
                 self.registry, call.resource, target.namespace, target.name, target.subresource, obj, options
             )
             return Answer(encode(found), 201)
-        if target.name:
-            raise status.method_not_allowed()
         call.require("create")
         if reviews.answers(call.resource):
             return Answer(encode(reviews.answer(call.resource, obj)), 201)
