@@ -99,6 +99,7 @@ class PodLinks:
                     link_local=False,
                 )
                 pod.do(*_inside(lease, pod.link_index(lease.ifname)))
+                pod.settle(lease.addresses)
             except BaseException:
                 self._host.delete_links([lease.device])
                 raise

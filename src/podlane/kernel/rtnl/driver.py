@@ -151,7 +151,10 @@ class _Batch:
                 if present is None:
                     self._do(vxlan.create(row, underlay))
                     present = self._rt.link(name)
-                self._do(vxlan.repair(row, present, self._rt.addresses(present.index)))
+                repairs = vxlan.repair(row, present, self._rt.addresses(present.index))
+                if repairs:
+                    self._do(repairs)
+                    self._rt.settle(prefix.network_address for prefix in row.addresses)
             except KernelError as error:
                 self._failures.append(Failure(Table.LINKS, name, error))
 

@@ -104,6 +104,13 @@ def get_all(family: Family, *, protocol: int = 0, table: int = 0) -> Request:
     return Request(RTM_GETROUTE, 0, body, f"list {family} routes")
 
 
+def look_up(destination: Address) -> Request:
+    """Asks which route a packet of this namespace to destination takes."""
+    family = family_of(destination)
+    body = _RTMSG.pack(family.af, family.bits, 0, 0, 0, 0, 0, 0, 0) + attribute(_RTA_DST, destination.packed)
+    return Request(RTM_GETROUTE, 0, body, f"look up {destination}")
+
+
 def unpack(message: Message) -> KernelRoute | None:
     """None for what is neither IPv4 nor IPv6. Raises netlink.Truncated or struct.error."""
     family, length, _, _, table, protocol, _, kind, flags = _RTMSG.unpack_from(message.body)

@@ -12,6 +12,8 @@ and raises KernelError; `execute` runs many requests of the codec modules for th
 from __future__ import annotations
 
 import contextlib
+import errno
+import time
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
@@ -28,6 +30,9 @@ Device: TypeAlias = str | int
 
 # Links on their way out are put into this group, which then goes in one request.
 _DOOMED = 0x706C6465
+
+_SETTLE_PAUSE_S = 0.0002
+_SETTLE_TIMEOUT_S = 2
 
 
 class Rtnl:
@@ -222,6 +227,28 @@ class Rtnl:
 
     def delete_address(self, device: Device, address: Interface) -> None:
         self.do(addresses.delete(self.link_index(device), address, what=str(device)))
+
+    def settle(self, held: Iterable[Address]) -> None:
+        """Returns when packets to these addresses, on links that are up, are taken in here.
+
+        The kernel makes the local route of an IPv6 address on a work queue of its own, moments after
+        the address: until then a packet to it is sent out of the very link it came in by.
+        Raises KernelError if that takes longer than a second or two.
+        """
+        for address in held:
+            end_s = time.monotonic() + _SETTLE_TIMEOUT_S
+            while not self._is_local(address):
+                if time.monotonic() > end_s:
+                    detail = f"not in {_SETTLE_TIMEOUT_S} s; is its link up, and IPv6 not disabled there?"
+                    raise KernelError.of(errno.ETIMEDOUT, f"local route of {address}", detail)
+                time.sleep(_SETTLE_PAUSE_S)
+
+    def _is_local(self, address: Address) -> bool:
+        try:
+            answers = [routes.unpack(m) for m in self._netlink.ask(routes.look_up(address))]
+        except KernelError:
+            return False  # no route at all yet
+        return any(route is not None and route.kind == RouteKind.LOCAL for route in answers)
 
     # --- routes ---
 
