@@ -107,11 +107,8 @@ def delete_objects(
 
 
 def _located(manifest: Manifest, error: ApiError) -> ManifestError:
-    text = str(error)
-    # The API's own messages name kind and object, but not all of them do.
-    name = str(manifest.object["metadata"].get("name", ""))
-    prefix = manifest.where if name and name in text else manifest.title
-    return ManifestError(f"{prefix}: {text}", code=error.code, reason=error.reason, details=error.details)
+    text = manifest.message(str(error))
+    return ManifestError(text, code=error.code, reason=error.reason, details=error.details)
 
 
 def _place(client: Client, manifest: Manifest) -> tuple[Resource, str]:

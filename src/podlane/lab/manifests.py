@@ -40,6 +40,11 @@ class Manifest(NamedTuple):
         """`web.yaml: document 2: Service web`"""
         return f"{self.where}: {describe(self.object)}"
 
+    def message(self, text: str) -> str:
+        """text with where the object is written, and its kind and name unless text says them."""
+        name = self.object["metadata"].get("name")
+        return f"{self.where if name and name in text else self.title}: {text}"
+
 
 def describe(obj: Obj) -> str:
     """`Service shop/web`, as far as the object tells."""
@@ -50,12 +55,17 @@ def describe(obj: Obj) -> str:
     return f"{obj.get('kind', 'object')} {namespace}{name}"
 
 
-def load(files: Iterable[str], note: Note = lambda _: None) -> list[Manifest]:
-    """Every object of `files`, in order. note: is told what was converted.
+def load(files: Iterable[str], note: Note = lambda _: None, *, validate: bool = True) -> list[Manifest]:
+    """Every object of `files`, in order. note: is told what was converted. validate: by the API's rules.
 
     Raises ConfigError with every problem of the input, one a line; then nothing of it is to be used.
     """
     manifests, errors = read(files, note)
+    if validate:
+        from podlane.lab import prevalidation
+
+        for i, problem in prevalidation.problems([m.object for m in manifests]):
+            errors.append(ConfigError(manifests[i].message(problem)))
     if errors:
         raise ConfigError("\n".join(map(str, errors)))
     return manifests
