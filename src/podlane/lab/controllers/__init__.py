@@ -4,7 +4,7 @@
     facts           pure: what a pod, a condition, a timestamp says
     ownership       owner references: adopt, release, make pods from templates
     replicaset, deployment, daemonset, statefulset, job, cronjob      workloads
-    scheduler       with scheduling (pure: filters and scores)
+    scheduler       with scheduling and nodefit (pure: filters and scores)
     endpointslice, endpoints, mirroring     with slicing (pure: which endpoint in which slice)
     garbage, namespaces, nodes              what follows from deletions, and what a new Node is given
     manager         runs them all

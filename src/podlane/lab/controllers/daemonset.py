@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from podlane.errors import ApiError
 from podlane.lab.client import Obj
-from podlane.lab.controllers import facts, ownership, revisions, scheduling
+from podlane.lab.controllers import facts, nodefit, ownership, revisions
 from podlane.lab.controllers.context import Context, Controller
 from podlane.lab.informer import Key, key_of
 
@@ -231,10 +231,10 @@ def _probe(owner: Obj) -> Obj:
 
 def wanted(probe: Obj, node: Obj) -> tuple[bool, bool]:
     """(a pod should start there, one that is there may stay)"""
-    if not scheduling.matches_node(probe, node):
+    if not nodefit.matches_node(probe, node):
         return False, False
     # Only the taints somebody wrote: that a node is not ready keeps no daemon away.
-    taints = [t for t in (node.get("spec") or {}).get("taints") or () if not scheduling.tolerates(probe, t)]
+    taints = [t for t in (node.get("spec") or {}).get("taints") or () if not nodefit.tolerates(probe, t)]
     run = not any(t.get("effect") in ("NoSchedule", "NoExecute") for t in taints)
     keep = not any(t.get("effect") == "NoExecute" for t in taints)
     return run, keep

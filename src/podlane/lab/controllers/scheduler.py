@@ -12,7 +12,7 @@ from typing import Any
 
 from podlane.errors import ConflictError, NotFoundError
 from podlane.lab.client import Obj
-from podlane.lab.controllers import facts, scheduling
+from podlane.lab.controllers import facts, nodefit, scheduling
 from podlane.lab.controllers.context import Context
 from podlane.lab.informer import Key, WorkQueue, key_of
 
@@ -197,7 +197,7 @@ def _node_facts(node: Obj) -> Any:
     return (
         facts.labels_of(node),
         node.get("spec"),
-        scheduling.pod_limit(node),
+        nodefit.pod_limit(node),
         ready.get("status") if ready is not None else None,
         facts.is_deleting(node),
     )

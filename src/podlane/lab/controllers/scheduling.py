@@ -8,20 +8,28 @@ preemption.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple, Protocol, TypeAlias
 
 from podlane.errors import ConfigError
 from podlane.lab.client import Obj
 from podlane.lab.controllers import facts
 from podlane.lab.controllers.facts import ZONE, labels_of
+from podlane.lab.controllers.nodefit import (
+    UNSCHEDULABLE,
+    affinity_of,
+    host_ports,
+    matches_node,
+    matches_term,
+    pod_limit,
+    ports_clash,
+    taints_of,
+    tolerates,
+    untolerated,
+)
 from podlane.lab.controllers.ownership import controller_of
 from podlane.model import selectors
 from podlane.model.selectors import Operator, Requirement
-
-HOSTNAME = "kubernetes.io/hostname"
-UNSCHEDULABLE = {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}
-NOT_READY = {"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"}
 
 Reason: TypeAlias = str
 
@@ -80,89 +88,6 @@ def place(pod: Obj, cluster: Cluster) -> Placement:
         ),
     )
     return Placement(best["metadata"]["name"], len(nodes), reasons)
-
-
-# --- nodes ----------------------------------------------------------------------------------------
-
-
-def taints_of(node: Obj) -> list[Obj]:
-    """spec.taints, and what its condition means: a node that says it is not ready is tainted."""
-    taints = list(node.get("spec", {}).get("taints") or ())
-    ready = facts.condition(node, "Ready")
-    if ready is not None and ready.get("status") != "True" and NOT_READY not in taints:
-        taints.append(NOT_READY)
-    return taints
-
-
-def tolerates(pod: Obj, taint: Mapping[str, Any]) -> bool:
-    for t in pod["spec"].get("tolerations") or ():
-        if t.get("effect") and t["effect"] != taint.get("effect"):
-            continue
-        if t.get("key") and t["key"] != taint.get("key"):
-            continue
-        if t.get("operator") == "Exists":
-            return True
-        if t.get("key") and (t.get("value") or "") == (taint.get("value") or ""):
-            return True
-    return False
-
-
-def untolerated(pod: Obj, node: Obj, effects: tuple[str, ...]) -> Obj | None:
-    for taint in taints_of(node):
-        if taint.get("effect") in effects and not tolerates(pod, taint):
-            return taint
-    return None
-
-
-def matches_node(pod: Obj, node: Obj) -> bool:
-    """nodeSelector and required node affinity."""
-    labels = labels_of(node)
-    if not (pod["spec"].get("nodeSelector") or {}).items() <= labels.items():
-        return False
-    required = _affinity(pod, "nodeAffinity").get("requiredDuringSchedulingIgnoredDuringExecution")
-    if required is None:
-        return True
-    return any(matches_term(term, node) for term in required.get("nodeSelectorTerms") or ())
-
-
-def matches_term(term: Obj, node: Obj) -> bool:
-    """One NodeSelectorTerm; an empty one matches no node."""
-    expressions, fields = term.get("matchExpressions") or (), term.get("matchFields") or ()
-    if not expressions and not fields:
-        return False
-    named = {"metadata.name": node["metadata"]["name"]}
-    labels = labels_of(node)
-    return all(_requires(e, labels) for e in expressions) and all(_requires(f, named) for f in fields)
-
-
-def _requires(expression: Obj, labels: Mapping[str, str]) -> bool:
-    try:
-        operator = Operator(expression["operator"])
-    except ValueError:
-        return False
-    return Requirement(expression["key"], operator, tuple(expression.get("values") or ())).matches(labels)
-
-
-def _affinity(pod: Obj, kind: str) -> Obj:
-    return (pod["spec"].get("affinity") or {}).get(kind) or {}
-
-
-def pod_limit(node: Obj) -> int:
-    allocatable = (node.get("status") or {}).get("allocatable") or {}
-    return int(allocatable.get("pods", 110))
-
-
-def host_ports(pod: Obj) -> Iterator[tuple[str, str, int]]:
-    """(address, protocol, port); the address is 0.0.0.0 for all."""
-    for container in pod["spec"].get("containers") or ():
-        for port in container.get("ports") or ():
-            if port.get("hostPort"):
-                yield port.get("hostIP") or "0.0.0.0", port.get("protocol") or "TCP", port["hostPort"]
-
-
-def ports_clash(one: tuple[str, str, int], other: tuple[str, str, int]) -> bool:
-    everywhere = ("0.0.0.0", "::")
-    return one[1:] == other[1:] and (one[0] == other[0] or one[0] in everywhere or other[0] in everywhere)
 
 
 # --- filters --------------------------------------------------------------------------------------
@@ -302,7 +227,7 @@ class _Term:
 
 
 def required_terms(pod: Obj, kind: str) -> list[Obj]:
-    return _affinity(pod, kind).get("requiredDuringSchedulingIgnoredDuringExecution") or []
+    return affinity_of(pod, kind).get("requiredDuringSchedulingIgnoredDuringExecution") or []
 
 
 def _pod_affinity_filters(pod: Obj, nodes: list[Obj], cluster: Cluster) -> list[Filter]:
@@ -370,7 +295,7 @@ def _scores(pod: Obj, nodes: list[Obj], cluster: Cluster) -> dict[str, float]:
 
 
 def _preferred_nodes(pod: Obj, nodes: list[Obj]) -> dict[str, float]:
-    preferred = _affinity(pod, "nodeAffinity").get("preferredDuringSchedulingIgnoredDuringExecution") or ()
+    preferred = affinity_of(pod, "nodeAffinity").get("preferredDuringSchedulingIgnoredDuringExecution") or ()
     return {
         n["metadata"]["name"]: sum(t["weight"] for t in preferred if matches_term(t["preference"], n))
         for n in nodes
@@ -390,7 +315,7 @@ def _preferred_pods(pod: Obj, nodes: list[Obj], cluster: Cluster) -> dict[str, f
     where = {n["metadata"]["name"]: labels_of(n) for n in cluster.nodes()}
     raw = dict.fromkeys((n["metadata"]["name"] for n in nodes), 0.0)
     for kind, sign in (("podAffinity", 1), ("podAntiAffinity", -1)):
-        for each in _affinity(pod, kind).get("preferredDuringSchedulingIgnoredDuringExecution") or ():
+        for each in affinity_of(pod, kind).get("preferredDuringSchedulingIgnoredDuringExecution") or ():
             term = _Term(each["podAffinityTerm"], pod, cluster)
             found = term.domains(cluster, where)
             for name in raw:
