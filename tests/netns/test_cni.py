@@ -105,6 +105,37 @@ def test_adding_again_answers_the_same_and_changes_nothing(namespaces, tmp_path)
     asyncio.run(run())
 
 
+def test_adding_again_leaves_what_the_pods_owner_did_alone(namespaces, tmp_path):
+    async def run() -> None:
+        async with CniNode(namespaces(), tmp_path) as node:
+            pod = namespaces()
+            first = await node.call("ADD", "a", pod)
+            with Rtnl(pod) as rt:
+                rt.delete_route(ip_network("::/0"))
+                rt.set_mac("eth0", "02:00:00:00:00:99")
+                index = rt.link_index("eth0")
+                assert await node.call("ADD", "a", pod) == first
+                assert rt.link("eth0").index == index
+                assert rt.link("eth0").mac == "02:00:00:00:00:99"
+
+    asyncio.run(run())
+
+
+def test_adding_again_completes_a_link_that_was_left_half_made(namespaces, tmp_path):
+    async def run() -> None:
+        async with CniNode(namespaces(), tmp_path) as node:
+            pod, other = namespaces(), namespaces()
+            await node.call("ADD", "a", pod)
+            await node.call("ADD", "b", other)
+            with Rtnl(pod) as rt:
+                rt.delete_address("eth0", ip_interface("fd00:10:244:1::2/128"))
+            for address in addresses_of(await node.call("ADD", "a", pod)):
+                packets.udp(other, pod, address)
+            assert len(node.links()) == len(node.leases.all()) == 2
+
+    asyncio.run(run())
+
+
 def test_adding_again_in_another_namespace_moves_the_attachment_there(namespaces, tmp_path):
     async def run() -> None:
         async with CniNode(namespaces(), tmp_path) as node:

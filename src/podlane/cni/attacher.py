@@ -158,7 +158,7 @@ class Attacher:
     async def _attach(self, wanted: Lease, pod_netns: int) -> Lease:
         known = self._leases.get(*wanted.key)
         if known is not None:
-            if not await self._on_adder(lambda: self._links.faults(known, pod_netns)):
+            if await self._on_adder(lambda: self._links.holds(known, pod_netns)):
                 return known
             await self._detach(known)
         if self.not_ready:

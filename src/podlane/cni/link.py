@@ -112,6 +112,19 @@ class PodLinks:
         """Names of the links of the node."""
         return {link.name for link in self._host.links()}
 
+    def holds(self, lease: Lease, pod_netns: int) -> bool:
+        """The lease's link ends in this namespace and has its addresses. What else the pod's owner did
+        to it is no reason to make it anew: that would end the pod's connections.
+        """
+        self._check_namespace(pod_netns)
+        host = self._host.find_link(lease.device)
+        with Rtnl(pod_netns) as pod:
+            inner = pod.find_link(lease.ifname)
+            if host is None or inner is None or not _one_link(host, inner):
+                return False
+            held = {entry.address.ip for entry in pod.addresses(inner.index)}
+            return held.issuperset(lease.addresses)
+
     def faults(self, lease: Lease, pod_netns: int) -> list[str]:
         """In what the link is not as `create` makes it; empty if it is."""
         self._check_namespace(pod_netns)
@@ -123,7 +136,7 @@ class PodLinks:
                 there = f"the pod has no interface {lease.ifname}" if inner is None else ""
                 return [text for text in (where, there) if text]
             found = []
-            if host.peer != inner.index or inner.peer != host.index:
+            if not _one_link(host, inner):
                 found.append(f"{lease.device} and {lease.ifname} are not one link")
             if inner.mac != lease.mac:
                 found.append(f"{lease.ifname} has MAC {inner.mac}, not {lease.mac}")
@@ -155,6 +168,10 @@ class PodLinks:
 def _identity(netns_fd: int | None) -> tuple[int, int]:
     status = os.stat(netns.SELF) if netns_fd is None else os.fstat(netns_fd)
     return status.st_dev, status.st_ino
+
+
+def _one_link(host: links.Link, inner: links.Link) -> bool:
+    return host.kind == "veth" and (host.peer, inner.peer) == (inner.index, host.index)
 
 
 def _named(lease: Lease, host: links.Link, inner: links.Link) -> tuple[tuple[str, links.Link], ...]:

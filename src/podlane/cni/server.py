@@ -19,6 +19,7 @@ _log = logging.getLogger(__name__)
 Handler: TypeAlias = Callable[[Mapping[str, str], bytes, int | None], Awaitable[Answer]]
 
 _READ_TIMEOUT_S = 10.0
+_ACCEPT_AGAIN_S = 0.05
 _MSG_CMSG_CLOEXEC = 0x40000000
 
 
@@ -65,7 +66,12 @@ class CniServer:
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            connection, _ = await loop.sock_accept(listener)
+            try:
+                connection, _ = await loop.sock_accept(listener)
+            except OSError as error:  # out of descriptors or memory, or a caller that was gone already
+                _log.warning("CNI connection not accepted: %s", error)
+                await asyncio.sleep(_ACCEPT_AGAIN_S)
+                continue
             task = asyncio.create_task(self._serve(connection))
             self._serving.add(task)
             task.add_done_callback(self._serving.discard)
