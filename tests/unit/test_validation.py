@@ -137,6 +137,8 @@ REFUSED = [
     ("Service", "spec.sessionAffinity", "Cookie", 'spec.sessionAffinity: Unsupported value: "Cookie"'),
     ("Service", "spec.externalTrafficPolicy", "Local", 'spec.externalTrafficPolicy: Invalid value: "Local": may only be set for externally-accessible'),
     ("Service", "spec.ipFamilies", ["IPv5"], 'spec.ipFamilies[0]: Unsupported value: "IPv5": supported values: "IPv4", "IPv6"'),
+    ("Service", "spec.ipFamilies", ["IPv4", "IPv6"], "spec.ipFamilyPolicy: Invalid value: \"null\": must be 'RequireDualStack' or 'PreferDualStack' when multiple IP families are specified"),
+    ("Service", "spec.clusterIPs", ["10.96.0.9"], 'spec.clusterIPs: Invalid value: ["10.96.0.9"]: must be empty when `clusterIP` is not specified'),
     ("Service", "spec.loadBalancerSourceRanges", ["10.0.0.0/8"], "spec.loadBalancerSourceRanges: Forbidden: may only be used when `type` is 'LoadBalancer'"),
     ("Service", "spec.externalIPs", ["127.0.0.1"], 'spec.externalIPs[0]: Invalid value: "127.0.0.1": may not be in the loopback range'),
     ("Pod", "spec.containers", [], "spec.containers: Required value"),

@@ -103,7 +103,9 @@ def _cluster_ips(spec: dict[str, Any], path: str) -> Errors:
         for key in ("clusterIPs", "ipFamilies", "ipFamilyPolicy"):
             yield from _only(spec, path, key, False, "may not be set for ExternalName services")
         return
-    if ips and ip != ips[0]:
+    if ips and not ip:
+        yield field.invalid(here, ips, "must be empty when `clusterIP` is not specified")
+    elif ips and ip != ips[0]:
         yield field.invalid(here, ips, "first value must match `clusterIP`")
     if len(ips) > 2:
         yield field.invalid(here, ips, "may only hold up to 2 values")
@@ -129,11 +131,17 @@ def _cluster_ips(spec: dict[str, Any], path: str) -> Errors:
     if len(set(versions)) < len(versions):
         yield field.invalid(here, ips, "may specify no more than one IP for each IP family")
     if policy in (None, "SingleStack"):
-        many = 'must be "RequireDualStack" or "PreferDualStack" when multiple {} are specified'
+        why = "must be 'RequireDualStack' or 'PreferDualStack' when multiple {} are specified"
         if len(ips) > 1:
-            yield field.invalid(join(path, "ipFamilyPolicy"), policy or "", many.format("`clusterIPs`"))
-        elif len(families) > 1:
-            yield field.invalid(join(path, "ipFamilyPolicy"), policy or "", many.format("`ipFamilies`"))
+            yield field.invalid(join(path, "ipFamilyPolicy"), policy or "null", why.format("cluster IPs"))
+        if len(families) > 1 and not _of_elsewhere(spec):
+            yield field.invalid(join(path, "ipFamilyPolicy"), policy or "null", why.format("IP families"))
+
+
+def _of_elsewhere(spec: dict[str, Any]) -> bool:
+    """Headless without a selector: two families need no policy, the endpoints are somebody else's."""
+    unsaid = spec.get("ipFamilyPolicy") is None
+    return unsaid and service.headless(spec) and not spec.get("selector")
 
 
 def service_update(new: Obj, old: Obj) -> Errors:
@@ -148,7 +156,7 @@ def service_update(new: Obj, old: Obj) -> Errors:
         if known_families and families and families[0] != known_families[0]:
             yield field.invalid("spec.ipFamilies[0]", families, "may not change once set")
         if len(known) > 1 and len(ips) == 1 and after.get("ipFamilyPolicy") != "SingleStack":
-            why = 'must be "SingleStack" to release the secondary clusterIP'
+            why = "must be 'SingleStack' to release the secondary cluster IP"
             yield field.invalid("spec.ipFamilyPolicy", after.get("ipFamilyPolicy", ""), why)
     if after.get("type") == before.get("type") == "LoadBalancer":
         name, known_name = after.get("loadBalancerClass"), before.get("loadBalancerClass")
