@@ -35,7 +35,8 @@ if [ ! -e .venv/.complete ] || [ requirements-dev.txt -nt .venv/.complete ] || [
 fi
 
 generated=src/podlane/lab/api/generated
-if [ -e scripts/generate_schemas.py ] && { [ ! -e $generated/.complete ] || [ scripts/generate_schemas.py -nt $generated/.complete ]; }; then
+if [ ! -e $generated/.complete ] || [ scripts/generate_schemas.py -nt $generated/.complete ] ||
+  [ src/podlane/lab/api/resources.py -nt $generated/.complete ] || [ .venv/.complete -nt $generated/.complete ]; then
   echo "setup: generating Kubernetes schemas"
   .venv/bin/python scripts/generate_schemas.py $generated
   touch $generated/.complete
