@@ -245,9 +245,12 @@ class _Way:
         to = backend.address
         if holds(self.tables(node).get(Table.SETS, {}), SetName.POD_CIDRS, to):
             owner = next((n.name for n in self.cluster.nodes.values() if _has_pod(n, to)), None)
-            why = (
-                f"{node} has no route to the pods of {owner}" if owner else f"no node has {to} in its podCIDR"
-            )
+            if owner == node:
+                why = f"{node} has no pod with the address {to}"
+            elif owner:
+                why = f"{node} has no route to the pods of {owner}"
+            else:
+                why = f"no node has {to} in its podCIDR"
             self._add("route", node, why)
             raise WayEnds(Outcome.NO_ROUTE, why)
         text = f"to {to} by the node's own route: no row of podlane's"

@@ -122,8 +122,9 @@ def _named(where: str, namespace: str, text: str, role: str) -> Target:
     parts = where.split("/")
     kind = _KINDS.get(parts[-2].lower())
     if kind is None:
-        hint = f"; did you mean {near}/{parts[-1]}?" if (near := close(parts[-2], _KINDS)) else ""
-        raise UsageError(f"{role} {text!r}: no kind {parts[-2]!r} can be named here{hint} Write {_FORMS}")
+        near = close(parts[-2], _KINDS)
+        hint = f" (did you mean {_KINDS[near]}/{parts[-1]}?)" if near else ""
+        raise UsageError(f"{role} {text!r}: no kind {parts[-2]!r} can be named here{hint}; write {_FORMS}")
     if len(parts) > 3 or (kind is TargetKind.NODE and len(parts) > 2):
         raise UsageError(f"{role} {text!r}: too many '/'; write {_FORMS}")
     name = parts[-1]

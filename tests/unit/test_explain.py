@@ -1,0 +1,174 @@
+"""Every stage of a packet's way, and every way it can end, from objects alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+import pytest
+from msgspec.structs import replace
+
+from podlane.model.addresses import Family
+from podlane.model.config import DEFAULT
+from podlane.model.objects import Object, Pod, PodIP, PodStatus
+from podlane.observe.cluster import Cluster
+from podlane.observe.explain import explain
+from podlane.observe.explanation import Explanation, Outcome, Stage
+from podlane.observe.targets import parse_destination, parse_source
+from podlane.observe.text import explanation_lines
+from tests.unit.observed_cluster import OUTSIDE, WEB1, objects, pod, service, slices
+
+
+def told(
+    source: str, destination: str, made: Iterable[Object] = (), family: Family | None = None
+) -> Explanation:
+    known = Cluster([*objects(), *made], OUTSIDE)
+    return explain(
+        known,
+        known.party(parse_source(source)),
+        known.party(parse_destination(destination)),
+        DEFAULT,
+        family=family,
+    )
+
+
+def addressed(name: str, on: int, *addresses: str) -> Pod:
+    """A pod with addresses that are not its node's to give."""
+    ips = [PodIP(ip=each) for each in addresses]
+    return replace(pod(name, on, 3, 80), status=PodStatus(phase="Running", pod_ips=ips))
+
+
+def stage(explanation: Explanation, name: str) -> Stage:
+    return next(s for s in explanation.stages if s.stage == name)
+
+
+def names(explanation: Explanation) -> list[str]:
+    return [s.stage for s in explanation.stages]
+
+
+@pytest.mark.parametrize("family", list(Family))
+def test_pod_to_service_across_nodes_passes_every_stage(family: Family) -> None:
+    way = told("pod/client", "svc/web:80", family=family)
+    assert way.verdict is Outcome.DELIVERED
+    assert names(way) == [
+        "source",
+        "egress",
+        "service",
+        "route",
+        "encapsulation",
+        "underlay",
+        "arrival",
+        "delivery",
+        "reply",
+    ]
+    assert [s.node for s in way.stages] == [*["node-1"] * 5, "", *["node-2"] * 3]
+    assert "VXLAN 85 in UDP 8472, 172.30.1.11 -> 172.30.1.12; MTU 1450" in stage(way, "encapsulation").detail
+    assert {row.table for row in stage(way, "encapsulation").rows} == {"links", "neighbours", "fdb"}
+    assert "default/pod/web-1" in way.why
+
+
+def test_every_endpoint_is_told_with_its_state_and_why() -> None:
+    rows = [r.row for r in stage(told("pod/client", "svc/web"), "service").rows if r.table == "endpoints"]
+    assert [(r["target"], r["state"], r["chosen"]) for r in rows] == [
+        ("default/pod/web-3", "not ready", False),
+        ("default/pod/web-1", "ready", True),
+        ("default/pod/web-2", "ready", True),
+    ]
+
+
+def test_pods_of_one_node_need_no_tunnel() -> None:
+    way = told("pod/web-3", "pod/client")
+    assert names(way) == ["source", "egress", "service", "route", "delivery", "reply"]
+    assert way.verdict is Outcome.DELIVERED
+
+
+def test_a_pod_is_asked_under_its_own_address_and_a_service_by_a_node_is_masqueraded() -> None:
+    assert "from 10.244.1.2" in told("pod/client", "svc/web").why
+    by_node = told("node/node-1", "svc/web")
+    assert "source masqueraded" in stage(by_node, "service").detail
+    assert "from 10.244.1.0" in by_node.why  # the tunnel end's address, which leads back to node-1
+
+
+def test_outside_to_a_node_port_enters_by_a_node() -> None:
+    way = told("outside", "svc/open")
+    assert (way.address, way.port) == ("172.30.1.11", 30080)
+    assert "node port" in stage(way, "service").detail
+    assert stage(way, "service").node == "node-1"
+    assert way.verdict is Outcome.DELIVERED
+    six = told("outside", "svc/open", family=Family.IPV6)
+    assert six.address == "fd00:172:30::1:1"
+
+
+@pytest.mark.parametrize("to", ["pod/web-1", "svc/web", "192.0.2.9:80"])
+def test_outside_has_no_route_into_the_cluster(to: str) -> None:
+    way = told("outside", to)
+    assert way.verdict is Outcome.NO_ROUTE
+    assert names(way) == ["source", "underlay"]
+
+
+@pytest.mark.parametrize(
+    ("to", "verdict", "words"),
+    [
+        ("svc/empty", Outcome.REFUSED, "no endpoint on any node"),
+        ("svc/web:81", Outcome.REFUSED, "no service serves this port"),
+        ("svc/web:80/udp", Outcome.REFUSED, "no service serves this port"),
+        ("svc/local", Outcome.DROPPED, "traffic policy is Local"),
+        ("10.96.0.99:80", Outcome.DROPPED, "no service holds"),
+        ("10.244.2.77", Outcome.NO_ROUTE, "node-2 has no pod with the address"),
+        ("10.244.1.77", Outcome.NO_ROUTE, "node-1 has no pod with the address"),
+        ("10.244.200.1", Outcome.NO_ROUTE, "no node has 10.244.200.1 in its podCIDR"),
+        ("pod/done", Outcome.NO_ROUTE, "has ended (Succeeded)"),
+    ],
+)
+def test_what_does_not_arrive_is_told_with_the_reason(to: str, verdict: Outcome, words: str) -> None:
+    way = told("pod/client", to)
+    assert (way.verdict, words in way.why) == (verdict, True), way.why
+
+
+def test_a_pod_without_an_address_sends_nothing() -> None:
+    way = told("pod/pending", "svc/web", [addressed("pending", 1)])
+    assert (way.verdict, way.stages) == (Outcome.NO_ROUTE, [])
+    assert "no IPv4 address yet" in way.why
+
+
+def test_a_pod_that_asks_itself_by_its_service_is_masqueraded() -> None:
+    way = told("pod/client", "svc/selfish")
+    assert "it is the sender" in stage(way, "service").rows[1].text
+    assert stage(way, "reply").detail == "to this node, which undoes its NAT"
+
+
+def test_a_service_of_host_network_pods_is_delivered_to_their_node() -> None:
+    way = told("pod/client", "svc/hosted")
+    assert names(way)[-4:] == ["route", "underlay", "delivery", "reply"]
+    assert "node-3 gets it from 10.244.1.2" in way.why
+
+
+def test_a_pod_leaves_the_cluster_under_its_nodes_address() -> None:
+    way = told("pod/client", "outside")
+    assert "becomes 172.30.1.11 (masquerade)" in stage(way, "route").detail
+    assert way.verdict is Outcome.DELIVERED
+
+
+def test_one_endpoint_that_cannot_be_reached_is_the_verdict() -> None:
+    stray = addressed("stray", 2, "10.244.77.3", "fd00:10:244:77::3")
+    way = told("pod/client", "svc/torn", [stray, service("torn", 90), *slices("torn", 80, WEB1, stray)])
+    assert way.verdict is Outcome.NO_ROUTE
+    assert way.why == "endpoint 10.244.77.3:80: no node has 10.244.77.3 in its podCIDR"
+
+
+def test_a_node_that_does_not_know_the_way_back_is_the_verdict() -> None:
+    way = told("pod/foreign", "pod/web-1", [addressed("foreign", 1, "10.244.66.2", "fd00:10:244:66::2")])
+    assert way.verdict is Outcome.DROPPED
+    assert way.why == "it arrives, but node-2 has no route back to 10.244.66.2"
+    assert names(way)[-2:] == ["delivery", "reply"]
+
+
+def test_the_answer_is_json_with_its_kind_and_text_with_the_verdict_last() -> None:
+    way = told("pod/client", "svc/web:80")
+    document = json.loads(way.json())
+    assert (document["apiVersion"], document["kind"]) == ("podlane.dev/v1alpha1", "Explanation")
+    assert document["verdict"] == "delivered"
+    assert set(document["stages"][0]) == {"stage", "node", "detail", "rows"}
+    lines = list(explanation_lines(way))
+    assert lines[0] == "default/pod/client -> default/svc/web (10.96.0.80:80/TCP), IPv4"
+    assert lines[-1].startswith("delivered: ")
