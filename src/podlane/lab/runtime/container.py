@@ -20,7 +20,6 @@ from podlane.lab.runtime.pause import pause
 from podlane.lab.supervisor import protocol, spawn
 
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # A program, or the interpreter its first line names, that is not there.
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENOEXEC)
 # Ports below 1024 and ping are no privilege inside a pod, as container runtimes have it.

@@ -17,7 +17,7 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from podlane.errors import KernelError
+from podlane.errors import KernelError, KernelNotFoundError
 from podlane.lab.runtime import syscalls
 from podlane.lab.runtime.syscalls import (
     MS_BIND,
@@ -176,17 +176,31 @@ def _open_source(mount: Mount) -> int:
     if not mount.sub_path:
         return base
     try:
-        return syscalls.open_beneath(base, mount.sub_path, os.O_PATH)
+        return _open_or_make_beneath(base, mount.sub_path)
     finally:
         os.close(base)
 
 
+def _open_or_make_beneath(base: int, path: str) -> int:
+    """A descriptor of path below descriptor base; directories that are not there are made."""
+    try:
+        return syscalls.open_beneath(base, path, os.O_PATH)
+    except KernelNotFoundError:
+        parent, _, name = path.rstrip("/").rpartition("/")
+        above = _open_or_make_beneath(base, parent) if parent else os.dup(base)
+        try:
+            os.mkdir(name, 0o755, dir_fd=above)
+        finally:
+            os.close(above)
+        return syscalls.open_beneath(base, path, os.O_PATH)
+
+
 def _volume(mount: Mount, source: int) -> None:
     """Mounts what descriptor `source` stands for; links in the target's path are the container's own."""
-    target = mount.target
+    target = os.path.realpath(mount.target)
     if stat.S_ISDIR(os.fstat(source).st_mode):
         os.makedirs(target, exist_ok=True)
-    elif not os.path.lexists(target):
+    elif not os.path.exists(target):
         os.makedirs(os.path.dirname(target), exist_ok=True)
         os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
     _bind(f"/proc/self/fd/{source}", target, read_only=mount.read_only)

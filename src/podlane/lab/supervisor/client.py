@@ -227,6 +227,10 @@ class AsyncSupervisor:
         self._outgoing: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self._answers: dict[int, asyncio.Future[protocol.Answer]] = {}
 
+    @property
+    def connected(self) -> bool:
+        return self._socket is not None
+
     async def connect(self) -> None:
         """Raises LabError."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)

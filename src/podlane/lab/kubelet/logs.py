@@ -1,0 +1,96 @@
+"""Reading a container's log file (supervisor/logpipe.py writes it), as `kubectl logs` wants it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+CHUNK_BYTES = 1 << 16
+LOOK_AGAIN_S = 0.1  # while somebody follows
+STAMP_BYTES = len("2026-01-02T03:04:05.678901Z")
+
+
+def stamp(at_s: float) -> bytes:
+    whole = int(at_s)
+    text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{int((at_s - whole) * 1e6):06d}Z"
+    return text.encode()
+
+
+def lines(path: Path) -> Iterator[bytes]:
+    """Of the file and the one it replaced, oldest first, with their stamps."""
+    for part in (path.with_name(f"{path.name}.1"), path):
+        if part.exists():
+            with open(part, "rb") as file:
+                yield from file
+
+
+def select(found: list[bytes], *, tail_lines: int | None, since_s: float | None, now_s: float) -> list[bytes]:
+    if since_s is not None:
+        first = stamp(now_s - since_s)
+        found = [line for line in found if line[:STAMP_BYTES] >= first]
+    if tail_lines is not None:
+        found = found[-tail_lines:] if tail_lines > 0 else []
+    return found
+
+
+def shown(line: bytes, timestamps: bool) -> bytes:
+    return line if timestamps else line[STAMP_BYTES + 1 :]
+
+
+async def read(
+    path: Path,
+    *,
+    follow: bool,
+    ended: Callable[[], bool],
+    tail_lines: int | None,
+    since_s: float | None,
+    limit_bytes: int | None,
+    timestamps: bool,
+) -> AsyncIterator[bytes]:
+    """ended: nothing more will be written."""
+    left = limit_bytes
+    file = open(path, "rb")  # noqa: SIM115 - it outlives rotations below
+    try:
+        whole = list(lines(path))
+        file.seek(0, os.SEEK_END)
+        pending = b""
+        if whole and not whole[-1].endswith(b"\n"):
+            pending = whole.pop()
+        batch = b"".join(
+            shown(line, timestamps)
+            for line in select(whole, tail_lines=tail_lines, since_s=since_s, now_s=time.time())
+        )
+        while True:
+            for start in range(0, len(batch), CHUNK_BYTES):
+                chunk = batch[start : start + CHUNK_BYTES]
+                if left is not None:
+                    chunk, left = chunk[:left], left - len(chunk)
+                yield chunk
+                if left is not None and left <= 0:
+                    return
+            if not follow:
+                return
+            over = ended()
+            data = file.read(CHUNK_BYTES)
+            if not data and _rotated(file.fileno(), path):
+                file.close()
+                file = open(path, "rb")  # noqa: SIM115
+                continue
+            if not data:
+                if over:
+                    return
+                await asyncio.sleep(LOOK_AGAIN_S)
+            *complete, pending = (pending + data).split(b"\n")
+            batch = b"".join(shown(line + b"\n", timestamps) for line in complete)
+    finally:
+        file.close()
+
+
+def _rotated(fd: int, path: Path) -> bool:
+    try:
+        return os.fstat(fd).st_ino != os.stat(path).st_ino
+    except FileNotFoundError:
+        return False

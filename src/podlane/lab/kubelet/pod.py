@@ -1,0 +1,563 @@
+"""One pod's life on its node: sandbox, address, containers, status, and the end of it.
+
+    live        volumes -> sandbox -> CNI ADD -> init containers -> containers, until they are done for good
+    terminate   preStop, SIGTERM, grace, SIGKILL -> CNI DEL -> sandbox -> files -> deletion in the API
+
+Every step finds what an earlier kubelet left (sandbox, address, containers) and goes on from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from podlane.errors import ApiError, ConflictError, KernelError, LabError, NotFoundError
+from podlane.lab import cgroups
+from podlane.lab.client import Obj
+from podlane.lab.controllers.facts import is_deleting, seconds
+from podlane.lab.kubelet import container_spec, status
+from podlane.lab.kubelet.container import ContainerRunner
+from podlane.lab.kubelet.context import NodeContext, PodFiles
+from podlane.lab.kubelet.status import ContainerState, PodState
+from podlane.lab.kubelet.volumes import PodVolumes, write_names
+from podlane.lab.runtime import env, names, volumes
+from podlane.lab.runtime.volumes import VolumeMissing
+from podlane.lab.supervisor.client import ProcessInfo
+from podlane.lab.supervisor.protocol import StartSandbox
+
+log = logging.getLogger(__name__)
+
+SETTLE_S = 0.1  # changes nobody waits for are written together
+AGAIN_S = 1.0
+VOLUME_AGAIN_S = 2.0
+
+
+class SandboxLost(Exception):
+    """The pause process ended: the pod's network is gone."""
+
+
+class PodWorker:
+    """`run` returns when nothing of the pod is left. processes: those of an earlier kubelet."""
+
+    def __init__(self, node: NodeContext, pod: Obj, processes: Sequence[ProcessInfo] = ()) -> None:
+        self.pod = pod
+        self._node = node
+        self._files = PodFiles.of(node.facts, pod)
+        self._volumes = PodVolumes(node, self._files)
+        self._state = PodState(node_addresses=list(node.facts.addresses), started_s=time.time())
+        self._sandbox: ProcessInfo | None = None
+        self._starting_sandbox: asyncio.Task[int] | None = None
+        self._pause: asyncio.Task[ProcessInfo] | None = None
+        self._stale: list[int] = []
+        self.runners: dict[str, ContainerRunner] = {}
+        self._deleted = asyncio.Event()
+        self._gone = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._dirty = asyncio.Event()
+        self._urgent = asyncio.Event()
+        self._config_changed = asyncio.Event()
+        self._moved = asyncio.Event()
+        self._torn_down = False
+        self._lived = False
+        self._make_runners()
+        self._adopt(processes)
+
+    @property
+    def uid(self) -> str:
+        uid: str = self.pod["metadata"]["uid"]
+        return uid
+
+    @property
+    def _ended_earlier(self) -> bool:
+        """It ended under an earlier kubelet, and keeps the status it has."""
+        return (self.pod.get("status") or {}).get("phase") in ("Succeeded", "Failed") and not self._lived
+
+    @property
+    def _host_network(self) -> bool:
+        return bool(self.pod["spec"].get("hostNetwork"))
+
+    # --- what the API says ---
+
+    def updated(self, pod: Obj) -> None:
+        """A newer version of the same pod."""
+        old, self.pod = self.pod, pod
+        if is_deleting(pod):
+            if is_deleting(old) and _grace_s(pod) < _grace_s(old):
+                self._hurry.set()
+            self._deleted.set()
+        if old["metadata"].get("labels") != pod["metadata"].get("labels") or old["metadata"].get(
+            "annotations"
+        ) != pod["metadata"].get("annotations"):
+            self._config_changed.set()
+        if old["spec"] is not pod["spec"] and old["spec"] != pod["spec"]:
+            self._make_runners()
+        self._changed(False)
+
+    def gone(self) -> None:
+        """It is no more in the API: end it at once."""
+        self._gone.set()
+        self._deleted.set()
+        self._hurry.set()
+
+    @property
+    def is_gone(self) -> bool:
+        return self._gone.is_set()
+
+    def services_changed(self) -> None:
+        for runner in self.runners.values():
+            if runner.pid:
+                task = asyncio.create_task(runner.services_changed())
+                task.add_done_callback(lambda t: None if t.cancelled() else t.exception())
+
+    def _objects_changed(self) -> None:
+        self._config_changed.set()
+        for runner in self.runners.values():
+            runner.config_changed.set()
+
+    # --- what there is ---
+
+    def _make_runners(self) -> None:
+        spec = self.pod["spec"]
+        for container in _containers(spec):
+            name = container["name"]
+            if name in self.runners:
+                self.runners[name].container = container
+                continue
+            kind = container_spec.kind_of(self.pod, container)
+            waits = (
+                "PodInitializing" if kind == "main" and spec.get("initContainers") else "ContainerCreating"
+            )
+            state = ContainerState(name, kind, container.get("image") or "", (waits, ""))
+            self._state.containers.append(state)
+            self.runners[name] = ContainerRunner(
+                self._node, self._files, self._volumes, lambda: self.pod, container, state, self._changed
+            )
+
+    def _adopt(self, processes: Sequence[ProcessInfo]) -> None:
+        if self._ended_earlier:
+            self._stale += [p.pid for p in processes]
+            return
+        newest: dict[str, ProcessInfo] = {}
+        for process in sorted(processes, key=lambda p: p.started):
+            if process.kind == "sandbox":
+                if process.exit_status is None:
+                    self._sandbox = process
+                else:
+                    self._stale.append(process.pid)
+            elif process.kind == "container":
+                name = process.labels.get(container_spec.LABEL_CONTAINER, "")
+                if name in newest:
+                    self._stale.append(newest[name].pid)
+                newest[name] = process
+        for name, process in newest.items():
+            if name in self.runners and self._sandbox is not None:
+                self.runners[name].adopt(process)
+            else:
+                self._stale.append(process.pid)
+
+    # --- its life ---
+
+    async def run(self) -> None:
+        writer = asyncio.create_task(self._write_status(), name=f"status of {self.pod['metadata']['name']}")
+        deleted = asyncio.create_task(self._deleted.wait())
+        living = asyncio.create_task(self._live_on())
+        try:
+            if is_deleting(self.pod):
+                self._deleted.set()
+            await asyncio.wait({living, deleted, writer}, return_when=asyncio.FIRST_COMPLETED)
+            if living.done() and living.exception() is None and not deleted.done() and not writer.done():
+                await asyncio.wait({deleted, writer}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (living, writer):
+                if task.done() and not task.cancelled():
+                    task.result()  # a fault: the kubelet begins anew with this pod
+            living.cancel()
+            await asyncio.wait({living})
+            await self._terminate()
+            writer.cancel()
+            await asyncio.wait({writer})
+            await self._finally_delete()
+        finally:
+            for own in (writer, deleted, living):
+                own.cancel()
+            await asyncio.wait({writer, deleted, living})
+            self._node.world.forget(self._objects_changed)
+            for runner in self.runners.values():
+                runner.release()
+            for waiting in (self._pause, self._starting_sandbox):
+                if waiting is not None:
+                    waiting.cancel()
+
+    async def _live_on(self) -> None:
+        """Until the containers are done for good; then the pod's network is given back."""
+        if self._ended_earlier:
+            await self._forget_stale()
+            await self._tear_down()
+            return
+        self._lived = True
+        self._changed(False)
+        while True:
+            try:
+                await self._live()
+                break
+            except* SandboxLost:
+                self._event("SandboxChanged", "Pod sandbox changed, it will be killed and re-created.")
+                await self._stop_all(0.0)
+                await self._release_network()
+                self._begin_again()
+            except* (KernelError, OSError) as failures:
+                text = "; ".join(str(e) for e in failures.exceptions)
+                self._event("FailedSync", f"error syncing pod: {text}", warning=True)
+                await asyncio.sleep(AGAIN_S)
+        await self._tear_down()
+        self._changed(True)
+
+    async def _live(self) -> None:
+        await self._forget_stale()
+        await self._mount_volumes()
+        async with self._node.world.starts:
+            sandbox_pid = await self._start_sandbox()
+        addresses = await self._attach(sandbox_pid)
+        async with asyncio.TaskGroup() as group:
+            helpers = [
+                group.create_task(self._watch_pause()),
+                group.create_task(self._watch_deadline()),
+                group.create_task(self._refresh_volumes()),
+            ]
+            await self._run_containers(group, sandbox_pid, addresses)
+            for helper in helpers:
+                helper.cancel()
+
+    async def _run_containers(self, group: asyncio.TaskGroup, sandbox_pid: int, addresses: list[str]) -> None:
+        sidecars: list[ContainerRunner] = []
+        for runner in [r for r in self.runners.values() if r.state.kind in ("init", "sidecar")]:
+            if self._state.verdict is not None:
+                return
+            running = group.create_task(runner.run(sandbox_pid, addresses), name=runner.name)
+            if runner.state.kind == "init":
+                await asyncio.wait({running})
+                ended = runner.state.terminated
+                if ended is None or ended.exit_code:
+                    await self._stop_sidecars(sidecars)
+                    return
+            else:
+                sidecars.append(runner)
+                while not (runner.state.started or runner.state.finished or running.done()):
+                    await self._a_change()
+        for runner in self.runners.values():
+            if runner.state.kind == "main" and runner.state.waiting[0] == "PodInitializing":
+                runner.state.waiting = ("ContainerCreating", "")
+        mains = [
+            group.create_task(runner.run(sandbox_pid, addresses), name=runner.name)
+            for runner in self.runners.values()
+            if runner.state.kind == "main"
+        ]
+        known = set(self.runners)
+        while not all(task.done() for task in mains):
+            for name in self.runners.keys() - known:  # ephemeral containers come later
+                group.create_task(self.runners[name].run(sandbox_pid, addresses), name=name)
+                known.add(name)
+            await self._a_change()
+        for task in mains:
+            await task
+        await self._stop_sidecars(sidecars)
+
+    async def _stop_sidecars(self, sidecars: Sequence[ContainerRunner]) -> None:
+        for runner in reversed(sidecars):
+            await runner.stop(float(_spec_grace_s(self.pod)), "", for_good=True)
+
+    # --- steps ---
+
+    async def _mount_volumes(self) -> None:
+        namespace = self.pod["metadata"]["namespace"]
+        wanted = volumes.references(self.pod) | env.references(self.pod)
+        self._node.world.when_changed(namespace, wanted, self._objects_changed)
+        told = ""
+        while True:
+            self._config_changed.clear()
+            try:
+                await self._volumes.prepare(self.pod)
+                break
+            except VolumeMissing as error:
+                if str(error) != told:
+                    told = str(error)
+                    self._event("FailedMount", told, warning=True)
+                    self._changed(False)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._config_changed.wait(), VOLUME_AGAIN_S)
+        for note in self._volumes.notes:
+            self._event("VolumeStandIn", note)
+
+    async def _refresh_volumes(self) -> None:
+        """Files of ConfigMaps and Secrets, labels and annotations follow their objects."""
+        while True:
+            await self._config_changed.wait()
+            self._config_changed.clear()
+            try:
+                await self._volumes.prepare(self.pod)
+            except VolumeMissing as error:  # what is mounted stays as it was
+                self._event("FailedMount", str(error), warning=True)
+
+    async def _start_sandbox(self) -> int:
+        if self._sandbox is None:
+            pod, spec = self.pod, self.pod["spec"]
+            meta = pod["metadata"]
+            cgroup = cgroups.make(self._node.cgroup(self.uid))
+            domain = self._node.facts.config.cluster_domain
+            sysctls = (spec.get("securityContext") or {}).get("sysctls") or ()
+            request = StartSandbox(
+                name=f"{meta['namespace']}/{meta['name']}",
+                labels=container_spec.labels(pod, self._node.name),
+                hostname=self._node.name if self._host_network else names.kernel_hostname(pod, domain),
+                netns_pid=self._node.facts.pid if self._host_network else 0,
+                cgroup=str(cgroup),
+                tmpfs=self._volumes.tmpfs,
+                share_pid=bool(spec.get("shareProcessNamespace")),
+                sysctls={s["name"]: s["value"] for s in sysctls},
+            )
+            delay_s = AGAIN_S
+            while self._sandbox is None:
+                start = asyncio.create_task(self._node.supervisor.start_sandbox(request))
+                self._starting_sandbox = start
+                try:
+                    pid = await asyncio.shield(start)
+                    self._sandbox = ProcessInfo(request.name, "sandbox", pid, time.time())
+                except LabError as error:
+                    text = f"Failed to create pod sandbox: {error}"
+                    self._event("FailedCreatePodSandBox", text, warning=True)
+                    await asyncio.sleep(delay_s)
+                    delay_s = min(2 * delay_s, 30.0)
+                finally:
+                    if start.done():
+                        self._starting_sandbox = None
+        if self._pause is None:
+            self._pause = asyncio.create_task(self._node.supervisor.wait(self._sandbox.pid))
+        return self._sandbox.pid
+
+    async def _attach(self, sandbox_pid: int) -> list[str]:
+        if self._host_network:
+            addresses = list(self._node.facts.addresses)
+        else:
+            addresses = await self._node.attachments.add(self.pod, sandbox_pid, self._sandbox_trouble)
+        self._state.addresses, self._state.sandbox = addresses, True
+        write_names(self._node, self._files, self.pod, addresses)
+        self._changed(False)
+        return addresses
+
+    def _sandbox_trouble(self, text: str) -> None:
+        message = f'Failed to create pod sandbox: plugin type="podlane" failed (add): {text}'
+        self._event("FailedCreatePodSandBox", message, warning=True)
+
+    async def _watch_pause(self) -> None:
+        assert self._pause is not None
+        await asyncio.shield(self._pause)
+        raise SandboxLost
+
+    async def _watch_deadline(self) -> None:
+        limit = self.pod["spec"].get("activeDeadlineSeconds")
+        if limit is None:
+            return
+        begun_s = seconds((self.pod.get("status") or {}).get("startTime")) or self._state.started_s
+        await asyncio.sleep(max(0.0, begun_s + float(limit) - time.time()))
+        message = "Pod was active on the node longer than the specified deadline"
+        self._state.verdict = ("Failed", "DeadlineExceeded", message)
+        self._event("DeadlineExceeded", message)
+        self._changed(True)
+        await self._stop_all(float(_spec_grace_s(self.pod)))
+
+    # --- the end ---
+
+    async def _terminate(self) -> None:
+        """Ends what runs, within the grace that is left; a shorter one may come meanwhile."""
+        if self._starting_sandbox is not None:
+            await asyncio.wait({self._starting_sandbox})
+            if self._starting_sandbox.exception() is None:
+                pid = self._starting_sandbox.result()
+                self._sandbox = ProcessInfo("", "sandbox", pid, time.time())
+            self._starting_sandbox = None
+        grace_s = 0.0 if self._gone.is_set() else float(_grace_s(self.pod))
+        while True:
+            self._hurry.clear()
+            stopping = asyncio.create_task(self._stop_all(grace_s))
+            hurry = asyncio.create_task(self._hurry.wait())
+            await asyncio.wait({stopping, hurry}, return_when=asyncio.FIRST_COMPLETED)
+            hurry.cancel()
+            if stopping.done():
+                stopping.result()
+                break
+            stopping.cancel()
+            await asyncio.wait({stopping})
+            grace_s = 0.0 if self._gone.is_set() else float(_grace_s(self.pod))
+        for runner in self.runners.values():
+            runner.settle()
+        await self._forget_stale()
+        await self._tear_down()
+
+    async def _stop_all(self, grace_s: float) -> None:
+        """Containers together, then sidecars in reverse, all within the same grace."""
+        begun_s = time.monotonic()
+        others = [r for r in self.runners.values() if r.state.kind != "sidecar"]
+        await asyncio.gather(*(r.stop(grace_s, "", for_good=True) for r in others))
+        for runner in reversed([r for r in self.runners.values() if r.state.kind == "sidecar"]):
+            left_s = grace_s - (time.monotonic() - begun_s)
+            await runner.stop(max(left_s, min(grace_s, 2.0)), "", for_good=True)
+
+    async def _tear_down(self) -> None:
+        """Address and sandbox go; files and logs stay until the pod does. May be called again."""
+        if self._torn_down:
+            return
+        await self._release_network()
+        self._torn_down = True
+
+    async def _release_network(self) -> None:
+        if not self._host_network:
+            await self._node.attachments.delete(self.pod, self._detach_trouble)
+        self._state.sandbox = False
+        if self._sandbox is not None:
+            pid, self._sandbox = self._sandbox.pid, None
+            pause, self._pause = self._pause, None
+            if pause is None:
+                pause = asyncio.create_task(self._node.supervisor.wait(pid))
+            if not pause.done():
+                with contextlib.suppress(LabError):
+                    await self._node.supervisor.signal(pid, signal.SIGKILL)
+                await asyncio.wait({pause})
+            await self._forget(pid)
+
+    def _detach_trouble(self, text: str) -> None:
+        message = f'Failed to stop sandbox: plugin type="podlane" failed (delete): {text}'
+        self._event("FailedKillPod", message, warning=True)
+
+    def _begin_again(self) -> None:
+        """After the sandbox was lost: every container is started anew."""
+        for name, runner in list(self.runners.items()):
+            runner.settle()
+            runner.release()
+            self._stale.append(runner.last_pid)
+            old = runner.state
+            state = ContainerState(name, old.kind, old.image, last=old.terminated, restarts=old.restarts + 1)
+            self._state.containers[self._state.containers.index(old)] = state
+            self.runners[name] = ContainerRunner(
+                self._node,
+                self._files,
+                self._volumes,
+                lambda: self.pod,
+                runner.container,
+                state,
+                self._changed,
+            )
+
+    async def _finally_delete(self) -> None:
+        meta = self.pod["metadata"]
+        self._stale += [runner.last_pid for runner in self.runners.values()]
+        await self._forget_stale()
+        await asyncio.to_thread(shutil.rmtree, self._files.root, ignore_errors=True)
+        await _remove_cgroup(self._node.cgroup(self.uid))
+        if self._gone.is_set():
+            return
+        try:
+            if meta.get("finalizers"):  # it will be seen for a while
+                await self._write_once()
+            await self._node.client.delete(
+                "pods", meta["name"], meta["namespace"], grace_period_s=0, uid=self.uid
+            )
+        except (NotFoundError, ConflictError):
+            return  # gone already, or another pod of the same name
+
+    async def _forget_stale(self) -> None:
+        while self._stale:
+            await self._forget(self._stale.pop())
+
+    async def _forget(self, pid: int) -> None:
+        """Processes of no more use; killed if they run."""
+        if pid:
+            with contextlib.suppress(LabError):
+                await self._node.supervisor.signal(pid, signal.SIGKILL)
+                await self._node.supervisor.wait(pid)
+                await self._node.supervisor.forget(pid)
+
+    # --- status ---
+
+    def _changed(self, urgent: bool) -> None:
+        self._dirty.set()
+        self._moved.set()
+        if urgent:
+            self._urgent.set()
+
+    async def _a_change(self) -> None:
+        self._moved.clear()
+        await self._moved.wait()
+
+    async def _write_status(self) -> None:
+        """Writes the status when it has changed: at once what others wait for, the rest a moment later."""
+        while True:
+            await self._dirty.wait()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._urgent.wait(), SETTLE_S)
+            self._dirty.clear()
+            self._urgent.clear()
+            try:
+                await self._write_once()
+            except NotFoundError:
+                await self._deleted.wait()
+            except ApiError as error:
+                log.warning("status of pod %s: %s", self.pod["metadata"]["name"], error)
+                self._dirty.set()
+                await asyncio.sleep(AGAIN_S)
+
+    async def _write_once(self) -> None:
+        if not self._lived:
+            return
+        pod = self.pod
+        while True:
+            wanted = status.pod_status(pod, self._state, time.time())
+            if wanted == (pod.get("status") or {}):
+                return
+            try:
+                written = await self._node.client.update(
+                    "pods", {**pod, "status": wanted}, subresource="status"
+                )
+            except ConflictError:
+                meta = self.pod["metadata"]
+                pod = await self._node.client.get("pods", meta["name"], meta["namespace"])
+                if pod["metadata"]["uid"] != self.uid:
+                    raise NotFoundError(f"pod {meta['name']} is another one now") from None
+                continue
+            self._node.world.pods.wrote(written)
+            return
+
+    def _event(self, reason: str, message: str, *, warning: bool = False) -> None:
+        self._node.world.event(self.pod, reason, message, warning=warning)
+
+
+def _containers(spec: Obj) -> list[Obj]:
+    return [c for key in ("initContainers", "containers", "ephemeralContainers") for c in spec.get(key) or ()]
+
+
+def _spec_grace_s(pod: Obj) -> int:
+    grace = pod["spec"].get("terminationGracePeriodSeconds")
+    return 30 if grace is None else int(grace)
+
+
+def _grace_s(pod: Obj) -> int:
+    """What its deletion allows."""
+    grace = pod["metadata"].get("deletionGracePeriodSeconds")
+    return _spec_grace_s(pod) if grace is None else int(grace)
+
+
+async def _remove_cgroup(path: Path) -> None:
+    """It is busy until the kernel has let the last process go."""
+    for _ in range(50):
+        try:
+            os.rmdir(path)
+            return
+        except FileNotFoundError:
+            return
+        except OSError:
+            await asyncio.sleep(0.02)
