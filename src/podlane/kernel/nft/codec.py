@@ -11,7 +11,8 @@ together or not at all. Every field of a concatenation is padded to 4 bytes. Mar
 numgen are in host byte order, ports and addresses in network byte order.
 
 An interval [first, last] of a set with `flags interval` is two elements: first, and last + 1 with the
-flag INTERVAL_END (none if last is the highest value).
+flag INTERVAL_END (none if last is the highest value). They come and go together and one right after the
+other, or the kernel does not find the end.
 """
 
 from __future__ import annotations
@@ -99,13 +100,27 @@ def intervals(prefixes: Iterable[Prefix]) -> list[tuple[int, int]]:
     return found
 
 
-def interval_elements(prefixes: Iterable[Prefix], family: Family) -> Iterator[Element]:
-    """The elements of an interval set that hold exactly what the prefixes hold."""
+def interval_elements(first: int, last: int, family: Family) -> tuple[Element, ...]:
+    """The elements of one interval, in the order in which they are added and deleted."""
     size = family.bits // 8
-    for first, last in intervals(prefixes):
-        yield Element(first.to_bytes(size, "big"))
-        if last + 1 < 1 << family.bits:
-            yield Element((last + 1).to_bytes(size, "big"), flags=INTERVAL_END)
+    start = Element(first.to_bytes(size, "big"))
+    if last + 1 == 1 << family.bits:
+        return (start,)
+    return start, Element((last + 1).to_bytes(size, "big"), flags=INTERVAL_END)
+
+
+def unpack_intervals(elements: Iterable[Element], family: Family) -> list[tuple[int, int]]:
+    """The intervals [first, last] that elements in any order stand for.
+
+    An end without a start is nothing: nft puts one at 0 of a set that does not begin there.
+    """
+    edges = sorted((int.from_bytes(each.key, "big"), not each.flags & INTERVAL_END) for each in elements)
+    found: list[tuple[int, int]] = []
+    for place, (first, starts) in enumerate(edges):
+        if starts:
+            after = edges[place + 1][0] if place + 1 < len(edges) else 1 << family.bits
+            found.append((first, after - 1))
+    return found
 
 
 # --- messages -------------------------------------------------------------------------------------

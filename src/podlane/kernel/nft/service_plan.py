@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -11,7 +11,7 @@ from podlane.kernel.conntrack.stale import Stale
 from podlane.kernel.driver import Failure
 from podlane.kernel.nft import service_elements as pack
 from podlane.kernel.nft import skeleton
-from podlane.kernel.nft.codec import Element
+from podlane.kernel.nft.codec import Element, interval_elements
 from podlane.kernel.nft.elements import Operation
 from podlane.model.addresses import Family
 
@@ -57,6 +57,18 @@ class Plan:
             self.removals.append(Operation(family, name, old, add=False, owner=owner))
         if new is not None:
             self.additions.append(Operation(family, name, new, add=True, owner=owner))
+
+    def exchange_intervals(
+        self, place: Place, old: Iterable[tuple[int, int]], new: Iterable[tuple[int, int]], owner: Any
+    ) -> None:
+        """The same for an interval set, by whole intervals."""
+        family, before, after = place[0], set(old), set(new)
+        for first, last in sorted(before - after):
+            for element in interval_elements(first, last, family):
+                self.exchange(place, element, None, owner)
+        for first, last in sorted(after - before):
+            for element in interval_elements(first, last, family):
+                self.exchange(place, None, element, owner)
 
 
 class List(NamedTuple):

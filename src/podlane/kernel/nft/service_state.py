@@ -9,7 +9,7 @@ its own numbers, and flows keep theirs.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import zip_longest
 from typing import Any, Final
 
@@ -30,7 +30,7 @@ from podlane.errors import KernelError
 from podlane.kernel.driver import Failure
 from podlane.kernel.nft import lists, skeleton
 from podlane.kernel.nft import service_elements as pack
-from podlane.kernel.nft.codec import Element, interval_elements
+from podlane.kernel.nft.codec import Element, interval_elements, intervals
 from podlane.kernel.nft.elements import Operation
 from podlane.kernel.nft.kernel_lists import KernelLists
 from podlane.kernel.nft.service_plan import Chain, FrontKey, List, Place, Plan, Timeout
@@ -165,18 +165,15 @@ class ServiceState:
                 changed.setdefault((family, row.set), []).append((row, new))
         for place, rows in changed.items():
             values = self._members.setdefault(place, set())
-            before = dict(_members(*place, values)) if place[1] in skeleton.INTERVALS else {}
-            for row, new in rows:
-                if place[1] in skeleton.INTERVALS:
-                    (values.discard if new is None else values.add)(row.value)
-                elif (row.value in values) != (new is not None):
-                    self._put_member(place, values, row, new is not None, plan)
             if place[1] in skeleton.INTERVALS:
-                after = dict(_members(*place, values))
-                for element in before.keys() - after.keys():
-                    plan.exchange(place, element, None, (Table.SETS, rows[0][0]))
-                for element in after.keys() - before.keys():
-                    plan.exchange(place, None, element, (Table.SETS, after[element]))
+                before = intervals(values)
+                for row, new in rows:
+                    (values.discard if new is None else values.add)(row.value)
+                plan.exchange_intervals(place, before, intervals(values), (Table.SETS, rows[0][0]))
+                continue
+            for row, new in rows:
+                if (row.value in values) != (new is not None):
+                    self._put_member(place, values, row, new is not None, plan)
 
     def _put_member(
         self, place: tuple[Family, SetName], values: set[Prefix], row: SetMember, add: bool, plan: Plan
@@ -192,9 +189,12 @@ class ServiceState:
     # --- lists ---
 
     def _lay(self, key: ListKey, plan: Plan) -> bool:
-        """Bring one list's elements along. True if what frontends must say of it changed."""
+        """Bring one list's elements along. True if what frontends must say of it changed.
+
+        A list that no frontend leads to has no place in the kernel: nothing could tell its number again.
+        """
         old, row = self._lists.get(key), self._rows.get(key)
-        if row is None and not self._users.get(key):
+        if not self._users.get(key):
             if old is None:
                 return False
             self._exchange(key, old, List(old.id), plan)
@@ -335,11 +335,13 @@ def _news(changes: Delta[Any, Any] | None) -> Iterator[tuple[Any, Any]]:
         yield from changes.added.items()
 
 
-def _members(family: Family, name: SetName, values: Iterable[Prefix]) -> Iterator[tuple[Element, SetMember]]:
+def _members(
+    family: Family, name: SetName, values: Collection[Prefix]
+) -> Iterator[tuple[Element, SetMember]]:
     if name in skeleton.INTERVALS:
-        every = list(values)
-        for element in interval_elements(every, family):
-            yield element, SetMember(name, every[0])
+        for first, last in intervals(values):
+            for element in interval_elements(first, last, family):
+                yield element, SetMember(name, next(iter(values)))
     else:
         for value in values:
             row = SetMember(name, value)

@@ -20,8 +20,8 @@ from podlane.kernel.conntrack.sweeper import Sweeper
 from podlane.kernel.driver import Failure, Report
 from podlane.kernel.netlink import Request
 from podlane.kernel.nft import command, counts, skeleton, text
-from podlane.kernel.nft.codec import INTERVAL_END, Element, unpack_mark
-from podlane.kernel.nft.elements import Elements
+from podlane.kernel.nft.codec import Element, unpack_intervals, unpack_mark
+from podlane.kernel.nft.elements import Elements, Operation
 from podlane.kernel.nft.kernel_lists import KernelLists
 from podlane.kernel.nft.service_plan import Chain, Place, Plan, Timeout
 from podlane.kernel.nft.service_state import ServiceState
@@ -210,9 +210,10 @@ class ServicesDriver:
         wanted = self._state.elements()
         for place in wanted.keys() | dump.keys():
             desired = dict(wanted.get(place, {}))
+            if place[1] in skeleton.INTERVALS:
+                self._compare_intervals(place, dump.get(place, ()), list(desired.values()), plan)
+                continue
             for element in dump.get(place, ()):
-                if element.flags & INTERVAL_END and not any(element.key):
-                    continue  # nft writes one at 0 to say that an interval set does not begin there
                 operation = desired.pop((element.key, element.flags), None)
                 if operation is None:
                     plan.exchange(place, element, None, (_table_of(place[1]), element.key.hex()))
@@ -221,6 +222,14 @@ class ServicesDriver:
             for operation in desired.values():
                 plan.additions.append(operation)
         return plan
+
+    def _compare_intervals(
+        self, place: Place, there: Iterable[Element], wanted: list[Operation], plan: Plan
+    ) -> None:
+        owner = wanted[0].owner if wanted else (Table.SETS, place[1])
+        old = unpack_intervals(there, place[0])
+        new = unpack_intervals((each.element for each in wanted), place[0])
+        plan.exchange_intervals(place, old, new, owner)
 
 
 def _table_of(name: str) -> Table:

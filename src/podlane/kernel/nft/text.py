@@ -4,20 +4,20 @@ another version of the skeleton, in the transaction that also fills it. Pure."""
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from podlane.compile.tables import SetName
 from podlane.kernel.nft import service_elements as unpack
 from podlane.kernel.nft import skeleton
-from podlane.kernel.nft.codec import INTERVAL_END, Element, unpack_mark
+from podlane.kernel.nft.codec import Element, unpack_intervals, unpack_mark
 from podlane.model.addresses import Family
 
 
 def elements(family: Family, name: str, members: Iterable[Element]) -> str:
     """`add element` for all members of one set or map; nothing for none."""
     if name in skeleton.INTERVALS:
-        shown = list(_intervals(members, family))
+        shown = [_interval(*each, family) for each in unpack_intervals(members, family)]
     else:
         shown = [_show(name, family, each) for each in members]
     if not shown:
@@ -66,13 +66,7 @@ _SHOW: Final[dict[str, Callable[[Family, bytes, bytes], str]]] = {
 }
 
 
-def _intervals(members: Iterable[Element], family: Family) -> Iterator[str]:
-    """Starts and their ends, paired."""
-    edges = sorted((int.from_bytes(each.key, "big"), each.flags) for each in members)
-    for place, (first, flags) in enumerate(edges):
-        if flags & INTERVAL_END:
-            continue
-        after = edges[place + 1][0] if place + 1 < len(edges) else 1 << family.bits
-        size = family.bits // 8
-        low, high = (ipaddress.ip_address(n.to_bytes(size, "big")) for n in (first, after - 1))
-        yield str(low) if low == high else f"{low}-{high}"
+def _interval(first: int, last: int, family: Family) -> str:
+    size = family.bits // 8
+    low, high = (ipaddress.ip_address(n.to_bytes(size, "big")) for n in (first, last))
+    return str(low) if low == high else f"{low}-{high}"
