@@ -56,6 +56,8 @@ def running(directory: Path, kubelets: Kubelets | None = None) -> Iterator[Lab]:
         server = asyncio.run_coroutine_threadsafe(start(), loop).result(30)
         yield Lab(server, loop, url, pki)
         asyncio.run_coroutine_threadsafe(server.stop(), loop).result(30)
+        # TLS connections say goodbye after the server has stopped: no socket shall be left to the collector.
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0.1), loop).result(30)
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()

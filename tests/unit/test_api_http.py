@@ -9,6 +9,7 @@ import ssl
 import stat
 import threading
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from http.client import HTTPResponse, HTTPSConnection
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from urllib.parse import urlsplit
 
 import pytest
 from kubernetes import client, config, watch
-from kubernetes.client.rest import ApiException
 from kubernetes.stream import stream
 
 from podlane.errors import ApiError
@@ -70,6 +70,7 @@ class Command:
             self._process.kill()
             await self._process.wait()
         await asyncio.gather(*self._pumps)
+        RUNTIME.killed.set()
 
 
 class Runtime:
@@ -77,7 +78,7 @@ class Runtime:
 
     def __init__(self) -> None:
         self.asked: Obj = {}
-        self.closed = threading.Event()
+        self.closed, self.killed = threading.Event(), threading.Event()
 
     async def logs(self, namespace: str, pod: str, container: str, **options: Any) -> AsyncIterator[bytes]:
         self.asked = {"pod": f"{namespace}/{pod}", "container": container, **options}
@@ -488,57 +489,64 @@ def test_a_follower_that_leaves_lets_the_log_go(
     assert RUNTIME.closed.wait(10)
 
 
-def execute(api: client.CoreV1Api, namespace: str, command: list[str], **options: Any) -> Any:
-    # A client of its own: kubernetes.stream patches the one it is given.
-    own = client.CoreV1Api(api.api_client)
+@contextmanager
+def execute(api: client.CoreV1Api, namespace: str, command: list[str], **options: Any) -> Iterator[Any]:
     defaults = {"stdin": False, "stdout": True, "stderr": True, "tty": False, "container": "web"}
-    return stream(
-        own.connect_get_namespaced_pod_exec,
-        "p",
-        namespace,
-        command=command,
-        _preload_content=False,
-        **(defaults | options),
-    )
+    # A client of its own: kubernetes.stream patches the one it is given.
+    call = client.CoreV1Api(api.api_client).connect_get_namespaced_pod_exec
+    session = stream(call, "p", namespace, command=command, _preload_content=False, **(defaults | options))
+    try:
+        yield session
+    finally:
+        session.sock.shutdown()
 
 
 def test_exec(api: client.CoreV1Api, namespace: str, running_pod: str) -> None:
-    session = execute(api, namespace, ["sh", "-c", "echo out; echo err >&2; exit 3"])
-    session.run_forever(timeout=20)
-    assert (session.read_stdout(), session.read_stderr(), session.returncode) == ("out\n", "err\n", 3)
+    with execute(api, namespace, ["sh", "-c", "echo out; echo err >&2; exit 3"]) as session:
+        session.run_forever(timeout=20)
+        assert (session.read_stdout(), session.read_stderr(), session.returncode) == ("out\n", "err\n", 3)
     assert RUNTIME.asked["container"] == "web"
-    session = execute(api, namespace, ["true"])
-    session.run_forever(timeout=20)
-    assert session.returncode == 0
+    with execute(api, namespace, ["true"]) as session:
+        session.run_forever(timeout=20)
+        assert session.returncode == 0
 
 
 def test_exec_reads_stdin_and_is_killed_with_its_client(
     api: client.CoreV1Api, namespace: str, running_pod: str
 ) -> None:
-    session = execute(api, namespace, ["cat"], stdin=True)
-    session.write_stdin("hello\n")
-    assert session.readline_stdout(timeout=20) == "hello"
-    session.write_channel(4, json.dumps({"Width": 80, "Height": 24}))
-    session.update(timeout=20)
-    assert session.read_stdout() == "80x24"
-    session.close()
+    with execute(api, namespace, ["cat"], stdin=True) as session:
+        session.write_stdin("hello\n")
+        assert session.readline_stdout(timeout=20) == "hello"
+        session.write_channel(4, json.dumps({"Width": 80, "Height": 24}))
+        session.update(timeout=20)
+        assert session.read_stdout() == "80x24"
+    assert RUNTIME.killed.wait(10)
 
 
 def test_exec_of_nothing(lab: Lab, api: client.CoreV1Api, namespace: str, running_pod: str) -> None:
-    session = execute(api, namespace, ["/no/such/program"])
-    session.run_forever(timeout=20)
-    status = json.loads(session.read_channel(3))
+    with execute(api, namespace, ["/no/such/program"]) as session:
+        session.run_forever(timeout=20)
+        status = json.loads(session.read_channel(3))
     assert status["status"] == "Failure"
     assert "executable file not found" in status["message"]
-    with pytest.raises(ApiException) as caught:
-        execute(api, namespace, ["true"], container="none")
-    assert "400" in str(caught.value)
-    answer = call(lab, "POST", f"/api/v1/namespaces/{namespace}/pods/p/exec?command=x&container=web&stdout=1")
+    path = f"/api/v1/namespaces/{namespace}/pods/p/exec?command=x&stdout=1"
+    assert (
+        call(lab, "GET", f"{path}&container=none").json["message"] == "container none is not valid for pod p"
+    )
+    answer = call(lab, "POST", f"{path}&container=web")
     assert answer.code == 400
     assert "use kubectl 1.31 or newer" in answer.json["message"]
 
 
 def test_the_server_stops_with_watchers_open(tmp_path: Path) -> None:
+    received = b""
+
+    def read(secure: ssl.SSLSocket) -> None:
+        nonlocal received
+        with secure:
+            while chunk := secure.recv(1000):
+                received += chunk
+
     with running(tmp_path) as own:
         place = urlsplit(own.url)
         raw = socket.create_connection((place.hostname, place.port), timeout=20)
@@ -549,8 +557,7 @@ def test_the_server_stops_with_watchers_open(tmp_path: Path) -> None:
         )
         secure.sendall(head.encode())
         assert secure.recv(100).startswith(b"HTTP/1.1 200")
-    rest = b""
-    while chunk := secure.recv(1000):
-        rest += chunk
-    assert rest.endswith(b"0\r\n\r\n")
-    secure.close()
+        reader = threading.Thread(target=read, args=(secure,))
+        reader.start()
+    reader.join()
+    assert received.endswith(b"0\r\n\r\n")
