@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,116 +14,14 @@ import pytest
 from podlane.kernel import netns
 from podlane.kernel.capture import SETTLE_S, Capture
 from podlane.kernel.rtnl import Rtnl
-from podlane.model.addresses import Address, Family, Protocol
+from podlane.model.addresses import Family, Protocol
 from podlane.observe.explanation import Outcome
 from podlane.observe.hops import Hop
 from podlane.observe.packet import decode_ethernet
 from podlane.observe.text import trace_lines
 from podlane.observe.trace import Trace, trace
-
-VNI, PORT = 85, 8472
-PODS = {
-    Family.IPV4: ("10.244.{}.0/24", "10.244.{}.2", "10.244.{}.0", "10.96.0.1", "172.30.0.{}/24", 32),
-    Family.IPV6: (
-        "fd00:244:{}::/64",
-        "fd00:244:{}::2",
-        "fd00:244:{}::1",
-        "fd00:96::1",
-        "fd00:172::{}/64",
-        128,
-    ),
-}
-
-
-class Nodes:
-    """client pod - node-1 - fabric (a bridge) - node-2 - server pod, VXLAN between the nodes, made by hand.
-
-    10.96.0.1:80 is translated to the server's 8080 on node-1; :81 is rejected, :82 dropped.
-    """
-
-    def __init__(self, make: Callable[[], int]) -> None:
-        self.places = {
-            name: make()
-            for name in ("default/pod/client", "node/node-1", "fabric", "node/node-2", "default/pod/server")
-        }
-        fabric = self.places["fabric"]
-        for fd in self.places.values():
-            netns.write_sysctl(fd, "net/ipv6/conf/all/accept_dad", 0)
-            netns.write_sysctl(fd, "net/ipv6/conf/default/accept_dad", 0)
-            with Rtnl(fd) as inside:
-                inside.set_up("lo")
-        with Rtnl(fabric) as router:
-            router.create_bridge("rack1", up=True)
-        for number, pod in ((1, "default/pod/client"), (2, "default/pod/server")):
-            self._node(number, self.places[f"node/node-{number}"], self.places[pod])
-        self._rules()
-
-    def _node(self, number: int, node: int, pod: int) -> None:
-        other = 3 - number
-        netns.write_sysctl(node, "net/ipv4/ip_forward", 1)
-        netns.write_sysctl(node, "net/ipv6/conf/all/forwarding", 1)
-        with Rtnl(self.places["fabric"]) as router:
-            router.create_veth(
-                f"node-{number}", "eth0", peer_netns=node, master="rack1", up=True, peer_up=True
-            )
-        with Rtnl(node) as inside, Rtnl(pod) as within:
-            for *_, uplink, _bits in PODS.values():
-                inside.add_address("eth0", ipaddress.ip_interface(uplink.format(number)))
-            inside.create_veth(f"plpod{number}", "eth0", peer_netns=pod, up=True, peer_up=True)
-            inside.create_vxlan(
-                "plvxlan",
-                vni=VNI,
-                port=PORT,
-                underlay="eth0",
-                local=ipaddress.ip_address(f"172.30.0.{number}"),
-                mac=f"02:00:00:00:00:0{number}",
-                up=True,
-            )
-            inside.set_fdb("plvxlan", f"02:00:00:00:00:0{other}", ipaddress.ip_address(f"172.30.0.{other}"))
-            inner = within.link("eth0").mac
-            host = inside.link(f"plpod{number}").mac
-            for family, (cidr, own, end, _, _, bits) in PODS.items():
-                address, remote = (
-                    ipaddress.ip_address(own.format(number)),
-                    ipaddress.ip_address(end.format(other)),
-                )
-                inside.add_address("plvxlan", ipaddress.ip_interface(f"{end.format(number)}/{bits}"))
-                inside.add_route(ipaddress.ip_network(f"{address}/{bits}"), device=f"plpod{number}")
-                inside.set_neighbour(f"plpod{number}", address, inner)
-                inside.set_neighbour("plvxlan", remote, f"02:00:00:00:00:0{other}")
-                inside.add_route(
-                    ipaddress.ip_network(cidr.format(other)), via=remote, device="plvxlan", onlink=True
-                )
-                gateway = ipaddress.ip_address("169.254.1.1" if family is Family.IPV4 else "fe80::1")
-                within.add_address("eth0", ipaddress.ip_interface(f"{address}/{bits}"))
-                within.set_neighbour("eth0", gateway, host)
-                everything = "0.0.0.0/0" if family is Family.IPV4 else "::/0"
-                within.add_route(ipaddress.ip_network(everything), via=gateway, device="eth0", onlink=True)
-
-    def _rules(self) -> None:
-        rules = "table inet t {\n chain pre { type nat hook prerouting priority -100;\n"
-        for family, (_, own, _, service, _, _) in PODS.items():
-            server = own.format(2) if family is Family.IPV4 else f"[{own.format(2)}]"
-            for protocol in ("tcp", "udp"):
-                rules += (
-                    f"  {family.nft} daddr {service} {protocol} dport 80 dnat {family.nft} to {server}:8080\n"
-                )
-        rules += " }\n chain forward { type filter hook forward priority 0;\n"
-        for family, (*_, service, _, _) in PODS.items():
-            rules += f"  {family.nft} daddr {service} tcp dport 81 reject with tcp reset\n"
-            rules += f"  {family.nft} daddr {service} udp dport 81 reject\n"
-            rules += f"  {family.nft} daddr {service} tcp dport 82 drop\n"
-            rules += f"  {family.nft} daddr {service} udp dport 82 drop\n"
-        rules += " }\n}\n"
-        node = self.places["node/node-1"]
-        with Rtnl(node) as inside:  # so that what is not translated is forwarded at all
-            for *_, service, _, bits in PODS.values():
-                inside.add_route(ipaddress.ip_network(f"{service}/{bits}"), device="eth0")
-        netns.inside(node, lambda: subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True))
-
-    def trace(self, family: Family, port: int, protocol: Protocol, **options: float) -> Trace:
-        service: Address = ipaddress.ip_address(PODS[family][3])
-        return trace(self.places, "default/pod/client", service, port, protocol, **options)  # type: ignore[arg-type]
+from tests.netns.two_nodes import PODS, VNI, Nodes
+from tests.netns.two_nodes import PORT as VXLAN_PORT
 
 
 @contextmanager
@@ -162,6 +59,11 @@ def nodes(namespaces: Callable[[], int]) -> Nodes:
     return Nodes(namespaces)
 
 
+def traced(nodes: Nodes, family: Family, port: int, protocol: Protocol, timeout_s: float = 2.0) -> Trace:
+    service = ipaddress.ip_address(PODS[family][3])
+    return trace(nodes.places, "default/pod/client", service, port, protocol, timeout_s=timeout_s)
+
+
 def way(hops: list[Hop]) -> list[tuple[str, str, str]]:
     return [(h.place.rpartition("/")[2], h.link, h.way) for h in hops]
 
@@ -187,8 +89,8 @@ def test_request_and_reply_are_seen_on_every_link_in_order(
     nodes: Nodes, family: Family, protocol: Protocol
 ) -> None:
     with server(nodes, family, protocol):
-        told = nodes.trace(family, 80, protocol)
-    print("\n".join(trace_lines(told)))
+        told = traced(nodes, family, 80, protocol)
+    assert len(list(trace_lines(told))) > len(told.hops)
     request = [h for h in told.hops if h.leg == "request"]
     reply = [h for h in told.hops if h.leg == "reply"]
     assert told.verdict is Outcome.DELIVERED
@@ -202,7 +104,7 @@ def test_request_and_reply_are_seen_on_every_link_in_order(
 @pytest.mark.parametrize("family", list(Family))
 def test_translation_wrapping_and_ttl_are_told_where_they_happen(nodes: Nodes, family: Family) -> None:
     with server(nodes, family, Protocol.TCP):
-        told = nodes.trace(family, 80, Protocol.TCP)
+        told = traced(nodes, family, 80, Protocol.TCP)
     by = {(h.leg, *w): h for h, w in zip(told.hops, way(told.hops), strict=True)}
     _, own, _, service, _, _ = PODS[family]
     target = own.format(2) if family is Family.IPV4 else f"[{own.format(2)}]"
@@ -214,7 +116,7 @@ def test_translation_wrapping_and_ttl_are_told_where_they_happen(nodes: Nodes, f
     wrapped = by["request", "node-1", "eth0", "out"]
     assert wrapped.outer is not None
     assert (wrapped.outer.source, wrapped.outer.destination) == ("172.30.0.1", "172.30.0.2")
-    assert (wrapped.outer.vni, wrapped.outer.port) == (VNI, PORT)
+    assert (wrapped.outer.vni, wrapped.outer.port) == (VNI, VXLAN_PORT)
     assert wrapped.changes == ["wrapped: VXLAN 85, 172.30.0.1 -> 172.30.0.2"]
     assert by["request", "node-2", "plvxlan", "in"].changes == ["unwrapped: VXLAN 85"]
     assert [h for h in told.hops if any("SNAT" in c for c in h.changes)] == [
@@ -227,10 +129,10 @@ def test_translation_wrapping_and_ttl_are_told_where_they_happen(nodes: Nodes, f
 
 @pytest.mark.parametrize("family", list(Family))
 def test_a_port_nobody_listens_on_is_refused_by_the_pod(nodes: Nodes, family: Family) -> None:
-    told = nodes.trace(family, 80, Protocol.TCP)
+    told = traced(nodes, family, 80, Protocol.TCP)
     assert told.verdict is Outcome.REFUSED
     assert "by default/pod/server (RST,ACK)" in told.why
-    told = nodes.trace(family, 80, Protocol.UDP)
+    told = traced(nodes, family, 80, Protocol.UDP)
     assert told.verdict is Outcome.REFUSED
     assert "by default/pod/server (ICMP" in told.why
     assert "port unreachable" in told.why
@@ -238,7 +140,7 @@ def test_a_port_nobody_listens_on_is_refused_by_the_pod(nodes: Nodes, family: Fa
 
 @pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP])
 def test_a_reject_is_told_with_who_did_it(nodes: Nodes, protocol: Protocol) -> None:
-    told = nodes.trace(Family.IPV4, 81, protocol)
+    told = traced(nodes, Family.IPV4, 81, protocol)
     assert told.verdict is Outcome.REFUSED
     assert "by node/node-1" in told.why
     assert way(told.hops)[:2] == THERE[:2]
@@ -246,14 +148,14 @@ def test_a_reject_is_told_with_who_did_it(nodes: Nodes, protocol: Protocol) -> N
 
 @pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP])
 def test_a_drop_is_told_with_the_link_it_was_last_seen_on(nodes: Nodes, protocol: Protocol) -> None:
-    told = nodes.trace(Family.IPV4, 82, protocol, timeout_s=0.3)
+    told = traced(nodes, Family.IPV4, 82, protocol, timeout_s=0.3)
     assert told.verdict is Outcome.DROPPED
     assert "last seen in node/node-1, link plpod1 (in)" in told.why
 
 
 def test_a_datagram_that_is_not_answered_was_delivered_all_the_same(nodes: Nodes) -> None:
     with server(nodes, Family.IPV4, Protocol.UDP, answers=False):
-        told = nodes.trace(Family.IPV4, 80, Protocol.UDP, timeout_s=0.3)
+        told = traced(nodes, Family.IPV4, 80, Protocol.UDP, timeout_s=0.3)
     assert told.verdict is Outcome.DELIVERED
     assert way(told.hops) == THERE
 
