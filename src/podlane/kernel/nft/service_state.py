@@ -339,9 +339,10 @@ def _members(
     family: Family, name: SetName, values: Collection[Prefix]
 ) -> Iterator[tuple[Element, SetMember]]:
     if name in skeleton.INTERVALS:
+        rows = [SetMember(name, value) for value in sorted(values, key=str)]
         for first, last in intervals(values):
             for element in interval_elements(first, last, family):
-                yield element, SetMember(name, next(iter(values)))
+                yield element, rows[0]  # whichever: an interval may be of many
     else:
         for value in values:
             row = SetMember(name, value)
