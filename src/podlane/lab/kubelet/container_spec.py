@@ -25,6 +25,7 @@ LABEL_UID = "uid"
 LABEL_CONTAINER = "container"
 LABEL_RESTART = "restart"
 LABEL_KIND = "kind"  # init, sidecar, main or ephemeral
+LABEL_INDEX = "index"  # of the container in the pod's spec
 
 
 def kind_of(pod: Obj, container: Obj) -> str:
@@ -46,7 +47,9 @@ def labels(pod: Obj, node: str, container: str = "", restart: int = 0, kind: str
         LABEL_UID: meta["uid"],
     }
     if container:
+        names = [c["name"] for c in env.containers(pod)]
         found |= {LABEL_CONTAINER: container, LABEL_RESTART: str(restart), LABEL_KIND: kind}
+        found[LABEL_INDEX] = str(names.index(container))
     return found
 
 

@@ -76,7 +76,7 @@ class Supervisor:
     """One connection, one question at a time. Close it, or use it as a context manager."""
 
     def __init__(self, socket_path: Path) -> None:
-        self._path = socket_path
+        self.path = socket_path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self._ids = itertools.count(1)
         self._buffer = bytearray()
@@ -113,10 +113,10 @@ class Supervisor:
                         return _result(answer, kind)
                 chunk = self._socket.recv(1 << 16)
                 if not chunk:
-                    raise LabError(f"the lab's supervisor at {self._path} ended")
+                    raise LabError(f"the lab's supervisor at {self.path} ended")
                 self._buffer += chunk
         except OSError as error:
-            raise LabError(f"the lab's supervisor at {self._path}: {error.strerror}") from None
+            raise LabError(f"the lab's supervisor at {self.path}: {error.strerror}") from None
 
     def start_anchor(
         self,
