@@ -196,23 +196,24 @@ def stateful_set_update(new: Obj, old: Obj) -> Errors:
 
 # --- tables ---------------------------------------------------------------------------------------
 
-_counts: dict[str, Rule] = {
-    "replicas": not_negative,
-    "minReadySeconds": not_negative,
-    "revisionHistoryLimit": not_negative,
-}
+_replicas: dict[str, Rule] = {"replicas": not_negative, "minReadySeconds": not_negative}
+_revisions: dict[str, Rule] = {"minReadySeconds": not_negative, "revisionHistoryLimit": not_negative}
 _rolling: dict[str, Rule] = {"maxSurge": amount_or_percent, "maxUnavailable": amount_or_percent}
 
 RULES: dict[str, dict[str, Rule]] = {
-    CORE + "ReplicationControllerSpec": _counts,
-    APPS + "DeploymentSpec": {**_counts, "progressDeadlineSeconds": not_negative},
+    CORE + "ReplicationControllerSpec": _replicas,
+    APPS + "DeploymentSpec": {**_replicas, **_revisions, "progressDeadlineSeconds": not_negative},
     APPS + "DeploymentStrategy": {"type": one_of("Recreate", "RollingUpdate")},
     APPS + "RollingUpdateDeployment": _rolling,
-    APPS + "ReplicaSetSpec": _counts,
-    APPS + "DaemonSetSpec": _counts,
+    APPS + "ReplicaSetSpec": _replicas,
+    APPS + "DaemonSetSpec": _revisions,
     APPS + "DaemonSetUpdateStrategy": {"type": one_of("OnDelete", "RollingUpdate")},
     APPS + "RollingUpdateDaemonSet": _rolling,
-    APPS + "StatefulSetSpec": {**_counts, "podManagementPolicy": one_of("OrderedReady", "Parallel")},
+    APPS + "StatefulSetSpec": {
+        **_replicas,
+        **_revisions,
+        "podManagementPolicy": one_of("OrderedReady", "Parallel"),
+    },
     APPS + "StatefulSetUpdateStrategy": {"type": one_of("OnDelete", "RollingUpdate")},
     APPS + "RollingUpdateStatefulSetStrategy": {
         "partition": not_negative,
