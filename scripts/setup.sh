@@ -36,6 +36,7 @@ fi
 
 generated=src/podlane/lab/api/generated
 if [ ! -e $generated/.complete ] || [ scripts/generate_schemas.py -nt $generated/.complete ] ||
+  [ scripts/schema_defaults.py -nt $generated/.complete ] ||
   [ src/podlane/lab/api/resources.py -nt $generated/.complete ] || [ .venv/.complete -nt $generated/.complete ]; then
   echo "setup: generating Kubernetes schemas"
   .venv/bin/python scripts/generate_schemas.py $generated
