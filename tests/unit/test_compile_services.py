@@ -316,6 +316,34 @@ def test_load_balancer_ingress(ingress: LoadBalancerIngress, expected: bool) -> 
     assert (len(compiled[Table.FRONTENDS]) == 2) is expected
 
 
+@pytest.mark.parametrize(
+    ("ranges", "served"),
+    [
+        ([], True),
+        (["198.51.100.0/24"], False),
+        ([" 198.51.100.0/24 "], False),
+        (["198.51.100.0/24", "0.0.0.0/0"], True),
+        (["2001:db8::/32"], True),
+        (["2001:db8::/32", "198.51.100.0/24"], False),
+    ],
+)
+def test_a_load_balancer_address_whose_sources_are_restricted_is_not_opened_to_all(
+    ranges: list[str], served: bool
+) -> None:
+    guarded = service(
+        type="LoadBalancer",
+        ingress=[LoadBalancerIngress(ip=VIP)],
+        external_ips=[EXTERNAL_IP],
+        load_balancer_source_ranges=ranges,
+    )
+    compiler = Compiler(ME, NetworkConfig())
+    compiler.apply([Change("Service", None, guarded), Change("EndpointSlice", None, piece(LOCAL))])
+    # externalIPs and the ClusterIP are not meant by it.
+    expected = {front(CLUSTER_IP), front(EXTERNAL_IP)} | ({front(VIP)} if served else set())
+    assert set(compiler.tables[Table.FRONTENDS]) == expected
+    assert bool(compiler.refused) is not served
+
+
 def test_addresses_with_leading_zeros() -> None:
     odd = service(
         cluster_ip="010.096.000.010", cluster_ips=["010.096.000.010"], external_ips=["203.0.113.009"]

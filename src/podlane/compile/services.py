@@ -156,12 +156,28 @@ class _Addresses(NamedTuple):
         if cluster is None or family_of(cluster) is not family:
             return None
         found = [parse(text, "spec.externalIPs") for text in service.spec.external_ips]
+        guarded = _source_ranges(service, family)
         for ingress in service.status.load_balancer.ingress:
+            if guarded and ingress.ip:
+                refused.append(
+                    f"service {service.namespace}/{service.name}: spec.loadBalancerSourceRanges is not enforced "
+                    "by this version, so its load-balancer addresses are not served; a NetworkPolicy can say "
+                    "who may come instead"
+                )
+                continue
             # ipMode Proxy: traffic shall go through the load balancer itself (KEP-1860). No ip: a hostname.
             if ingress.ip and ingress.ip_mode in (None, "", "VIP"):
                 found.append(parse(ingress.ip, "status.loadBalancer.ingress"))
         mine = (each for each in found if each is not None and family_of(each) is family)
         return cls(family, cluster, tuple(dict.fromkeys(mine)))
+
+
+def _source_ranges(service: Service, family: Family) -> bool:
+    """Only some sources of this family may use the load-balancer addresses. Ranges of the other family
+    alone, or one that holds every address, restrict nothing."""
+    texts = [text.strip() for text in service.spec.load_balancer_source_ranges]
+    mine = [text for text in texts if (":" in text) == (family is Family.IPV6)]
+    return bool(mine) and not any(text.endswith("/0") for text in mine)
 
 
 def _cluster_ip(service: Service, family: Family) -> str:
