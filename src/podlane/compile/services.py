@@ -158,16 +158,17 @@ class _Addresses(NamedTuple):
         found = [parse(text, "spec.externalIPs") for text in service.spec.external_ips]
         guarded = _source_ranges(service, family)
         for ingress in service.status.load_balancer.ingress:
-            if guarded and ingress.ip:
+            # ipMode Proxy: traffic shall go through the load balancer itself (KEP-1860). No ip: a hostname.
+            if not ingress.ip or ingress.ip_mode not in (None, "", "VIP"):
+                continue
+            vip = parse(ingress.ip, "status.loadBalancer.ingress")
+            if guarded and vip is not None and family_of(vip) is family:
                 refused.append(
-                    f"service {service.namespace}/{service.name}: spec.loadBalancerSourceRanges is not enforced "
-                    "by this version, so its load-balancer addresses are not served; a NetworkPolicy can say "
-                    "who may come instead"
+                    f"service {service.namespace}/{service.name}: spec.loadBalancerSourceRanges is not enforced by "
+                    f"this version, so {vip} is not served; without the ranges it would be, for everyone"
                 )
                 continue
-            # ipMode Proxy: traffic shall go through the load balancer itself (KEP-1860). No ip: a hostname.
-            if ingress.ip and ingress.ip_mode in (None, "", "VIP"):
-                found.append(parse(ingress.ip, "status.loadBalancer.ingress"))
+            found.append(vip)
         mine = (each for each in found if each is not None and family_of(each) is family)
         return cls(family, cluster, tuple(dict.fromkeys(mine)))
 
