@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -180,3 +181,21 @@ def test_a_capture_sees_both_ways_with_kernel_times(namespaces: Callable[[], int
         assert [(s.link, s.outgoing) for s in found] == [("lo", True), ("lo", False)]
         assert all(before_ns <= s.time_ns <= after_ns for s in found)
         assert capture.dropped() == 0
+
+
+def test_what_a_node_sends_is_found_although_it_is_translated_before_any_link(nodes: Nodes) -> None:
+    rules = """table ip o {
+ chain out { type nat hook output priority -100; ip daddr 10.96.0.1 tcp dport 80 dnat to 10.244.2.2:8080; }
+ chain post { type nat hook postrouting priority 100; oifname plvxlan masquerade fully-random; }
+}
+"""
+    node = nodes.places["node/node-1"]
+    netns.inside(node, lambda: subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True))
+    with server(nodes, Family.IPV4, Protocol.TCP):
+        told = trace(nodes.places, "node/node-1", ipaddress.ip_address("10.96.0.1"), 80, Protocol.TCP)
+    assert told.verdict is Outcome.DELIVERED
+    assert way(told.hops)[:8] == THERE[2:]
+    first = told.hops[0]
+    assert "DNAT 10.96.0.1:80 -> 10.244.2.2:8080" in first.changes
+    assert first.changes[0].startswith("SNAT 172.30.0.1:")
+    assert first.source.startswith("10.244.1.0:")

@@ -28,7 +28,11 @@ from podlane.observe.explanation import API_VERSION, end
 from podlane.observe.ground import Ground
 
 TIMEOUT_S: Final = 2.0
-AT_ONCE: Final = 64
+# Few at once, so that none waits for our own turn and `ms` means something; one that takes long (it may be
+# waiting for an answer that never comes) makes room for the next.
+AT_ONCE: Final = 6
+PATIENCE_S: Final = 0.05
+_MOST: Final = 256
 _MAX_ANSWER_BYTES: Final = 64 << 10
 _NODE: Final = "node/"
 
@@ -84,19 +88,36 @@ async def _check(
     steps: list[Step], ground: Ground, places: Mapping[str, str], timeout_s: float
 ) -> list[Check]:
     found: list[list[Check]] = [[] for _ in steps]
-    todo = iter(enumerate(steps))
+    most, room = asyncio.Semaphore(_MOST), asyncio.Semaphore(AT_ONCE)
     async with _listeners(steps, ground, places) as listeners:
 
-        async def work() -> None:
-            for number, step in todo:
-                found[number] = await _try(step, places, listeners, timeout_s)
+        async def work(number: int, step: Step) -> None:
+            try:
+                async with _room(room):
+                    found[number] = await _try(step, places, listeners, timeout_s)
+            finally:
+                most.release()
 
         async with asyncio.TaskGroup() as workers:
-            for _ in range(min(AT_ONCE, len(steps))):
-                workers.create_task(work())
+            for number, step in enumerate(steps):
+                await most.acquire()
+                await room.acquire()
+                workers.create_task(work(number, step))
     checks = [each for several in found for each in several]
     # The derived ones last, as in the order of kinds; the sort is stable.
     return sorted(checks, key=lambda each: each.kind == "no-nat")
+
+
+@contextlib.asynccontextmanager
+async def _room(room: asyncio.Semaphore) -> AsyncIterator[None]:
+    """Gives back what was acquired when the body is done, or runs out of patience, whichever is first."""
+    late = asyncio.get_running_loop().call_later(PATIENCE_S, room.release)
+    try:
+        yield
+    finally:
+        if late.when() > asyncio.get_running_loop().time() and not late.cancelled():
+            late.cancel()
+            room.release()
 
 
 async def _try(
@@ -226,7 +247,7 @@ async def _listeners(
                     listener = _socket(places, f"{_NODE}{node}", family_of(where).af, socket.SOCK_STREAM)
                     stack.enter_context(listener)
                     listener.bind((str(where), 0))
-                    listener.listen(AT_ONCE)
+                    listener.listen(_MOST)
                     ports[where] = listener.getsockname()[1]
                     task = asyncio.create_task(_serve(listener, node))
                     stack.push_async_callback(_end_task, task)

@@ -260,8 +260,8 @@ class _Way:
         self._add("route", node, text)
         target = self.cluster.node_at(to)
         if target is None:
-            who = self.cluster.name_of(to) or f"{to}, beyond the cluster"
-            return f"handed to the network between the nodes, for {who}"
+            who = self.cluster.name_of(to) or f"{to}, which is no node's and no pod's"
+            return f"the network between the nodes gets it, for {who}"
         self._add("underlay", "", f"{node} -> {target.name} over the nodes' own network")
         return self._deliver_node(target.name, to, backend.port, own if masquerade else sender, masquerade)
 
@@ -317,9 +317,10 @@ class _Way:
         pod = self.cluster.pod_at(to)
         name = f"{pod.namespace}/pod/{pod.name}" if pod else f"the pod at {to}"
         row = [] if self.stages and self.stages[-1].stage == "route" else [route_row(route)]
-        self._add("delivery", node, f"{name} has {to}" + _listens(pod, protocol, backend.port), *row)
+        declared, silent = _listens(pod, protocol, backend.port)
+        self._add("delivery", node, f"{name} has {to}{declared or silent}", *row)
         self._reply(node, sender, masquerade)
-        return f"{name} on {node} gets it from {sender or node}"
+        return f"{name} on {node} gets it from {sender or node}{silent}"
 
     def _deliver_node(
         self, node: str, to: Address, port: int, sender: Address | None = None, masquerade: bool = False
@@ -376,12 +377,14 @@ def _own_address(link: VxlanLink, family: Family) -> Address:
     return own[0] if own else link.local
 
 
-def _listens(pod: Pod | None, protocol: Protocol, port: int) -> str:
+def _listens(pod: Pod | None, protocol: Protocol, port: int) -> tuple[str, str]:
+    """(which container declares the port, or else that none does)"""
     if pod is None or not port:
-        return ""
+        return "", ""
     for container in pod.spec.containers:
         if any(p.container_port == port and p.protocol == protocol for p in container.ports):
-            return f"; container {container.name} declares port {port}/{protocol}"
+            return f"; container {container.name} declares port {port}/{protocol}", ""
     return (
-        f"; no container declares port {port}/{protocol}: it is refused there unless one listens all the same"
+        "",
+        f"; no container declares port {port}/{protocol}: unless one listens all the same, it is refused",
     )

@@ -21,11 +21,15 @@ from podlane.kernel.capture import Sighting
 from podlane.model.addresses import Address, Protocol
 from podlane.observe import packet as packets
 from podlane.observe.explanation import end
-from podlane.observe.packet import Packet
+from podlane.observe.packet import Ends, Packet
 
 
 class Probe(NamedTuple):
-    """What was sent: from the source's own address and port to a destination, with token in UDP."""
+    """What was sent: from the source's own address and port to a destination.
+
+    token: what a UDP datagram carries; sequence: TCP's, where it is known. A node translates what it sends
+    itself before any link sees it, so that addresses and ports do not find the first packet.
+    """
 
     protocol: Protocol
     source: Address
@@ -33,6 +37,7 @@ class Probe(NamedTuple):
     destination: Address
     port: int
     token: bytes = b""
+    sequence: int | None = None
 
 
 class Seen(NamedTuple):
@@ -108,10 +113,12 @@ def recognise(everything: Iterable[Seen], probe: Probe) -> list[tuple[str, Seen]
 
 
 def _tcp(ordered: list[Seen], probe: Probe) -> Iterator[tuple[str, Seen]]:
-    first = next((s for s in ordered if _is_probe(s.packet, probe) and _is_syn(s.packet)), None)
-    if first is None:
-        return
-    sequence = first.packet.sequence
+    sequence = probe.sequence
+    if sequence is None:
+        first = next((s for s in ordered if _is_probe(s.packet, probe) and _is_syn(s.packet)), None)
+        if first is None:
+            return
+        sequence = first.packet.sequence
     expected = (sequence + 1) & 0xFFFFFFFF
     for each in ordered:
         packet, quoted = each.packet, each.packet.quoted
@@ -151,8 +158,8 @@ def _udp(ordered: list[Seen], probe: Probe) -> Iterator[tuple[str, Seen]]:
             yield REPLY, each
 
 
-def hops(found: list[tuple[str, Seen]]) -> list[Hop]:
-    """Each sighting with what changed since the one before on the same leg."""
+def hops(found: list[tuple[str, Seen]], probe: Probe) -> list[Hop]:
+    """Each sighting with what changed since the one before on the same leg, and first since it was sent."""
     told: list[Hop] = []
     before: dict[str, Seen] = {}
     start_ns = found[0][1].sighting.time_ns if found else 0
@@ -180,19 +187,23 @@ def hops(found: list[tuple[str, Seen]]) -> list[Hop]:
                     outer.vni or 0,
                     outer.ttl,
                 ),
-                changes=list(_changes(last, each)) if last else [],
+                changes=list(_changes(last, each)) if last else list(_sent(probe, leg, each.packet)),
             )
         )
     return told
 
 
+def _sent(probe: Probe, leg: str, first: Packet) -> Iterator[str]:
+    """What was changed before the first link saw it."""
+    if leg == REQUEST:
+        sent = probe.source, probe.source_port, probe.destination, probe.port
+        yield from _translations(sent, first.ends)
+
+
 def _changes(before: Seen, now: Seen) -> Iterator[str]:
     a, b = before.packet, now.packet
     if a.icmp == b.icmp:
-        if a.ends[:2] != b.ends[:2]:
-            yield f"SNAT {end(*a.ends[:2])} -> {end(*b.ends[:2])}"
-        if a.ends[2:] != b.ends[2:]:
-            yield f"DNAT {end(*a.ends[2:])} -> {end(*b.ends[2:])}"
+        yield from _translations(a.ends, b.ends)
     if before.outer is None and now.outer is not None:
         yield f"wrapped: {wrapping(now.outer)}"
     elif before.outer is not None and now.outer is None:
@@ -205,3 +216,10 @@ def _changes(before: Seen, now: Seen) -> Iterator[str]:
 
 def wrapping(outer: Packet) -> str:
     return f"VXLAN {outer.vni}, {outer.source} -> {outer.destination}"
+
+
+def _translations(before: Ends, now: Ends) -> Iterator[str]:
+    if before[:2] != now[:2]:
+        yield f"SNAT {end(*before[:2])} -> {end(*now[:2])}"
+    if before[2:] != now[2:]:
+        yield f"DNAT {end(*before[2:])} -> {end(*now[2:])}"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import ipaddress
 import struct
 from collections.abc import Container
-from typing import Final
+from typing import Final, TypeAlias
 
 from msgspec import Struct
 
@@ -43,6 +43,10 @@ _UNREACHABLE4: Final = {
 _UNREACHABLE6: Final = {0: "route", 1: "host", 3: "host", 4: "port"}
 
 
+# (source, source port, destination, destination port)
+Ends: TypeAlias = tuple[Address, int, Address, int]
+
+
 class Packet(Struct, frozen=True):
     """One IP packet.
 
@@ -67,12 +71,11 @@ class Packet(Struct, frozen=True):
     quoted: Packet | None = None
 
     @property
-    def ends(self) -> tuple[Address, int, Address, int]:
-        """(source, source port, destination, destination port)"""
+    def ends(self) -> Ends:
         return self.source, self.source_port, self.destination, self.destination_port
 
     @property
-    def reversed_ends(self) -> tuple[Address, int, Address, int]:
+    def reversed_ends(self) -> Ends:
         return self.destination, self.destination_port, self.source, self.source_port
 
     @property

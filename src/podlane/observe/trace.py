@@ -33,6 +33,7 @@ from podlane.observe.targets import TargetKind
 # After the answer: time for the last sightings to be queued.
 _LINGER_S: Final = 0.03
 _REFUSED: Final = (errno.ECONNREFUSED, errno.ECONNRESET)
+_TCP_REPAIR, _TCP_REPAIR_QUEUE, _TCP_QUEUE_SEQ, _SEND_QUEUE = 19, 20, 21, 2
 _NO_ROUTE: Final = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EACCES, errno.EPERM)
 
 
@@ -148,7 +149,7 @@ def trace(
     everything: list[Seen] = []
     for name, sightings in pending.items():
         everything += seen(name, sightings, vxlan_ports)
-    found = hops(recognise(everything, probe))
+    found = hops(recognise(everything, probe), probe)
     verdict, why = _verdict(found, probe, error)
     return Trace(
         API_VERSION,
@@ -192,9 +193,21 @@ def _send(
     except OSError as failed:
         return fallback, failed.errno or errno.EIO
     ready = select.POLLIN if token else select.POLLOUT
-    if not _await(sender, ready, captures, pending, timeout_s):
-        return probe, errno.ETIMEDOUT
-    return probe, sender.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    answered = _await(sender, ready, captures, pending, timeout_s)
+    error = sender.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if answered else errno.ETIMEDOUT
+    return probe._replace(sequence=None if token else _sequence(sender)), error
+
+
+def _sequence(sender: socket.socket) -> int | None:
+    """The sequence number of the SYN that a TCP socket sent, as long as it has sent no data (tcp_repair)."""
+    try:
+        sender.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, 1)
+        sender.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR_QUEUE, _SEND_QUEUE)
+        following = sender.getsockopt(socket.IPPROTO_TCP, _TCP_QUEUE_SEQ)
+        sender.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, -1)  # off, without probing the peer's window
+    except OSError:
+        return None  # no right to, or a kernel without it: the SYN is then found by its addresses
+    return (following - 1) & 0xFFFFFFFF
 
 
 def _await(
@@ -238,11 +251,11 @@ def _verdict(found: list[Hop], probe: Probe, error: int) -> tuple[Outcome, str]:
     where = f"{last.place}, link {last.link} ({last.way})"
     if error == 0:
         return Outcome.DELIVERED, f"answered by {_answerer(replies, last)} at {last.destination}"
-    by = f" by {replies[0].place} ({replies[0].what})" if replies else ""
+    by = f"by {replies[0].place} ({replies[0].what}); " if replies else ""
     if error in _REFUSED:
-        return Outcome.REFUSED, f"refused{by}; the request was last seen in {where}"
+        return Outcome.REFUSED, f"{by}the request was last seen in {where}"
     if error in _NO_ROUTE:
-        return Outcome.NO_ROUTE, f"{os.strerror(error)}{by}; last seen in {where}"
+        return Outcome.NO_ROUTE, f"{os.strerror(error)}, {by}last seen in {where}"
     if error != errno.ETIMEDOUT:
         raise KernelError.of(error, f"send to {end(probe.destination, probe.port)}")
     if replies:
