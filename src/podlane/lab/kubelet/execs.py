@@ -32,6 +32,7 @@ class Session:
         self._queue: asyncio.Queue[tuple[int, bytes] | None] = asyncio.Queue(QUEUED)
         self._exit: asyncio.Task[int] | None = None
         self._pumps: list[asyncio.Task[None]] = []
+        self._ending: asyncio.Task[None] | None = None
 
     @classmethod
     async def start(
@@ -61,7 +62,7 @@ class Session:
         session._pumps = [
             asyncio.create_task(session._pump(fd, stream)) for fd, stream in session._readers.items()
         ]
-        asyncio.create_task(session._end_of_output()).add_done_callback(lambda t: t.cancelled())
+        session._ending = asyncio.create_task(session._end_of_output())
         return session
 
     def _terminal_ends(self, given: list[int]) -> tuple[int, int, int]:
@@ -142,9 +143,10 @@ class Session:
         if self._exit is not None and not self._exit.done():
             with contextlib.suppress(LabError):
                 await self._supervisor.signal(self._pid, signal.SIGKILL)
-        for pump in self._pumps:
-            pump.cancel()
-        await asyncio.gather(*self._pumps, return_exceptions=True)
+        tasks = [*self._pumps, *([self._ending] if self._ending is not None else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         if self._exit is not None:
             await asyncio.wait({self._exit})
             if not self._exit.cancelled():

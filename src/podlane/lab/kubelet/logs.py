@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 CHUNK_BYTES = 1 << 16
@@ -17,14 +17,6 @@ def stamp(at_s: float) -> bytes:
     whole = int(at_s)
     text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{int((at_s - whole) * 1e6):06d}Z"
     return text.encode()
-
-
-def lines(path: Path) -> Iterator[bytes]:
-    """Of the file and the one it replaced, oldest first, with their stamps."""
-    for part in (path.with_name(f"{path.name}.1"), path):
-        if part.exists():
-            with open(part, "rb") as file:
-                yield from file
 
 
 def select(found: list[bytes], *, tail_lines: int | None, since_s: float | None, now_s: float) -> list[bytes]:
@@ -54,8 +46,9 @@ async def read(
     left = limit_bytes
     file = open(path, "rb")  # noqa: SIM115 - it outlives rotations below
     try:
-        whole = list(lines(path))
-        file.seek(0, os.SEEK_END)
+        replaced = path.with_name(f"{path.name}.1")
+        whole = replaced.read_bytes().splitlines(keepends=True) if replaced.exists() else []
+        whole += file.readlines()
         pending = b""
         if whole and not whole[-1].endswith(b"\n"):
             pending = whole.pop()

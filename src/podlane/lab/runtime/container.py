@@ -15,7 +15,7 @@ import struct
 import termios
 
 from podlane.errors import KernelError
-from podlane.lab.runtime import capabilities, rootfs, syscalls
+from podlane.lab.runtime import capabilities, responder, rootfs, syscalls
 from podlane.lab.runtime.pause import pause
 from podlane.lab.supervisor import protocol, spawn
 
@@ -78,8 +78,7 @@ def container(spec: protocol.ContainerSpec, place: str, responder_config: int) -
                     return
         else:
             _drop_rights(spec)
-        from podlane.lab.runtime import responder
-
+        syscalls.set_process_name("pl-responder")
         responder.serve(responder_config, ready=lambda: report.done("responder"))
 
     return run
@@ -95,7 +94,6 @@ def command(spec: protocol.ContainerSpec, pid: int, request: protocol.Exec) -> s
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         _change_directory(spec.cwd, make=False)
         _drop_rights(spec)
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         env = {**spec.env, **({"TERM": "xterm"} if request.tty else {}), **request.env}
         try:
             os.execvpe(request.argv[0], request.argv, env)

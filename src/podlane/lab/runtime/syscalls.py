@@ -28,7 +28,10 @@ _SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _SYS_OPENAT2 = 437  # the same number on every architecture
 RESOLVE_BENEATH, RESOLVE_IN_ROOT = 0x08, 0x10
 
+_SIG_SETMASK = 2
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.signal.restype = ctypes.c_void_p
+_libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
 
 
 def _check(result: int, operation: str) -> int:
@@ -106,6 +109,28 @@ def set_process_name(name: str) -> None:
     """What ps and top call this process: at most 15 bytes."""
     buffer = ctypes.create_string_buffer(name.encode()[:15])
     _libc.prctl(PR_SET_NAME, buffer, 0, 0, 0)
+
+
+def block_signals() -> bytes:
+    """No signal is delivered until `restore_signals` of what this returns.
+
+    Here and below the C library is asked, not the signal module: that makes an enumeration of every
+    number, and a freshly forked process pays for each page it touches.
+    """
+    everything, before = ctypes.create_string_buffer(b"\xff" * 128, 128), ctypes.create_string_buffer(128)
+    _check(_libc.sigprocmask(_SIG_SETMASK, everything, before), "sigprocmask")
+    return before.raw
+
+
+def restore_signals(mask: bytes = bytes(128)) -> None:
+    """mask: of `block_signals`; by default nothing is blocked."""
+    _check(_libc.sigprocmask(_SIG_SETMASK, mask, None), "sigprocmask")
+
+
+def default_signals() -> None:
+    """Every signal does what it does to a new process: handlers and ignoring are undone."""
+    for number in range(1, 65):
+        _libc.signal(number, None)
 
 
 class _OpenHow(ctypes.Structure):

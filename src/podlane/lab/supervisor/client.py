@@ -10,6 +10,7 @@ import asyncio
 import builtins
 import itertools
 import os
+import signal
 import socket
 from collections import deque
 from collections.abc import Sequence
@@ -360,7 +361,21 @@ class AsyncSupervisor:
     ) -> int:
         """The descriptors are duplicated: the caller may close its own at once."""
         request = protocol.Exec(pid=container_pid, argv=list(argv), env=env or {}, tty=tty)
-        return (await self._call(request, Started, fds)).pid
+        start = asyncio.create_task(self._call(request, Started, fds))
+        try:
+            return (await asyncio.shield(start)).pid
+        except asyncio.CancelledError:
+            start.add_done_callback(self._unwanted)
+            raise
+
+    def _unwanted(self, start: asyncio.Task[Started]) -> None:
+        """Whoever asked for a command has gone before it was started: nobody would wait for it."""
+        if start.cancelled() or start.exception() is not None or not self.connected:
+            return
+        pid = start.result().pid
+        for request in (protocol.Signal(pid, signal.SIGKILL), protocol.Wait(pid)):
+            self._outgoing.append((protocol.frame(protocol.Call(next(self._ids), request)), ()))
+        self._writable()
 
     async def wait(self, pid: int) -> ProcessInfo:
         """How pid ended."""

@@ -23,14 +23,6 @@ from podlane.lab.supervisor import protocol
 
 NEW_PID_NAMESPACE = -1
 FAILED = 70  # sysexits.h EX_SOFTWARE
-_HANDLED = (
-    signal.SIGCHLD,
-    signal.SIGTERM,
-    signal.SIGINT,
-    signal.SIGHUP,
-    signal.SIGPIPE,
-    signal.SIGXFSZ,
-)
 
 
 class Report:
@@ -63,7 +55,7 @@ def fork(
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     os.set_blocking(writer, True)
     home = _enter_pid_namespace(pid_namespace)
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    before = syscalls.block_signals()
     try:
         pid = os.fork()
         if pid == 0:
@@ -72,7 +64,7 @@ def fork(
         os.close(reader)
         raise
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        syscalls.restore_signals(before)
         if home >= 0:
             syscalls.setns(home, syscalls.CLONE_NEWPID)
             os.close(home)
@@ -119,8 +111,7 @@ def _run(child: Child, report: Report, stdio: tuple[int, int, int], keep: Sequen
 def _settle(report: Report, stdio: tuple[int, int, int], keep: Sequence[int]) -> None:
     """Of the supervisor nothing stays but what was given: no handler, no descriptor, no process group."""
     signal.set_wakeup_fd(-1)
-    for number in _HANDLED:
-        signal.signal(number, signal.SIG_DFL)
+    syscalls.default_signals()
     os.setsid()
     # Above the range of 0..2 first: one of the three may be another's source.
     raised = [os.dup(fd) if fd < 3 else fd for fd in stdio]
@@ -131,7 +122,7 @@ def _settle(report: Report, stdio: tuple[int, int, int], keep: Sequence[int]) ->
         os.closerange(start, fd)
         start = fd + 1
     os.closerange(start, os.sysconf("SC_OPEN_MAX"))
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    syscalls.restore_signals()
 
 
 def _open(fd: int) -> bool:
