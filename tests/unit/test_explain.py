@@ -163,6 +163,24 @@ def test_a_node_that_does_not_know_the_way_back_is_the_verdict() -> None:
     assert names(way)[-2:] == ["delivery", "reply"]
 
 
+def test_text_shows_the_first_of_many_endpoints_and_json_all() -> None:
+    members = [pod(f"many-{i}", 2, 20 + i, 80) for i in range(40)]
+    way = told("pod/client", "svc/many", [*members, service("many", 99), *slices("many", 80, *members)])
+    lines = [line.strip() for line in explanation_lines(way)]
+    assert sum("may be chosen" in line for line in lines) == 10
+    assert "and 30 other endpoints (all of them with -o json)" in lines
+    assert sum(r.table == "endpoints" for r in stage(way, "service").rows) == 40
+
+
+def test_rows_in_json_have_names() -> None:
+    document = json.loads(told("pod/client", "svc/web:80").json())
+    rows = {r["table"]: r["row"] for s in document["stages"] for r in s["rows"]}
+    assert rows["frontends"]["key"] == {"address": "10.96.0.80", "protocol": "TCP", "port": 80}
+    assert rows["frontends"]["backends"]["scope"] == "cluster"
+    assert rows["routes"]["destination"] == "10.244.1.0/24"
+    assert (rows["links"]["vni"], rows["fdb"]["remote"]) == (85, "172.30.1.12")
+
+
 def test_the_answer_is_json_with_its_kind_and_text_with_the_verdict_last() -> None:
     way = told("pod/client", "svc/web:80")
     document = json.loads(way.json())

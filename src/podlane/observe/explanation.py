@@ -76,11 +76,18 @@ def end(where: Address, port: int) -> str:
 
 
 def table_row(table: Table, key: Any, row: Any, text: str = "") -> Row:
-    """A row of a desired table; key as JSON shows it."""
-    fields = {name: getattr(row, name) for name in row.__struct_fields__}
-    return Row(
-        text or f"{table}: {key}", table.value, msgspec.to_builtins({"key": key, **fields}, enc_hook=str)
-    )
+    """A row of a desired table, as JSON shows it: fields by name, the key among them."""
+    return Row(text or f"{table}: {key}", table.value, {"key": _plain(key), **_plain(row)})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Struct):
+        return {name: _plain(getattr(value, name)) for name in value.__struct_fields__}
+    if isinstance(value, tuple):
+        names = getattr(value, "_fields", None)
+        plain = [_plain(each) for each in value]
+        return dict(zip(names, plain, strict=True)) if names else plain
+    return value if isinstance(value, int | bool | None) else str(value)
 
 
 def route_row(route: Route) -> Row:

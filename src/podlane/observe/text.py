@@ -5,11 +5,14 @@ from __future__ import annotations
 import ipaddress
 import statistics
 from collections.abc import Iterator
+from typing import Final
 
 from podlane.observe.check import Check, Report
-from podlane.observe.explanation import Explanation, end
+from podlane.observe.explanation import Explanation, Row, end
 from podlane.observe.hops import Hop
 from podlane.observe.trace import Trace
+
+_MANY: Final = 10
 
 
 def explanation_lines(told: Explanation) -> Iterator[str]:
@@ -21,10 +24,21 @@ def explanation_lines(told: Explanation) -> Iterator[str]:
     nodes = max((len(s.node) for s in told.stages), default=0)
     for number, stage in enumerate(told.stages, 1):
         yield f"{number:>3} {stage.stage:<14} {stage.node or '-':<{nodes}}  {stage.detail}".rstrip()
-        for row in stage.rows:
-            yield f"{'':>18} {'':<{nodes}}    {row.text}"
+        for text in _few(stage.rows):
+            yield f"{'':>18} {'':<{nodes}}    {text}"
     yield ""
     yield f"{told.verdict}: {told.why}"
+
+
+def _few(rows: list[Row]) -> Iterator[str]:
+    """All rows, but of many endpoints those that may be chosen first, and the others as a number."""
+    many = [row for row in rows if row.table == "endpoints"]
+    yield from (row.text for row in rows if row.table != "endpoints")
+    if len(many) > _MANY:
+        many.sort(key=lambda row: not row.row["chosen"])
+    yield from (row.text for row in many[:_MANY])
+    if len(many) > _MANY:
+        yield f"and {len(many) - _MANY} other endpoints (all of them with -o json)"
 
 
 def trace_lines(told: Trace) -> Iterator[str]:
