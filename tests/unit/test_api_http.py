@@ -261,6 +261,9 @@ def test_refusals_are_statuses(lab: Lab, method: str, path: str, code: int, mess
     [
         ("application/json", b"{", 400, "couldn't decode the body"),
         ("application/json", b"[]", 400, "the body of the request is not an object"),
+        ("application/json", b'{"a":' * 50_000 + b"1" + b"}" * 50_000, 400, "nested too deeply"),
+        ("application/json", b'{"data":' * 400 + b"{}" + b"}" * 400, 400, "cannot unmarshal object"),
+        ("application/vnd.kubernetes.protobuf", b"k8s", 400, "does not begin with the magic number"),
         ("application/yaml", b"a: [", 400, "error converting YAML"),
         ("text/html", b"<a>", 415, "in an unknown format"),
         ("application/json", b" " * (3 * 1024 * 1024 + 1), 413, "Request entity too large: limit is 3145728"),

@@ -251,6 +251,16 @@ def _subjects(kind: str) -> Cell:
     return cell
 
 
+def _quota(limits: bool) -> Cell:
+    def cell(obj: Obj, _: float) -> str:
+        used = at(obj, "status.used", {})
+        hard = at(obj, "status.hard") or at(obj, "spec.hard", {})
+        shown = sorted(k for k in hard if k.startswith("limits") is limits)
+        return ", ".join(f"{k}: {used.get(k, 0)}/{hard[k]}" for k in shown)
+
+    return cell
+
+
 def _controller(obj: Obj, _: float) -> str:
     owners = obj["metadata"].get("ownerReferences") or ()
     owner: dict[str, Any] | None = next((o for o in owners if o.get("controller")), None)
@@ -417,6 +427,7 @@ COLUMNS: dict[str, Sequence[Row]] = {
     ),
     "replicasets.apps": _REPLICAS,
     "replicationcontrollers": _REPLICAS,
+    "resourcequotas": (("Request", _quota(False)), ("Limit", _quota(True)), AGE),
     "rolebindings.rbac.authorization.k8s.io": _BINDING,
     "roles.rbac.authorization.k8s.io": (("Created At", created_at),),
     "runtimeclasses.node.k8s.io": (("Handler", field("handler", "")), AGE),

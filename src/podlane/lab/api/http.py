@@ -44,6 +44,8 @@ class Door:
             return await self._dispatch(request)
         except ApiError as error:
             return _refused(error)
+        except RecursionError:
+            return _refused(status.bad_request("the body of the request is nested too deeply"))
         except ConnectionError:
             raise
         except Exception:
@@ -114,13 +116,7 @@ class Door:
 
 
 async def read_body(request: web.BaseRequest) -> bytes:
-    """Raises ApiError(413) beyond BODY_LIMIT_BYTES, ApiError(415) for protobuf."""
-    kind = requests.media_type(request.headers.get("Content-Type", ""))
-    if kind == "application/vnd.kubernetes.protobuf":
-        raise status.unsupported_media(
-            "the body of the request was in an unknown format - accepted media types include: "
-            "application/json, application/yaml"
-        )
+    """Raises ApiError(413) beyond BODY_LIMIT_BYTES."""
     if (request.content_length or 0) > BODY_LIMIT_BYTES:
         raise status.too_large(BODY_LIMIT_BYTES)
     chunks, size = [], 0

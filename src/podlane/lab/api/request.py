@@ -15,7 +15,7 @@ import yaml
 from msgspec import Struct
 
 from podlane.errors import ApiError, NotFoundError
-from podlane.lab.api import status
+from podlane.lab.api import protobuf, status
 from podlane.lab.api.deletion import DeleteOptions
 from podlane.lab.client import Obj
 
@@ -148,6 +148,8 @@ def parse_body(body: bytes, content_type: str) -> Any:
             return yaml.load(body, Loader=YamlLoader)
         except yaml.YAMLError as error:
             raise status.bad_request(f"error converting YAML to JSON: {error}") from None
+    if kind == protobuf.MEDIA_TYPE:
+        return protobuf.decode(body)
     raise status.unsupported_media(
         f"the body of the request was in an unknown format ({kind}) - "
         "accepted media types include: application/json, application/yaml"

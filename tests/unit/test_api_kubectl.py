@@ -1,0 +1,319 @@
+"""The machine's kubectl against the API server alone: no kubelets, no controllers."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.api_lab import Lab, running
+
+KUBECTL = shutil.which("kubectl")
+
+
+def _minor() -> int:
+    if KUBECTL is None:
+        return 0
+    text = subprocess.run(
+        [KUBECTL, "version", "--client", "-o", "json"], capture_output=True, check=False
+    ).stdout
+    return int(
+        re.sub(r"\D", "", json.loads(text or b'{"clientVersion": {"minor": "0"}}')["clientVersion"]["minor"])
+    )
+
+
+pytestmark = pytest.mark.skipif(_minor() < 27, reason="needs kubectl 1.27 or newer")
+
+MANIFEST = """
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web, labels: {app: web}}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      containers:
+      - name: web
+        image: IMAGE
+        env: [{name: A, value: "1"}, {name: B, value: "2"}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec:
+  selector: {app: web}
+  ports: [{port: 80, name: http}, {port: 443, name: https}]
+"""
+
+DEFINITION = """
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: crontabs.stable.example.com}
+spec:
+  group: stable.example.com
+  scope: Namespaced
+  names: {plural: crontabs, kind: CronTab, shortNames: [ct]}
+  versions:
+  - name: v1
+    served: true
+    storage: true
+    subresources:
+      status: {}
+      scale: {specReplicasPath: .spec.replicas, statusReplicasPath: .status.replicas}
+    additionalPrinterColumns:
+    - {name: Spec, type: string, jsonPath: .spec.cronSpec}
+    - {name: Ready, type: string, jsonPath: '.status.conditions[?(@.type=="Ready")].status'}
+    - {name: Age, type: date, jsonPath: .metadata.creationTimestamp}
+    schema:
+      openAPIV3Schema:
+        type: object
+        properties:
+          spec:
+            type: object
+            required: [cronSpec]
+            properties:
+              cronSpec: {type: string, description: When to run.}
+              image: {type: string, default: busybox}
+              replicas: {type: integer, minimum: 1, maximum: 10}
+          status: {type: object, x-kubernetes-preserve-unknown-fields: true}
+"""
+CRONTAB = """
+apiVersion: stable.example.com/v1
+kind: CronTab
+metadata: {name: my}
+spec: {cronSpec: "* * * * *", replicas: REPLICAS}
+"""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with running(tmp_path_factory.mktemp("api")) as found:
+        yield found
+
+
+class Kubectl:
+    def __init__(self, lab: Lab, home: Path, namespace: str) -> None:
+        self._command = [str(KUBECTL), "--kubeconfig", str(lab.kubeconfig), "-n", namespace]
+        self._environment = {"HOME": str(home), "PATH": "/usr/bin:/bin"}
+        self.namespace = namespace
+
+    def run(self, *arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*self._command, *arguments],
+            input=given,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def __call__(self, *arguments: str, given: str = "") -> str:
+        done = self.run(*arguments, given=given)
+        assert done.returncode == 0, f"{arguments}: {done.stderr}"
+        return done.stdout
+
+    def refused(self, *arguments: str, given: str = "") -> str:
+        done = self.run(*arguments, given=given)
+        assert done.returncode != 0, done.stdout
+        return done.stderr
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*self._command, *arguments], env=self._environment, stdout=subprocess.PIPE, text=True
+        )
+
+
+@pytest.fixture
+def kubectl(lab: Lab, tmp_path: Path, request: pytest.FixtureRequest) -> Kubectl:
+    name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[:50].strip("-")
+    found = Kubectl(lab, tmp_path, name)
+    found("create", "namespace", name)
+    return found
+
+
+def manifest(image: str = "nginx:1", *without: str) -> str:
+    text = MANIFEST.replace("IMAGE", image)
+    for part in without:
+        assert part in text
+        text = text.replace(part, "")
+    return text
+
+
+def get(kubectl: Kubectl, *arguments: str) -> Any:
+    return json.loads(kubectl("get", *arguments, "-o", "json"))
+
+
+def test_apply_merges_three_ways(kubectl: Kubectl) -> None:
+    assert "deployment.apps/web created" in kubectl("apply", "-f", "-", given=manifest())
+    assert "service/web unchanged" in kubectl("apply", "-f", "-", given=manifest())
+    kubectl("scale", "deployment", "web", "--replicas=5")
+    kubectl("annotate", "service", "web", "kept=yes")
+    changed = manifest("nginx:2", '{name: A, value: "1"}, ', "{port: 80, name: http}, ", "  replicas: 2\n")
+    assert "service/web configured" in kubectl("apply", "-f", "-", given=changed)
+    deployment = get(kubectl, "deployment", "web")
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    assert container["image"] == "nginx:2"
+    assert container["env"] == [{"name": "B", "value": "2"}]
+    service = get(kubectl, "service", "web")
+    assert [p["name"] for p in service["spec"]["ports"]] == ["https"]
+    assert service["metadata"]["annotations"]["kept"] == "yes"
+    kubectl("delete", "-f", "-", given=changed)
+    assert get(kubectl, "all")["items"] == []
+
+
+def test_a_manifest_with_unknown_fields_is_refused_whole(kubectl: Kubectl) -> None:
+    wrong = manifest().replace("selector: {app: web}", "selector: {app: web}\n  portz: []")
+    assert 'unknown field "spec.portz"' in kubectl.refused("apply", "-f", "-", given=wrong.split("---")[1])
+    assert get(kubectl, "services")["items"] == []
+    wrong = manifest().replace("port: 80,", "port: 70000,")
+    message = kubectl.refused("apply", "-f", "-", given=wrong.split("---")[1])
+    assert 'The Service "web" is invalid' in message
+    assert "spec.ports[0].port: Invalid value: 70000: must be between 1 and 65535, inclusive" in message
+    assert "server-side apply is not supported" in kubectl.refused(
+        "apply", "--server-side", "-f", "-", given=manifest()
+    )
+
+
+def test_what_people_see(kubectl: Kubectl) -> None:
+    kubectl("apply", "-f", "-", given=manifest())
+    kubectl("run", "one", "--image=nginx", "--port=80")
+    header, row = kubectl("get", "pods", "-o", "wide").splitlines()
+    assert header.split("  ")[0] == "NAME"
+    assert re.split(r" {2,}", header.strip()) == [
+        "NAME", "READY", "STATUS", "RESTARTS", "AGE", "IP", "NODE", "NOMINATED NODE", "READINESS GATES",
+    ]  # fmt: skip
+    assert row.split()[:4] == ["one", "0/1", "Pending", "0"]
+    assert re.search(r"web +ClusterIP +10\.96\.\d+\.\d+ +<none> +80/TCP,443/TCP", kubectl("get", "svc"))
+    assert re.search(r"web +0/2 +0 +0 +\w+ +web +nginx:1 +app=web", kubectl("get", "deploy", "-o", "wide"))
+    assert "kubernetes.io/metadata.name=" in kubectl("get", "ns", kubectl.namespace, "--show-labels")
+    assert "No resources found" in kubectl.run("get", "events").stderr
+    assert "Image:" in kubectl("describe", "pod", "one")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind"),
+    [
+        ("configmap c --from-literal=a=b", "configmap"),
+        ("secret generic s --from-literal=a=b", "secret"),
+        ("deployment d --image=nginx --replicas=3", "deployment"),
+        ("service nodeport n --tcp=80:8080", "service"),
+        ("job j --image=busybox -- date", "job"),
+        ("cronjob cj --image=busybox --schedule=@daily", "cronjob"),
+        ("ingress i --rule=a.example/x=web:80", "ingress"),
+        ("quota q --hard=pods=2", "resourcequota"),
+        ("poddisruptionbudget p --selector=a=b --min-available=50%", "pdb"),
+        ("role r --verb=get --resource=pods", "role"),
+        ("serviceaccount sa", "serviceaccount"),
+    ],
+)
+def test_create_sends_what_the_server_reads(kubectl: Kubectl, arguments: str, kind: str) -> None:
+    """kubectl 1.32 and newer send these as protobuf."""
+    kubectl("create", *arguments.split(" "))
+    assert len(get(kubectl, kind)["items"]) == 1
+    assert "already exists" in kubectl.refused("create", *arguments.split(" "))
+
+
+def test_patches_labels_and_images(kubectl: Kubectl) -> None:
+    kubectl("apply", "-f", "-", given=manifest())
+    kubectl("set", "image", "deployment/web", "web=nginx:9")
+    kubectl(
+        "patch",
+        "deployment",
+        "web",
+        "--type=json",
+        "-p",
+        '[{"op":"replace","path":"/spec/replicas","value":7}]',
+    )
+    kubectl("patch", "deployment", "web", "--type=merge", "-p", '{"metadata":{"labels":{"x":"y"}}}')
+    kubectl(
+        "patch",
+        "deployment",
+        "web",
+        "-p",
+        '{"spec":{"template":{"spec":{"containers":[{"name":"side","image":"s"}]}}}}',
+    )
+    kubectl("rollout", "restart", "deployment/web")
+    found = get(kubectl, "deployment", "web")
+    assert found["spec"]["replicas"] == 7
+    assert found["metadata"]["labels"] == {"app": "web", "x": "y"}
+    assert {c["name"]: c["image"] for c in found["spec"]["template"]["spec"]["containers"]} == {
+        "web": "nginx:9",
+        "side": "s",
+    }
+    assert len(get(kubectl, "deployment", "-l", "x in (y)")["items"]) == 1
+    assert "error decoding patch" in kubectl.refused(
+        "patch", "deployment", "web", "--type=json", "-p", '[{"op":"grow","path":"/"}]'
+    )
+
+
+def test_watch(kubectl: Kubectl) -> None:
+    with kubectl.start("get", "configmaps", "-w", "--output-watch-events") as watch:
+        assert watch.stdout is not None
+        try:
+            # The first line shows that the watch stands.
+            kubectl("create", "configmap", "first")
+            assert watch.stdout.readline().split()[:2] == ["EVENT", "NAME"]
+            assert watch.stdout.readline().split()[:3] == ["ADDED", "first", "0"]
+            kubectl("patch", "configmap", "first", "-p", '{"data":{"a":"b"}}')
+            kubectl("delete", "configmap", "first")
+            assert watch.stdout.readline().split()[:3] == ["MODIFIED", "first", "1"]
+            assert watch.stdout.readline().split()[:3] == ["DELETED", "first", "1"]
+        finally:
+            watch.terminate()
+
+
+def test_wait_and_forced_deletion(lab: Lab, kubectl: Kubectl) -> None:
+    kubectl("run", "p", "--image=nginx", "--overrides", '{"spec":{"nodeName":"n1"}}')
+    kubectl("delete", "pod", "p", "--wait=false")
+    assert re.search(r"^p +0/1 +Terminating", kubectl("get", "pods", "--no-headers"))
+    began = time.monotonic()
+    kubectl("delete", "pod", "p", "--force")
+    assert time.monotonic() - began < 30
+    assert get(kubectl, "pods")["items"] == []
+
+
+def test_explain_and_resources(kubectl: Kubectl) -> None:
+    assert "List of ports to expose from the container" in kubectl("explain", "pod.spec.containers.ports")
+    assert "clusterIPs" in kubectl("explain", "service.spec", "--recursive")
+    listed = kubectl("api-resources", "--no-headers", "-o", "name").split()
+    assert {"pods", "deployments.apps", "endpointslices.discovery.k8s.io"} <= set(listed)
+    assert kubectl("auth", "can-i", "create", "pods").strip() == "yes"
+
+
+def test_custom_resources(kubectl: Kubectl) -> None:
+    kubectl("apply", "-f", "-", given=DEFINITION)
+    kubectl("wait", "--for=condition=established", "--timeout=20s", "crd/crontabs.stable.example.com")
+    kubectl("apply", "-f", "-", given=CRONTAB.replace("REPLICAS", "3"))
+    found = get(kubectl, "crontab", "my")
+    assert found["spec"] == {"cronSpec": "* * * * *", "image": "busybox", "replicas": 3}
+    status = {"replicas": 2, "conditions": [{"type": "Ready", "status": "True"}]}
+    patch = json.dumps({"spec": {"replicas": 9}, "status": status})
+    kubectl("patch", "ct", "my", "--subresource=status", "--type=merge", "-p", patch)
+    found = get(kubectl, "ct", "my")
+    assert (found["spec"]["replicas"], found["status"]["replicas"]) == (3, 2)
+    header, row = kubectl("get", "ct").splitlines()
+    assert header.split() == ["NAME", "SPEC", "READY", "AGE"]
+    assert re.match(r"my +\* \* \* \* \* +True +\w+", row)
+    kubectl("scale", "ct", "my", "--replicas=4")
+    assert get(kubectl, "ct", "my")["spec"]["replicas"] == 4
+    message = kubectl.refused("apply", "-f", "-", given=CRONTAB.replace("REPLICAS", "50"))
+    assert "spec.replicas in body should be less than or equal to 10" in message
+    message = kubectl.refused("apply", "-f", "-", given=CRONTAB.replace("REPLICAS", "x"))
+    assert 'must be of type integer: "string"' in message
+    message = kubectl.refused("apply", "-f", "-", given=CRONTAB.replace("REPLICAS", "3, unknown: 1"))
+    assert 'unknown field "spec.unknown"' in message
+    message = kubectl.refused("patch", "ct", "my", "-p", "{}")
+    assert "application/merge-patch+json" in message
+    assert "When to run." in kubectl("explain", "ct.spec.cronSpec")
+    kubectl("delete", "crd", "crontabs.stable.example.com")
+    assert "the server" in kubectl.refused("get", "ct")
