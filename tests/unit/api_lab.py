@@ -67,9 +67,9 @@ def running(directory: Path, kubelets: Kubelets | None = None) -> Iterator[Lab]:
 
 @contextmanager
 def registry(**options: Any) -> Iterator[Registry]:
-    """A registry with its namespace `default`."""
-    store = Store(":memory:", **options)
-    found = Registry(store)
+    """A registry with its namespace `default`. options: of Registry."""
+    store = Store(":memory:")
+    found = Registry(store, **options)
     make(found, "namespaces", {"metadata": {"name": "default"}})
     try:
         yield found

@@ -333,3 +333,14 @@ def test_events_are_one_kind_under_two_groups(api: Registry) -> None:
     assert stored["involvedObject"]["name"] == "p"
     found = api.list(api.scope(new, "default", "", "regarding.name=p,reportingController=example.com/c"))
     assert [r.name for r in found.records] == ["e"]
+
+
+def test_events_go_after_an_hour() -> None:
+    clock = [1_700_000_000.0]
+    with registry(now_s=lambda: clock[0]) as api:
+        make(api, "events", {"metadata": {"name": "old"}, "involvedObject": {"namespace": "default"}})
+        clock[0] += 1800
+        make(api, "events", {"metadata": {"name": "new"}, "involvedObject": {"namespace": "default"}})
+        clock[0] += 1801
+        assert api.expire_events(3600) == 1
+        assert [r.name for r in api.store.records("events")] == ["new"]

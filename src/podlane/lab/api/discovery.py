@@ -34,8 +34,6 @@ _SUBRESOURCES: dict[str, tuple[tuple[str, str, str] | None, tuple[str, ...]]] = 
     "exec": (("", "v1", "PodExecOptions"), ("create", "get")),
     "attach": (("", "v1", "PodAttachOptions"), ("create", "get")),
     "portforward": (("", "v1", "PodPortForwardOptions"), ("create", "get")),
-    "ephemeralcontainers": (None, ("get", "patch", "update")),
-    "resize": (None, ("get", "patch", "update")),
 }
 
 

@@ -236,11 +236,27 @@ class Registry:
             self.delete(resource, record.namespace, record.name, options)
         return page
 
+    def expire_events(self, life_s: float) -> int:
+        """Delete the Events nobody has touched for life_s seconds; how many."""
+        row, limit = self.catalog.named("events"), metadata.timestamp(self._now_s() - life_s)
+        old = [r for r in self.store.records(row.storage) if _last_touched(r.obj) < limit]
+        with self.store.transaction() as transaction:
+            for record in old:
+                transaction.delete(row.storage, record.namespace, record.name)
+        return len(old)
+
     def _remove(self, transaction: Transaction, resource: Resource, record: Record, last: Obj) -> Record:
         self.strategy(resource).deleted(resource, last, transaction)
         gone = transaction.delete(resource.storage, record.namespace, record.name, last)
         assert gone is not None
         return gone
+
+
+def _last_touched(event: Obj) -> str:
+    """RFC 3339 in UTC, so that later is greater."""
+    series = event.get("series") or {}
+    found = series.get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime")
+    return str(found or event["metadata"]["creationTimestamp"])
 
 
 def _added_finalizers(new: Obj, old: Obj) -> Sequence[status.Problem]:

@@ -111,7 +111,7 @@ BUILTIN: tuple[Resource, ...] = (
         "Pod",
         short="po",
         categories="all",
-        sub="status binding eviction log exec attach portforward ephemeralcontainers resize",
+        sub="status binding eviction log exec attach portforward",
     ),
     resource("v1", "PodTemplate"),
     resource("v1", "ReplicationController", short="rc", categories="all", sub="status scale"),

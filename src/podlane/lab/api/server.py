@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import ssl
 from collections.abc import Sequence
@@ -22,6 +23,10 @@ from podlane.lab.api.table import Tables
 from podlane.lab.api.verbs import Verbs
 from podlane.model.config import NetworkConfig
 
+EVENT_LIFE_S = 3600.0
+"""Events are kept for an hour, as by kube-apiserver's --event-ttl."""
+
+_EXPIRY_EVERY_S = 60.0
 _SHUTDOWN_S = 1.0
 
 
@@ -48,6 +53,7 @@ class ApiServer:
         self._tables = Tables(definitions.columns)
         self._remote = Remote(self.registry, kubelets)
         self._runner: web.ServerRunner | None = None
+        self._expiry: asyncio.Task[None] | None = None
         bootstrap(self.registry, config, service_endpoints, service_port)
 
     async def start(self, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None, token: str) -> None:
@@ -59,9 +65,18 @@ class ApiServer:
         await self._runner.setup()
         for sock in sockets:
             await web.SockSite(self._runner, sock, ssl_context=tls).start()
+        self._expiry = asyncio.create_task(self._expire_events(), name="expiry of events")
+
+    async def _expire_events(self) -> None:
+        while True:
+            self.registry.expire_events(EVENT_LIFE_S)
+            await asyncio.sleep(_EXPIRY_EVERY_S)
 
     async def stop(self) -> None:
         """End watches and connections, then close the database."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+            await asyncio.gather(self._expiry, return_exceptions=True)
         self.registry.hub.end(None, GoneError("the API server is shutting down"))
         if self._runner is not None:
             await self._runner.cleanup()

@@ -22,7 +22,7 @@ from podlane.lab.api.table import Tables
 from podlane.lab.client import Obj
 
 _STREAMS = ("log", "exec", "attach", "portforward")
-_DOORS = ("", "status", "finalize", "ephemeralcontainers", "resize")
+_DOORS = ("", "status", "finalize")
 
 
 class Answer(Struct, frozen=True):
@@ -187,7 +187,7 @@ class Verbs:
                 self.registry, call.resource, target.namespace, target.name, "scale", apply, options
             )
             return Answer(encode(found))
-        if target.subresource not in ("", "status", "ephemeralcontainers", "resize"):
+        if target.subresource not in ("", "status"):
             raise status.method_not_allowed()
         record = self.registry.change(
             call.resource, target.namespace, target.name, apply, options, subresource=target.subresource
