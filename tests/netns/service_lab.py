@@ -97,7 +97,7 @@ class ServiceLab:
         self.fds: dict[str, int] = {}
         self._selector = selectors.DefaultSelector()
         self._sockets: list[socket.socket] = []
-        self._streams: list[socket.socket] = []
+        self._streams: set[socket.socket] = set()
         self._wake_in, self._wake_out = socket.socketpair()
         self._thread = threading.Thread(target=self._serve)
 
@@ -216,8 +216,9 @@ class ServiceLab:
                 assert isinstance(key.fileobj, socket.socket)
                 try:
                     self._answer(key.fileobj, key.data)
-                except OSError:
-                    continue  # a client that went away; its own side shows it
+                except OSError:  # a client that went away; its own side shows it
+                    if key.fileobj in self._streams:
+                        self._hang_up(key.fileobj)
 
     def _answer(self, each: socket.socket, shown: Any) -> None:
         if each in self._streams:
@@ -225,7 +226,7 @@ class ServiceLab:
             if data:
                 each.sendall(data)
             else:
-                self._selector.unregister(each)
+                self._hang_up(each)
         elif each.type == socket.SOCK_DGRAM:
             _, client = each.recvfrom(4096)
             each.sendto(json.dumps([shown, client[0]]).encode(), client)
@@ -233,8 +234,13 @@ class ServiceLab:
             stream, client = each.accept()
             stream.sendall(json.dumps([shown, client[0]]).encode() + b"\n")
             stream.setblocking(False)
-            self._streams.append(stream)
+            self._streams.add(stream)
             self._selector.register(stream, selectors.EVENT_READ, shown)
+
+    def _hang_up(self, stream: socket.socket) -> None:
+        self._selector.unregister(stream)
+        self._streams.discard(stream)
+        stream.close()
 
     # --- clients ---
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import select
 import socket
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -194,6 +195,31 @@ def test_kernel_and_simulation_agree(net: Net, internal: str, external: str, hav
             for where in destinations:
                 found = observed(net, who, *where, protocol)
                 assert found == expected(net, who, *where, protocol), (who, where, protocol)
+
+
+@pytest.mark.parametrize("affinity", ["None", "ClientIP"])
+def test_no_new_flow_is_lost_while_endpoints_come_and_go(net: Net, affinity: str) -> None:
+    """One endpoint stays, two others come and go with every generation: each flow meets a whole list."""
+    web = service(net.plan, net.family, session_affinity=affinity)
+    net.set(web, piece(net.plan, net.family, "local-1"))
+    where, done, failed = net.plan.services.format(10), threading.Event(), []
+
+    def connect() -> None:
+        while not done.is_set():
+            try:
+                net.lab.ask("client", where, 80)
+            except (Refused, Silence) as error:
+                failed.append(error)
+
+    client = threading.Thread(target=connect)
+    client.start()
+    try:
+        for have in 20 * [("local-2", "remote", "local-1"), ("local-1",), ("remote", "local-1")]:
+            net.set(web, piece(net.plan, net.family, *have))
+    finally:
+        done.set()
+        client.join()
+    assert failed == []
 
 
 def test_hairpin(net: Net) -> None:

@@ -164,8 +164,8 @@ class _Addresses(NamedTuple):
             vip = parse(ingress.ip, "status.loadBalancer.ingress")
             if guarded and vip is not None and family_of(vip) is family:
                 refused.append(
-                    f"service {service.namespace}/{service.name}: spec.loadBalancerSourceRanges is not enforced by "
-                    f"this version, so {vip} is not served; without the ranges it would be, for everyone"
+                    f"service {service.namespace}/{service.name}: spec.loadBalancerSourceRanges is not "
+                    f"enforced by this version, so {vip} is not served; without them it is, for everyone"
                 )
                 continue
             found.append(vip)
