@@ -36,7 +36,9 @@ class Lab:
 
 
 @contextmanager
-def running(directory: Path, kubelets: Kubelets | None = None) -> Iterator[Lab]:
+def running(
+    directory: Path, kubelets: Kubelets | None = None, *, database: Path | str = ":memory:"
+) -> Iterator[Lab]:
     pki = auth.make_pki(directory / "pki", ["localhost"], ["127.0.0.1"])
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
@@ -48,7 +50,7 @@ def running(directory: Path, kubelets: Kubelets | None = None) -> Iterator[Lab]:
     thread.start()
 
     async def start() -> ApiServer:
-        server = ApiServer(":memory:", DEFAULT, kubelets, service_endpoints=["172.30.0.2"])
+        server = ApiServer(database, DEFAULT, kubelets, service_endpoints=["172.30.0.2"])
         await server.start([listener], pki.server_context(), pki.token)
         return server
 

@@ -564,3 +564,37 @@ def test_the_server_stops_with_watchers_open(tmp_path: Path) -> None:
         reader.start()
     reader.join()
     assert received.endswith(b"0\r\n\r\n")
+
+
+def test_a_watch_goes_on_where_it_was_after_a_restart(tmp_path: Path) -> None:
+    database = tmp_path / "api.sqlite"
+    with running(tmp_path, database=database) as first:
+        start = call(first, "GET", "/api/v1/configmaps").json["metadata"]["resourceVersion"]
+        for name in "ab":
+            call(first, "POST", "/api/v1/namespaces/default/configmaps", {"metadata": {"name": name}})
+        seen = lines(first, f"/api/v1/configmaps?watch=1&resourceVersion={start}&timeoutSeconds=1")
+        uid = call(first, "GET", "/api/v1/namespaces/default").json["metadata"]["uid"]
+    with running(tmp_path, database=database) as second:
+        call(second, "DELETE", "/api/v1/namespaces/default/configmaps/a")
+        path = "/api/v1/configmaps?watch=1&timeoutSeconds=1&resourceVersion="
+        after = seen[0]["object"]["metadata"]["resourceVersion"]
+        again = lines(second, path + after)
+        assert [(e["type"], e["object"]["metadata"]["name"]) for e in again] == [
+            ("ADDED", "b"),
+            ("DELETED", "a"),
+        ]
+        assert again[0] == seen[1]
+        assert call(second, "GET", "/api/v1/namespaces/default").json["metadata"]["uid"] == uid
+        second.run(lambda: _write_often(second, 12_000))
+        expired = lines(second, path + start)
+        assert [(e["type"], e["object"]["code"], e["object"]["reason"]) for e in expired] == [
+            ("ERROR", 410, "Expired")
+        ]
+
+
+async def _write_often(lab: Lab, times: int) -> None:
+    for i in range(times):
+        with lab.server.store.transaction() as transaction:
+            transaction.put(
+                "leases.coordination.k8s.io", {"metadata": {"name": "l", "namespace": "x"}, "i": i}
+            )
