@@ -115,6 +115,8 @@ PEER, END, MAC = ip_network("10.244.2.0/24"), ip_address("10.244.2.0"), "02:00:0
 POD = ip_network("10.244.1.5/32")
 DESIRED: dict[Table, dict[Any, Any]] = {
     **{table: {} for table in Table},
+    Table.BRIDGES: {},
+    Table.PORTS: {},
     Table.LINKS: {"plvxlan": TUNNEL},
     Table.NEIGHBOURS: {("plvxlan", END): Neighbour("plvxlan", END, MAC)},
     Table.FDB: {("plvxlan", MAC): FdbEntry("plvxlan", MAC, ip_address("172.30.1.2"))},

@@ -28,7 +28,7 @@ from podlane.compile.view import ATTACHMENT, UNDERLAY, Change, key_of
 from podlane.errors import ConfigError, KernelError
 from podlane.kernel.driver import Driver, Failure
 from podlane.kernel.rtnl import Rtnl
-from podlane.model.config import NetworkConfig
+from podlane.model.config import LinkMode, NetworkConfig
 from podlane.model.local import Attachment
 from podlane.model.objects import KINDS, Object
 from podlane.watch.http import ApiHttp
@@ -178,7 +178,14 @@ class Agent:
             self._apply_settings(found.device)
 
     def _apply_settings(self, uplink: str) -> None:
-        self._settings_refused = sysctls.apply(sysctls.wanted(self.config.ip_families, uplink, sysctls.read))
+        self._settings_refused = sysctls.apply(
+            sysctls.wanted(
+                self.config.ip_families,
+                uplink,
+                sysctls.read,
+                bridged=self.config.link.mode is LinkMode.BRIDGE,
+            )
+        )
         for error in self._settings_refused:
             log.warning("%s", error)
 
@@ -186,7 +193,8 @@ class Agent:
 
     async def attachment_changed(self, old: Attachment | None, new: Attachment | None) -> None:
         """Returns when the generation that holds it was applied. Raises KernelError if a row was refused."""
-        await self.reconciler.commit([Change(ATTACHMENT, old, new)], new.device if new else "")
+        devices = filter(None, (new.device, new.bridge)) if new else ()
+        await self.reconciler.commit([Change(ATTACHMENT, old, new)], *devices)
         if new is not None:
             for failure in self.reconciler.failures:
                 if _concerns(failure, new):
@@ -315,8 +323,11 @@ def _local(kind: str, key: tuple[str, str]) -> Any:
 def _concerns(failure: Failure, attachment: Attachment) -> bool:
     if failure.key == EVERY_ROW:
         return failure.table is Table.LINKS  # the driver that has the routes too
+    if failure.table is Table.PORTS:
+        return bool(failure.key == attachment.device)
     if failure.table is Table.NEIGHBOURS:
-        return bool(failure.key[0] == attachment.device)
+        device, address = failure.key
+        return device == (attachment.bridge or attachment.device) and address in attachment.addresses
     return failure.table is Table.ROUTES and failure.key.network_address in attachment.addresses
 
 

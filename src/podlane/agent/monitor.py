@@ -46,8 +46,20 @@ def judge(message: Message, desired: Desired, name_of: NameOf) -> Notice | None:
     kind = message.type
     if kind in (links.RTM_NEWLINK, links.RTM_DELLINK):
         link = links.unpack(message)
+        if link.name in desired[Table.BRIDGES]:
+            row = desired[Table.BRIDGES][link.name]
+            right = link.up and (link.mac, link.mtu_bytes, link.promiscuous) == (
+                row.mac,
+                row.mtu_bytes,
+                row.promiscuous,
+            )
+            # Of a bridge there are other notices too: those of its own family tell of its ports.
+            gone = kind == links.RTM_DELLINK and message.body[0] == socket.AF_UNSPEC
+            return Notice(Table.BRIDGES) if gone or not right else None
         if not link.name.startswith(OURS):
             return Notice(uplink=True)
+        if kind == links.RTM_DELLINK and message.body[0] == socket.AF_BRIDGE:  # it left its bridge
+            return Notice(Table.PORTS) if link.name in desired[Table.PORTS] else None
         gone = kind == links.RTM_DELLINK or not link.up
         if link.name in desired[Table.LINKS]:
             row = desired[Table.LINKS][link.name]
@@ -60,8 +72,9 @@ def judge(message: Message, desired: Desired, name_of: NameOf) -> Notice | None:
     if kind in (addresses.RTM_NEWADDR, addresses.RTM_DELADDR):
         _, _, _, _, index = struct.unpack_from("=BBBBi", message.body)
         name = name_of(index)
-        if name in desired[Table.LINKS]:
-            return Notice(Table.LINKS) if kind == addresses.RTM_DELADDR else None
+        for table in (Table.BRIDGES, Table.LINKS):
+            if name in desired[table]:
+                return Notice(table) if kind == addresses.RTM_DELADDR else None
         # With an address the kernel drops, in silence, the routes that prefer it as their source.
         if name.startswith(OURS):
             return None
@@ -78,7 +91,7 @@ def judge(message: Message, desired: Desired, name_of: NameOf) -> Notice | None:
 def _neighbour(message: Message, desired: Desired, name_of: NameOf) -> Notice | None:
     family, index = struct.unpack_from("=Bxxxi", message.body)
     name = name_of(index)
-    if not name.startswith(OURS):
+    if not name.startswith(OURS) and name not in desired[Table.BRIDGES]:
         return None
     found = attributes(message.body, 12)
     if family == socket.AF_BRIDGE:

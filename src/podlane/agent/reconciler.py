@@ -36,7 +36,7 @@ RESYNC_S = 300.0
 RETRY_FIRST_S, RETRY_MOST_S = 0.1, 30.0
 
 # Rows of these tables may be added before the first resync: the way to a pod that CNI attaches.
-EARLY_TABLES = (Table.NEIGHBOURS, Table.ROUTES)
+EARLY_TABLES = (Table.PORTS, Table.NEIGHBOURS, Table.ROUTES)
 EVERY_ROW = "every row"
 
 Deltas = Mapping[Table, Delta[Any, Any]]
@@ -112,13 +112,13 @@ class Reconciler:
         self._wake.set()
         return self._submitted
 
-    async def commit(self, changes: Iterable[Change], device: str = "") -> None:
+    async def commit(self, changes: Iterable[Change], *devices: str) -> None:
         """Submit, and wait until the generation that holds the changes has been applied.
 
-        device: a link whose rows may be added even before the first resync.
+        devices: links whose rows may be added even before the first resync.
         """
-        if device and not self._may_sync:
-            self._early_devices.add(device)
+        if not self._may_sync:
+            self._early_devices.update(devices)
         number = self.submit(changes)
         async with self._done:
             await self._done.wait_for(lambda: self._applied >= number)

@@ -7,12 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from podlane.errors import KernelError
 from podlane.model.addresses import Family
 
 ROOT = Path("/proc/sys")
+
+_BRIDGE: Final = {
+    Family.IPV4: "net/bridge/bridge-nf-call-iptables",
+    Family.IPV6: "net/bridge/bridge-nf-call-ip6tables",
+}
+_HINTS: Final = dict.fromkeys(_BRIDGE.values(), "load the module br_netfilter")
 
 Read = Callable[[str], str | None]
 
@@ -24,13 +30,15 @@ class Setting(NamedTuple):
     value: str
 
 
-def wanted(families: Iterable[Family], uplink: str, read: Read) -> list[Setting]:
+def wanted(families: Iterable[Family], uplink: str, read: Read, *, bridged: bool = False) -> list[Setting]:
     """What differs, in the order in which it must be written. read(name): None where there is no such name.
 
     - accept_ra 2 on the uplink before forwarding: a router ignores advertisements otherwise, and with
       them its own default route;
     - loose reverse-path filtering where it is strict: answers of remote pods to this node's own address
       come by the underlay, not by the tunnel that leads to them;
+    - with bridged pods, frames that only cross the bridge shown to nftables, or services would not work
+      between two of its ports;
     - conntrack liberal about TCP windows: one packet it takes for invalid would otherwise pass
       untranslated and reset the connection (kubernetes/kubernetes#74839).
     """
@@ -46,7 +54,10 @@ def wanted(families: Iterable[Family], uplink: str, read: Read) -> list[Setting]
         if "1" in filters:
             rules.append(Setting("net/ipv4/conf/all/rp_filter", "2"))
     rules.append(Setting("net/netfilter/nf_conntrack_tcp_be_liberal", "1"))
-    return [rule for rule in rules if read(rule.name) not in (None, rule.value)]
+    found = [rule for rule in rules if read(rule.name) not in (None, rule.value)]
+    # Without the module there is no such name, and writing it is refused in words that say so.
+    needed = [Setting(_BRIDGE[family], "1") for family in families if bridged]
+    return [*(rule for rule in needed if read(rule.name) != rule.value), *found]
 
 
 def read(name: str) -> str | None:
@@ -64,7 +75,8 @@ def apply(settings: Iterable[Setting]) -> list[KernelError]:
         try:
             (ROOT / name).write_text(value)
         except OSError as error:
-            detail = f"{error.strerror}; set it yourself, or let the agent write /proc/sys"
+            hint = _HINTS.get(name) if isinstance(error, FileNotFoundError) else None
+            detail = f"{error.strerror}; {hint or 'set it yourself, or let the agent write /proc/sys'}"
             refused.append(
                 KernelError.of(error.errno or 0, f"sysctl {name.replace('/', '.')}={value}", detail)
             )

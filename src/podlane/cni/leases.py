@@ -39,10 +39,14 @@ CREATE TABLE IF NOT EXISTS address (
 CREATE INDEX IF NOT EXISTS address_holder ON address (container_id, ifname);
 CREATE TABLE IF NOT EXISTS last_given (pool TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 """
+# Columns that a database of an earlier version lacks.
+_LATER: Final = {"bridge": "TEXT NOT NULL DEFAULT ''"}
 
 
 class Lease(Struct, frozen=True):
-    """network: the name of the CNI network it was made for. addresses: in the order of the pools."""
+    """network: the name of the CNI network it was made for. addresses: in the order of the pools.
+    bridge: the bridge its link is a port of, "" for none.
+    """
 
     container_id: str
     ifname: str
@@ -52,6 +56,7 @@ class Lease(Struct, frozen=True):
     addresses: tuple[Address, ...] = ()
     pod_namespace: str = ""
     pod_name: str = ""
+    bridge: str = ""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -67,6 +72,7 @@ class Lease(Struct, frozen=True):
             self.addresses,
             self.pod_namespace,
             self.pod_name,
+            self.bridge,
         )
 
 
@@ -97,6 +103,9 @@ class Leases:
         try:
             # A crash of the agent loses nothing with NORMAL; a crash of the machine ends the boot anyway.
             self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;" + _SCHEMA)
+            present = {row[1] for row in self._db.execute("PRAGMA table_info(lease)")}
+            for column in _LATER.keys() - present:
+                self._db.execute(f"ALTER TABLE lease ADD COLUMN {column} {_LATER[column]}")
             self._db.execute("PRAGMA foreign_keys=ON")
             self._db.execute("DELETE FROM lease WHERE boot_id != ?", (boot_id,))
         except sqlite3.Error as error:
@@ -131,8 +140,9 @@ class Leases:
             row = (lease.container_id, lease.ifname, lease.network, lease.device, lease.mac)
             try:
                 self._db.execute(
-                    "INSERT INTO lease VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    (*row, lease.pod_namespace, lease.pod_name, self._boot_id),
+                    "INSERT INTO lease (container_id, ifname, network, device, mac, pod_namespace, pod_name,"
+                    " bridge, boot_id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    (*row, lease.pod_namespace, lease.pod_name, lease.bridge, self._boot_id),
                 )
             except sqlite3.IntegrityError:
                 what = f"container {lease.container_id} has a lease for {lease.ifname} already"
@@ -195,7 +205,7 @@ class Leases:
         return expected if expected <= high else None
 
     def _read(self, where: str, values: tuple[str, ...]) -> list[Lease]:
-        columns = "container_id, ifname, network, device, mac, pod_namespace, pod_name"
+        columns = "container_id, ifname, network, device, mac, pod_namespace, pod_name, bridge"
         with self._lock:
             rows = self._db.execute(
                 f"SELECT {columns} FROM lease {where} ORDER BY container_id, ifname", values
@@ -216,6 +226,7 @@ class Leases:
                 tuple(addresses.get((container_id, ifname), ())),
                 pod_namespace,
                 pod_name,
+                bridge,
             )
-            for container_id, ifname, network, device, mac, pod_namespace, pod_name in rows
+            for container_id, ifname, network, device, mac, pod_namespace, pod_name, bridge in rows
         ]

@@ -4,6 +4,8 @@ A packet for 10.244.1.5 that enters this node, from the tunnel or from a neighbo
 route 10.244.1.5 dev plXXXX; the permanent neighbour spares the first packet the resolution and cannot
 be claimed by another pod. What the pod sends meets its own static default route (cni/). What the node
 itself sends to it comes from the node's InternalIP: pods see the node by the address the API shows.
+A pod on a bridge has the same rows, with the bridge as their device, and its link is a port of that
+(compile/bridge.py).
 
 The unit is the attachment, not the Pod object: the address is used before status.podIPs has it.
 """
@@ -17,9 +19,10 @@ from typing import Any, Final
 from podlane.compile import facts
 from podlane.compile.engine import Capability
 from podlane.compile.store import UnitKey
-from podlane.compile.tables import NOTHING, Neighbour, Route, Rows, Table
+from podlane.compile.tables import NOTHING, Neighbour, Port, Route, Rows, Table
 from podlane.compile.view import ATTACHMENT, Change, View, pod_addresses
 from podlane.model.addresses import family_of, host_prefix
+from podlane.model.config import Hairpin, LinkMode
 from podlane.model.local import Attachment
 
 NAME: Final = "pods"
@@ -44,9 +47,15 @@ def compile_unit(key: UnitKey, view: View) -> Rows:
     for where in attachment.addresses:
         destination = host_prefix(where)
         source = facts.internal_address(me.node, family_of(where)) if me.node else None
-        routes[destination] = Route(destination, None, attachment.device, source)
-        neighbours[attachment.device, where] = Neighbour(attachment.device, where, attachment.mac)
-    return {Table.ROUTES: routes, Table.NEIGHBOURS: neighbours}
+        device = attachment.bridge or attachment.device
+        routes[destination] = Route(destination, None, device, source)
+        neighbours[device, where] = Neighbour(device, where, attachment.mac)
+    rows = {Table.ROUTES: routes, Table.NEIGHBOURS: neighbours}
+    if not attachment.bridge:
+        return rows
+    hairpin = view.config.link.hairpin is Hairpin.VETH
+    port = Port(attachment.device, attachment.bridge, hairpin)
+    return rows | {Table.PORTS: {attachment.device: port}}
 
 
 CAPABILITY = Capability(NAME, units_of, compile_unit)
@@ -67,9 +76,11 @@ def attachments_from_status(view: View) -> Iterator[Attachment]:
     For a compile without the node at hand: container ids and MACs are not in the API, so the pod's uid
     stands for the one and the other is empty.
     """
+    link = view.config.link
+    bridge = link.bridge if link.mode is LinkMode.BRIDGE else ""
     for pod in view.pods_on(view.me.name):
         where = tuple(pod_addresses(pod))
         if where and not pod.spec.host_network and pod.status.phase not in ("Succeeded", "Failed"):
             identity = pod.metadata.uid or f"{pod.namespace}/{pod.name}"
             device = host_device(identity, "eth0")
-            yield Attachment(identity, "eth0", device, "", where, pod.namespace, pod.name)
+            yield Attachment(identity, "eth0", device, "", where, pod.namespace, pod.name, bridge)

@@ -12,12 +12,14 @@ from typing import Any, NamedTuple, TypeAlias
 
 from msgspec import Struct
 
-from podlane.model.addresses import Address, Family, Prefix, Protocol
+from podlane.model.addresses import Address, Family, Interface, Prefix, Protocol
 
 
 class Table(enum.StrEnum):
     """In the order in which a generation is applied; removals run in reverse."""
 
+    BRIDGES = "bridges"  # device name -> BridgeLink
+    PORTS = "ports"  # device name -> Port
     LINKS = "links"  # device name -> VxlanLink
     NEIGHBOURS = "neighbours"  # (device, address) -> Neighbour
     FDB = "fdb"  # (device, mac) -> FdbEntry
@@ -29,6 +31,28 @@ class Table(enum.StrEnum):
 
 
 # --- links, neighbours, routes --------------------------------------------------------------------
+
+
+class BridgeLink(Struct, frozen=True):
+    """A bridge whose ports are pods' links.
+
+    mac: deterministic, so that it does not follow its ports. addresses: pods' gateways, with the length of
+    the node's CIDR; they bring no route of their own. promiscuous: hairpin by taking every frame in.
+    """
+
+    name: str
+    mac: str
+    mtu_bytes: int
+    addresses: tuple[Interface, ...]
+    promiscuous: bool = False
+
+
+class Port(Struct, frozen=True):
+    """A pod's link as port of a bridge. hairpin: frames may leave it by the port they came in."""
+
+    device: str
+    bridge: str
+    hairpin: bool
 
 
 class VxlanLink(Struct, frozen=True):

@@ -84,7 +84,7 @@ def _device(view: View) -> Rows | Compiled:
         underlay=me.underlay.device,
         local=local,
         mac=vtep_mac(me.name),
-        mtu_bytes=backend.mtu_bytes or me.underlay.mtu_bytes - OVERHEAD_BYTES[outer],
+        mtu_bytes=link_mtu_bytes(view),
         addresses=tuple(host_prefix(vtep_address(pods)) for pods in own.values()),
     )
     return {Table.LINKS: {DEVICE: link}}
@@ -134,6 +134,14 @@ def outer_family(view: View) -> Family | None:
     if node is None:
         return None
     return next((f for f in view.config.ip_families if facts.internal_address(node, f)), None)
+
+
+def link_mtu_bytes(view: View) -> int:
+    """Of the tunnel and of pods' links; 0 while the uplink is not known."""
+    outer, underlay = outer_family(view), view.me.underlay
+    if outer is None or underlay is None:
+        return 0
+    return view.config.backend.mtu_bytes or underlay.mtu_bytes - OVERHEAD_BYTES[outer]
 
 
 def vtep_mac(node_name: str) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import enum
 import ipaddress
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import TypeAlias
 
 from podlane.errors import ConfigError
 
 Address: TypeAlias = IPv4Address | IPv6Address
 Prefix: TypeAlias = IPv4Network | IPv6Network
+Interface: TypeAlias = IPv4Interface | IPv6Interface
 
 
 class Family(enum.StrEnum):

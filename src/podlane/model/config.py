@@ -56,8 +56,19 @@ class Backend(_Section, frozen=True):
     mtu_bytes: int = 0
 
 
+class Hairpin(enum.StrEnum):
+    """How a pod reaches itself through a service when it is the port of a bridge."""
+
+    VETH = "veth"  # ports send frames back where they came from
+    PROMISCUOUS = "promiscuous"  # the bridge takes every frame in, and sends it out again
+
+
 class Link(_Section, frozen=True):
+    """mode: how a pod's link meets the node. bridge, hairpin: of mode bridge only."""
+
     mode: LinkMode = LinkMode.ROUTED
+    bridge: str = "cni0"
+    hairpin: Hairpin = Hairpin.VETH
 
 
 class Services(_Section, frozen=True):
@@ -215,8 +226,13 @@ def validate(config: NetworkConfig, where: str) -> NetworkConfig:
         raise refuse(
             "backend.type", f"{config.backend.type} is not available; use {', '.join(AVAILABLE_BACKENDS)}"
         )
-    if config.link.mode is not LinkMode.ROUTED:
-        raise refuse("link.mode", f"{config.link.mode} is not available; use routed")
+    if (
+        not re.fullmatch(r"(?!pl|\.{1,2}$)[^\s/:]{1,15}", config.link.bridge)
+        or not config.link.bridge.isascii()
+    ):
+        raise refuse(
+            "link.bridge", f"{config.link.bridge!r}: 1 to 15 characters, as cni0; names in pl… are taken"
+        )
     if config.services.mode is not ServiceMode.NFTABLES:
         raise refuse("services.mode", f"{config.services.mode} is not available; use nftables")
     if not 0 < config.backend.vni < 1 << 24:

@@ -23,6 +23,7 @@ class Attachment(Struct, frozen=True):
     """One pod interface made by CNI ADD; it exists before the pod's status.podIP does.
 
     device: the host's end of the veth; mac: of the pod's end; addresses: at most one a family.
+    bridge: the bridge that device is a port of; "" for a link that is routed.
     """
 
     container_id: str
@@ -32,6 +33,7 @@ class Attachment(Struct, frozen=True):
     addresses: tuple[Address, ...]
     pod_namespace: str = ""
     pod_name: str = ""
+    bridge: str = ""
 
     @property
     def key(self) -> tuple[str, str]:

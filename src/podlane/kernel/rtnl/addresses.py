@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import struct
-from ipaddress import IPv4Interface, IPv6Interface
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from podlane.kernel import netlink as nl
 from podlane.kernel.netlink import Message, Request, attribute, attributes, u32
-from podlane.model.addresses import family_of
+from podlane.model.addresses import Interface, family_of
 
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 IFA_F_NODAD, IFA_F_TENTATIVE, IFA_F_NOPREFIXROUTE = 0x02, 0x40, 0x200
@@ -17,8 +16,6 @@ _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 SCOPE_UNIVERSE, SCOPE_LINK = 0, 253
 
 _IFADDR = struct.Struct("=BBBBi")
-
-Interface: TypeAlias = IPv4Interface | IPv6Interface
 
 
 class InterfaceAddress(NamedTuple):

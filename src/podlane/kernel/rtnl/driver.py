@@ -1,12 +1,12 @@
 """Keeps the links, neighbours, forwarding entries and routes of one node as the tables say.
 
-Order: links, neighbours, forwarding entries, routes, so that a route never leads to a neighbour the
-kernel would have to ask for; what goes, goes afterwards and in reverse. A changed row is replaced in
-one request: there is no moment without it.
+Order: bridges, tunnels, ports, neighbours, forwarding entries, routes, so that a route never leads to a
+neighbour the kernel would have to ask for; what goes, goes afterwards and in reverse. A changed row is
+replaced in one request: there is no moment without it.
 
 Ours, and all that is ever read or removed here:
-    VXLAN links named pl…
-    permanent neighbours on links named pl…, and the forwarding entries of our VXLAN links
+    VXLAN links named pl…; bridges of our alias, and those that have a row's name (rtnl/bridges.py)
+    permanent neighbours on links named pl… and on our bridges, and the forwarding entries of our VXLAN links
     routes of protocol 85 in the main table
 A pod's own link (pl… too, but a veth) belongs to the CNI room; when it goes, the kernel removes what was
 on it, so that a removal that finds nothing has succeeded.
@@ -18,18 +18,20 @@ import errno
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
-from podlane.compile.tables import FdbEntry, Neighbour, Route, Table, VxlanLink
+from podlane.compile.tables import BridgeLink, FdbEntry, Neighbour, Port, Route, Table, VxlanLink
 from podlane.delta import Delta, delta
 from podlane.errors import KernelError, KernelExistsError, KernelNotFoundError
 from podlane.kernel.driver import Failure, Report
 from podlane.kernel.netlink import Request
-from podlane.kernel.rtnl import neighbours, routes, vxlan
+from podlane.kernel.rtnl import bridges, links, neighbours, routes, vxlan
+from podlane.kernel.rtnl.links import Link
 from podlane.kernel.rtnl.routes import MAIN_TABLE, PROTOCOL, KernelRoute, RouteKind
 from podlane.kernel.rtnl.rtnl import Rtnl
 from podlane.model.addresses import family_of
 
 PREFIX: Final = "pl"
-TABLES: Final = (Table.LINKS, Table.NEIGHBOURS, Table.FDB, Table.ROUTES)
+DEVICES: Final = (Table.BRIDGES, Table.LINKS)
+TABLES: Final = (*DEVICES, Table.PORTS, Table.NEIGHBOURS, Table.FDB, Table.ROUTES)
 
 
 class RtnlDriver:
@@ -54,11 +56,19 @@ class RtnlDriver:
         """What the kernel holds of ours, as rows."""
         found = self._rt.links()
         name = {link.index: link.name for link in found}
-        ours = {link.index: link for link in found if link.name.startswith(PREFIX)}
+        ours = {link.index: link for link in found if self._is_ours(link)}
         tunnels = [link for link in ours.values() if link.kind == "vxlan"]
+        bridged = [link for link in ours.values() if link.kind == "bridge"]
+        held = self._rt.addresses() if tunnels or bridged else []
         fdb = [e for link in tunnels for e in self._rt.fdb(link.index) if e.permanent and e.remote]
         return {
-            Table.LINKS: vxlan.rows(tunnels, name, self._rt.addresses() if tunnels else []),
+            Table.BRIDGES: bridges.rows(bridged, held),
+            Table.PORTS: {
+                link.name: Port(link.name, name[link.master], link.hairpin)
+                for link in ours.values()
+                if link.master in ours and link.kind == "veth"
+            },
+            Table.LINKS: vxlan.rows(tunnels, name, held),
             Table.NEIGHBOURS: {
                 (name[e.link], e.address): Neighbour(name[e.link], e.address, e.mac)
                 for e in self._rt.neighbours()
@@ -90,7 +100,7 @@ class RtnlDriver:
                 rows.pop(key, None)
             rows.update(change.added)
             rows.update({key: new for key, (_, new) in change.changed.items()})
-        if changes.get(Table.LINKS):
+        if any(changes.get(table) for table in DEVICES):
             return self._repair()
         batch = _Batch(self._rt)
         batch.rows(changes)
@@ -98,13 +108,20 @@ class RtnlDriver:
 
     def _repair(self) -> Report:
         batch = _Batch(self._rt)
+        batch.bridges(self._desired[Table.BRIDGES])
         batch.links(self._desired[Table.LINKS])
         actual = self.actual()
         differences = {table: delta(self._desired[table], actual[table]) for table in TABLES}
         batch.rows(differences)
-        batch.remove_links(differences[Table.LINKS].removed)
+        batch.remove_links(Table.LINKS, differences[Table.LINKS].removed)
+        batch.remove_links(Table.BRIDGES, differences[Table.BRIDGES].removed)
         batch.remove_strays(route for route in self._routes() if _stray(route))
         return batch.report()
+
+    def _is_ours(self, link: Link) -> bool:
+        if link.kind == "bridge":
+            return bridges.ours(link) or link.name in self._desired[Table.BRIDGES]
+        return link.name.startswith(PREFIX)
 
     def _routes(self) -> list[KernelRoute]:
         return self._rt.routes(protocol=PROTOCOL, table=MAIN_TABLE)
@@ -138,6 +155,24 @@ class _Batch:
 
     # --- links ---
 
+    def bridges(self, desired: Mapping[str, BridgeLink]) -> None:
+        """Makes or repairs each desired bridge; those that are right cost no request."""
+        for name, row in desired.items():
+            try:
+                present = self._rt.find_link(name)
+                if present is None:
+                    self._do(bridges.create(row))
+                    present = self._rt.link(name)
+                elif present.kind != "bridge":
+                    what = f"a link {name} is there that is no bridge: remove it, or set link.bridge"
+                    raise KernelError.of(errno.EEXIST, f"add bridge {name}", what)
+                repairs = bridges.repair(row, present, self._rt.addresses(present.index))
+                if repairs:
+                    self._do(repairs)
+                    self._rt.settle(address.ip for address in row.addresses)
+            except KernelError as error:
+                self._failures.append(Failure(Table.BRIDGES, name, error))
+
     def links(self, desired: Mapping[str, VxlanLink]) -> None:
         """Makes, repairs or makes anew each desired device; those that are right cost no request."""
         for name, row in desired.items():
@@ -158,13 +193,13 @@ class _Batch:
             except KernelError as error:
                 self._failures.append(Failure(Table.LINKS, name, error))
 
-    def remove_links(self, removed: Mapping[str, VxlanLink]) -> None:
+    def remove_links(self, table: Table, removed: Iterable[str]) -> None:
         for name in removed:
             try:
                 self._operations += 1
                 self._rt.delete_link(name, missing_ok=True)
             except KernelError as error:
-                self._failures.append(Failure(Table.LINKS, name, error))
+                self._failures.append(Failure(table, name, error))
 
     def _do(self, requests: list[Request]) -> None:
         self._operations += len(requests)
@@ -173,7 +208,7 @@ class _Batch:
     # --- neighbours, forwarding entries, routes ---
 
     def rows(self, changes: Mapping[Table, Delta[Any, Any]]) -> None:
-        tables = [table for table in TABLES if table in changes and table is not Table.LINKS]
+        tables = [table for table in TABLES if table in changes and table not in DEVICES]
         writes: list[_Step] = []
         removals: list[_Step] = []
         for table in tables:
@@ -199,8 +234,13 @@ class _Batch:
             error = KernelError.of(errno.ENODEV, what, f"there is no link {new.device}")
             self._failures.append(Failure(table, key, error))
             return []
+        master = self._index(new.bridge) if table is Table.PORTS else None
+        if table is Table.PORTS and master is None:
+            error = KernelError.of(errno.ENODEV, what, f"there is no bridge {new.bridge}")
+            self._failures.append(Failure(table, key, error))
+            return []
         try:
-            return [_Step(table, key, request, new) for request in _write(table, old, new, link)]
+            return [_Step(table, key, request, new) for request in _write(table, old, new, link, master)]
         except ValueError as error:
             self._failures.append(Failure(table, key, KernelError.of(errno.EINVAL, what, str(error))))
             return []
@@ -238,8 +278,11 @@ class _Batch:
         return self._indexes[device]
 
 
-def _write(table: Table, old: Any, new: Any, link: int) -> list[Request]:
+def _write(table: Table, old: Any, new: Any, link: int, master: int | None) -> list[Request]:
     match table:
+        case Table.PORTS:
+            port = links.change(link, master=master, what=new.device)
+            return [port, links.set_hairpin(link, new.hairpin, what=new.device)]
         case Table.NEIGHBOURS:
             return [neighbours.set_neighbour(link, new.address, new.mac)]
         case Table.FDB:
@@ -253,6 +296,8 @@ def _write(table: Table, old: Any, new: Any, link: int) -> list[Request]:
 
 def _remove(table: Table, row: Any, link: int) -> Request:
     match table:
+        case Table.PORTS:
+            return links.change(link, master=0, what=row.device)
         case Table.NEIGHBOURS:
             return neighbours.delete_neighbour(link, row.address)
         case Table.FDB:

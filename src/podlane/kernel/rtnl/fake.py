@@ -10,7 +10,7 @@ from podlane.compile.tables import Table
 from podlane.delta import Delta, delta
 from podlane.errors import KernelError
 from podlane.kernel.driver import Failure, Report
-from podlane.kernel.rtnl.driver import TABLES
+from podlane.kernel.rtnl.driver import DEVICES, TABLES
 
 
 class FakeRtnlDriver:
@@ -34,8 +34,9 @@ class FakeRtnlDriver:
     def lose(self, device: str) -> None:
         """A link vanishes, and what was on it."""
         self.devices.discard(device)
-        self._rows[Table.LINKS].pop(device, None)
-        for table in TABLES[1:]:
+        for table in DEVICES:
+            self._rows[table].pop(device, None)
+        for table in (table for table in TABLES if table not in DEVICES):
             rows = self._rows[table]
             for key in [key for key, row in rows.items() if row.device == device]:
                 del rows[key]
@@ -61,9 +62,11 @@ class FakeRtnlDriver:
         return Report(operations, tuple(failures))
 
     def _refusal(self, table: Table, key: Any, row: Any) -> KernelError | None:
-        device = row.underlay if table is Table.LINKS else row.device
-        if device not in self.devices and device not in self._rows[Table.LINKS]:
-            return KernelError.of(errno.ENODEV, f"set {table} {key}", f"there is no link {device}")
         if (table, key) in self.refused:
             return KernelError.of(errno.EINVAL, f"set {table} {key}", "refused")
+        if table is Table.BRIDGES:
+            return None
+        device = row.underlay if table is Table.LINKS else row.device
+        if device not in self.devices.union(*(self._rows[each] for each in DEVICES)):
+            return KernelError.of(errno.ENODEV, f"set {table} {key}", f"there is no link {device}")
         return None

@@ -13,12 +13,14 @@ from podlane.kernel.netlink import Message, Request, attribute, attributes, nest
 from podlane.model.addresses import Address
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
-IFF_UP = 0x1
+IFF_UP, IFF_PROMISC = 0x1, 0x100
 IFNAMSIZ = 16
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
+_IFLA_ALIAS = 20
 _IFLA_AF_SPEC, _IFLA_GROUP, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 26, 27, 28, 29
-_IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
+_IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_INFO_SLAVE_KIND, _IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
+_BRPORT_HAIRPIN = 4  # IFLA_BRPORT_MODE
 _VETH_INFO_PEER = 1
 _IFLA_INET6_ADDR_GEN_MODE, _ADDR_GEN_NONE = 8, 1
 _RTEXT_FILTER_SKIP_STATS = 8
@@ -47,7 +49,8 @@ class Link(Struct, frozen=True):
     """kind: "veth", "bridge", "vxlan", ...; "" for what has no kind (lo, hardware).
 
     master: index of the bridge it is a port of, 0 for none. peer: for a veth, the peer's index in the
-    peer's own namespace.
+    peer's own namespace. alias: free text of whoever made it. hairpin: a port that sends frames back
+    where they came from.
     """
 
     index: int
@@ -60,6 +63,9 @@ class Link(Struct, frozen=True):
     group: int = 0
     peer: int = 0
     vxlan: Vxlan | None = None
+    alias: str = ""
+    promiscuous: bool = False
+    hairpin: bool = False
 
 
 def pack_mac(mac: str) -> bytes:
@@ -190,11 +196,15 @@ def change(
     mtu_bytes: int = 0,
     master: int | None = None,
     group: int | None = None,
+    alias: str = "",
+    promiscuous: bool | None = None,
     what: str = "",
 ) -> Request:
     """Only what is given changes. master 0: no longer a port. what: for the error text."""
-    mask = 0 if up is None else IFF_UP
-    body = _ifinfo(index, IFF_UP if up else 0, mask)
+    mask = (0 if up is None else IFF_UP) | (0 if promiscuous is None else IFF_PROMISC)
+    body = _ifinfo(index, (IFF_UP if up else 0) | (IFF_PROMISC if promiscuous else 0), mask)
+    if alias:
+        body += attribute(_IFLA_ALIAS, text(alias))
     if name:
         body += attribute(_IFLA_IFNAME, text(check_name(name)))
     if mac:
@@ -206,6 +216,13 @@ def change(
     if group is not None:
         body += attribute(_IFLA_GROUP, u32(group))
     return Request(RTM_NEWLINK, 0, body, f"change link {what or index}")
+
+
+def set_hairpin(index: int, hairpin: bool, *, what: str = "") -> Request:
+    """Of a bridge's port."""
+    data = nested(_IFLA_INFO_SLAVE_DATA, attribute(_BRPORT_HAIRPIN, u8(hairpin)))
+    info = nested(_IFLA_LINKINFO, attribute(_IFLA_INFO_SLAVE_KIND, text("bridge")), data)
+    return Request(RTM_NEWLINK, 0, _ifinfo(index) + info, f"set hairpin of {what or index}")
 
 
 def delete(name: str) -> Request:
@@ -253,7 +270,16 @@ def unpack(message: Message) -> Link:
         group=_u32(found.get(_IFLA_GROUP)),
         peer=_u32(found.get(_IFLA_LINK)) if kind == "veth" else 0,
         vxlan=_unpack_vxlan(info.get(_IFLA_INFO_DATA, b"")) if kind == "vxlan" else None,
+        alias=nl.unpack_text(found.get(_IFLA_ALIAS, b"")),
+        promiscuous=bool(flags & IFF_PROMISC),
+        hairpin=_hairpin(info),
     )
+
+
+def _hairpin(info: nl.Attributes) -> bool:
+    if nl.unpack_text(info.get(_IFLA_INFO_SLAVE_KIND, b"")) != "bridge":
+        return False
+    return attributes(info.get(_IFLA_INFO_SLAVE_DATA, b"")).get(_BRPORT_HAIRPIN, b"\0") != b"\0"
 
 
 def _unpack_vxlan(data: bytes) -> Vxlan:

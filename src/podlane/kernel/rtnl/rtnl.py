@@ -20,11 +20,11 @@ from typing import TypeAlias
 from podlane.errors import KernelError, KernelNotFoundError
 from podlane.kernel.netlink import NETLINK_ROUTE, Netlink, Request
 from podlane.kernel.rtnl import addresses, links, neighbours, routes
-from podlane.kernel.rtnl.addresses import Interface, InterfaceAddress
+from podlane.kernel.rtnl.addresses import InterfaceAddress
 from podlane.kernel.rtnl.links import Link, Vxlan
 from podlane.kernel.rtnl.neighbours import KernelFdb, KernelNeighbour
 from podlane.kernel.rtnl.routes import MAIN_TABLE, PROTOCOL, KernelRoute, RouteKind
-from podlane.model.addresses import Address, Family, Prefix, family_of
+from podlane.model.addresses import Address, Family, Interface, Prefix, family_of
 
 Device: TypeAlias = str | int
 
