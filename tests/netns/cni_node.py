@@ -8,10 +8,12 @@ from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
-from podlane.cni import client
+from podlane.cni import client, plugins
 from podlane.cni.attacher import Attacher
+from podlane.cni.host import AgentHost
 from podlane.cni.leases import Leases
 from podlane.cni.plugin import Plugin
+from podlane.cni.plugins.podlane import Podlane
 from podlane.cni.server import CniServer
 from podlane.compile.tables import Neighbour, Route, Table
 from podlane.delta import delta
@@ -76,7 +78,9 @@ class CniNode:
         self.attachments = {a.key: a for a in await self.attacher.start()}
         report = self.driver.resync(rows_of(list(self.attachments.values())))
         assert not report.failures
-        self.plugin = Plugin(self.attacher)
+        types = plugins.load() | {"podlane": Podlane(self.attacher)}
+        self.host = AgentHost(self.where, "this boot", types, netns_fd=self.namespace)
+        self.plugin = Plugin(self.host)
         self.server = CniServer(self.socket, self.plugin)
         await self.server.start()
         return self
@@ -84,6 +88,7 @@ class CniNode:
     async def __aexit__(self, *_: object) -> None:
         await self.server.stop()
         await self.attacher.close()
+        await self.host.close()
         self.leases.close()
         self.driver.close()
 

@@ -12,7 +12,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 import pytest
 
 from podlane.cni import protocol, wire
-from podlane.cni.link import GATEWAYS, PodLinks
+from podlane.cni.link import GATEWAYS
 from podlane.errors import CniError, KernelError
 from podlane.kernel import netns
 from podlane.kernel.rtnl import Rtnl
@@ -368,9 +368,8 @@ def test_an_attachment_cut_off_half_way_is_completed_or_collected(namespaces, tm
             if reached != "rows":
                 node.driver.resync({})
             if reached == "lease":
-                links = PodLinks(node.namespace)
-                links.remove([lease.device])
-                links.close()
+                with Rtnl(node.namespace) as rt:
+                    rt.delete_link(lease.device)
         async with node.again() as node:
             assert list(node.attachments) == ([] if reached == "lease" else [("a", "eth0")])
             held = addresses_of(await node.call("ADD", "a", pod))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
 from podlane.cni import protocol
-from podlane.cni.protocol import Interface, Ip, Result, RouteEntry, Verb
+from podlane.cni.protocol import Verb
+from podlane.cni.results import Interface, Ip, Result, RouteEntry, decode, encode_result, merge
 from podlane.errors import CniError
 
 ENVIRONMENT = {
@@ -85,7 +86,7 @@ def test_each_verb_needs_its_variables(verb, variable, needed_by, how):
         ("CNI_COMMAND", "", "CNI_COMMAND"),
         ("CNI_ARGS", "IP", "invalid pair 'IP'"),
         ("CNI_ARGS", "=x", "invalid pair"),
-        ("CNI_ARGS", "IP=10.0.0.1", "unknown args ['IP']"),
+        ("CNI_ARGS", "FOO=10.0.0.1", "unknown args ['FOO']"),
     ],
 )
 def test_bad_variables_are_named(variable, value, says):
@@ -96,7 +97,7 @@ def test_bad_variables_are_named(variable, value, says):
 
 @pytest.mark.parametrize("skip", ["1", "true", "True"])
 def test_unknown_args_are_skipped_when_the_runtime_says_so(skip):
-    assert parse(environment={"CNI_ARGS": f"IgnoreUnknown={skip};IP=10.0.0.1"}).args["IP"] == "10.0.0.1"
+    assert parse(environment={"CNI_ARGS": f"IgnoreUnknown={skip};FOO=10.0.0.1"}).args["FOO"] == "10.0.0.1"
 
 
 @pytest.mark.parametrize(
@@ -183,11 +184,11 @@ def test_version_reads_nothing_else():
     assert json.loads(protocol.encode_versions())["supportedVersions"] == list(protocol.VERSIONS)
 
 
-V4, V6 = ip_address("10.244.1.5"), ip_address("fd00:10:244:1::5")
+V4, V6 = ip_interface("10.244.1.5/32"), ip_interface("fd00:10:244:1::5/128")
 G4, G6 = ip_address("169.254.1.1"), ip_address("fe80::1")
 RESULT = Result(
     (Interface("pl1", "02:00:00:00:00:01", 1450), Interface("eth0", "02:00:00:00:00:02", 1450, "/ns")),
-    (Ip(V4, 32, G4, 1), Ip(V6, 128, G6, 1)),
+    (Ip(V4, G4, 1), Ip(V6, G6, 1)),
     (RouteEntry(ip_network("0.0.0.0/0"), G4), RouteEntry(ip_network("::/0"), G6)),
 )
 OLD = {
@@ -236,7 +237,44 @@ FORMS = {
 
 @pytest.mark.parametrize("version", protocol.VERSIONS)
 def test_the_result_has_the_form_of_its_version(version):
-    assert json.loads(protocol.encode_result(RESULT, version)) == {"cniVersion": version, **FORMS[version]}
+    assert json.loads(encode_result(RESULT, version)) == {"cniVersion": version, **FORMS[version]}
+
+
+@pytest.mark.parametrize("version", protocol.VERSIONS)
+def test_a_result_is_read_as_it_was_written(version):
+    found = decode(json.loads(encode_result(RESULT, version)))
+    if version < "0.3.0":
+        assert (found.interfaces, [ip.address for ip in found.ips]) == ((), [V4, V6])
+    elif version < "1.1.0":
+        assert [(i.name, i.mac, i.sandbox) for i in found.interfaces] == [
+            (i.name, i.mac, i.sandbox) for i in RESULT.interfaces
+        ]
+        assert (found.ips, found.routes) == (RESULT.ips, RESULT.routes)
+    else:
+        assert found == RESULT
+
+
+@pytest.mark.parametrize(
+    ("previous", "says"),
+    [
+        ({"ips": [{"address": "10.0.0.1"}]}, "no prefix length"),
+        ({"ips": [{"address": "x/8"}]}, "'x/8'"),
+        ({"ips": [{"address": "10.0.0.1/8", "interface": 0}]}, "is of interface 0"),
+        ({"ips": 3}, "ips"),
+        ({"routes": [{"dst": "nowhere"}]}, "nowhere"),
+        ({"ip4": {}}, "ip4"),
+    ],
+)
+def test_a_result_that_is_none_is_refused_by_what_is_wrong(previous, says):
+    with pytest.raises(CniError) as caught:
+        decode(previous)
+    assert (caught.value.code, says in caught.value.message) == (6, True)
+
+
+def test_a_later_plugins_result_comes_after_the_earlier_ones():
+    merged = merge(RESULT, RESULT)
+    assert merged.interfaces == RESULT.interfaces * 2
+    assert [ip.interface for ip in merged.ips] == [1, 1, 3, 3]
 
 
 def test_errors_are_told_in_json():

@@ -7,9 +7,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from podlane.agent.options import AgentOptions
+from podlane.cni import plugins
 from podlane.cni.attacher import Attacher
+from podlane.cni.host import AgentHost
 from podlane.cni.leases import Leases
 from podlane.cni.plugin import Plugin
+from podlane.cni.plugins.podlane import Podlane
 from podlane.cni.server import CniServer
 from podlane.compile import facts
 from podlane.compile.engine import Compiler
@@ -34,9 +37,11 @@ class Attachments:
         state.mkdir(parents=True, exist_ok=True)
         self._compiler = compiler
         self._spool = state / "cni-spool"
-        self._leases = Leases(state / "leases.sqlite", BOOT_ID.read_text().strip())
+        boot_id = BOOT_ID.read_text().strip()
+        self._leases = Leases(state / "leases.sqlite", boot_id)
         self._attacher = Attacher(self._leases, self._pools, on_change, mtu_bytes=self._mtu_bytes)
-        self._plugin = Plugin(self._attacher)
+        self._host = AgentHost(state, boot_id, plugins.load() | {"podlane": Podlane(self._attacher)})
+        self._plugin = Plugin(self._host)
         self._server = CniServer(Path(options.cni_socket), self._plugin)
 
     async def start(self) -> list[Attachment]:
@@ -53,6 +58,7 @@ class Attachments:
 
     async def close(self) -> None:
         await self._attacher.close()
+        await self._host.close()
         self._leases.close()
 
     def _pools(self) -> list[Prefix]:

@@ -1,4 +1,4 @@
-"""The verbs of the `podlane` plugin type, from environment and configuration to answer."""
+"""A request of the runtime, from environment and configuration to answer: the type it names does the verb."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from podlane.cni import protocol, wire
-from podlane.cni.attacher import Attacher
-from podlane.cni.leases import Lease
-from podlane.cni.link import ANYWHERE, GATEWAYS, host_mac
-from podlane.cni.protocol import Interface, Ip, Request, Result, RouteEntry, Verb
-from podlane.errors import CniError
-from podlane.model.addresses import family_of
+from podlane.cni.host import AgentHost, perform
+from podlane.cni.link import as_cni_error
+from podlane.cni.plugins.base import Call, Owner
+from podlane.cni.protocol import Request, Verb
+from podlane.cni.results import Result, decode, encode_result
+from podlane.cni.turns import Turns
+from podlane.errors import CniError, KernelError, UnsupportedError
 
 _log = logging.getLogger(__name__)
 
@@ -28,15 +29,15 @@ class Answer(NamedTuple):
 class Plugin:
     """A request comes in as the runtime made it; netns_fd is CNI_NETNS opened, None if that failed."""
 
-    def __init__(self, attacher: Attacher) -> None:
-        self._attacher = attacher
+    def __init__(self, host: AgentHost) -> None:
+        self._host = host
+        self._turns: Turns[Owner] = Turns()
 
     async def __call__(self, environment: Mapping[str, str], stdin: bytes, netns_fd: int | None) -> Answer:
         """Never raises: every failure is an answer."""
         version = protocol.version_of(stdin)
         try:
-            request = protocol.parse(environment, stdin)
-            return Answer(0, await self._run(request, netns_fd))
+            return Answer(0, await self._run(environment, stdin, netns_fd))
         except CniError as error:
             return Answer(1, protocol.encode_error(error, version))
         except Exception as error:
@@ -44,36 +45,45 @@ class Plugin:
             internal = CniError(protocol.INTERNAL, f"{type(error).__name__}: {error}")
             return Answer(1, protocol.encode_error(internal, version))
 
-    async def _run(self, request: Request, netns_fd: int | None) -> bytes:
-        match request.verb:
-            case Verb.VERSION:
-                return protocol.encode_versions()
-            case Verb.STATUS:
-                if self._attacher.not_ready:
-                    raise CniError(protocol.NOT_AVAILABLE, self._attacher.not_ready)
-            case Verb.ADD:
-                lease = await self._attacher.attach(
-                    request.container_id,
-                    request.ifname,
-                    _namespace(request, netns_fd),
-                    network=request.network,
-                    pod_namespace=request.args.get("K8S_POD_NAMESPACE", ""),
-                    pod_name=request.args.get("K8S_POD_NAME", ""),
-                )
-                result = result_of(lease, request.netns, self._attacher.mtu_bytes)
-                return protocol.encode_result(result, request.version)
-            case Verb.DEL:
-                await self._attacher.detach(request.container_id, request.ifname)
-            case Verb.CHECK:
-                namespace = _namespace(request, netns_fd)
-                lease = await self._attacher.check(request.container_id, request.ifname, namespace)
-                _compare(lease, request)
-            case Verb.GC:
-                if request.valid_attachments is None:
-                    what = "GC needs cni.dev/valid-attachments: without the list everything would go"
-                    raise CniError(protocol.INVALID_CONFIG, what)
-                await self._attacher.keep_only(request.network, set(request.valid_attachments))
-        return b""
+    async def _run(self, environment: Mapping[str, str], stdin: bytes, netns_fd: int | None) -> bytes:
+        request = protocol.parse(environment, stdin, self._faults)
+        if request.verb is Verb.VERSION:
+            return protocol.encode_versions()
+        if request.verb is Verb.GC and request.valid_attachments is None:
+            what = "GC needs cni.dev/valid-attachments: without the list everything would go"
+            raise CniError(protocol.INVALID_CONFIG, what)
+        previous = None if request.previous is None else _previous(request)
+        call = Call(request, self._host, environment, netns_fd, previous)
+        what = f"{request.verb} of {request.kind} for {request.ifname} of {request.container_id}"
+        async with self._turns.of(call.owner):
+            try:
+                result = await perform(self._host.types[request.kind], call)
+            except KernelError as error:
+                raise as_cni_error(error, what) from None
+            except UnsupportedError as error:
+                raise CniError(protocol.UNSUPPORTED_FIELD, f"{what}: {error}") from None
+            except OSError as error:
+                raise CniError(protocol.IO_FAILURE, f"{what}: {error}") from None
+        return encode_result(result, request.version) if request.verb is Verb.ADD else b""
+
+    def _faults(self, request: Request) -> list[str]:
+        """What is wrong with the configuration in the eyes of its type and of its IPAM type.
+
+        A DEL is done as well as it can be: what it cannot read of the configuration it does without.
+        """
+        kind = self._host.types.get(request.kind)
+        if kind is None:
+            known = ", ".join(sorted(self._host.types))
+            return [f"type is {request.config.get('type')!r}, expected one of {known}"]
+        if request.verb is Verb.DEL:
+            return []
+        return kind.faults(request) + self._ipam_faults(request)
+
+    def _ipam_faults(self, request: Request) -> list[str]:
+        ipam = request.config.get("ipam")
+        name = ipam.get("type") if isinstance(ipam, dict) else None
+        kind = self._host.types.get(name) if isinstance(name, str) and name != request.kind else None
+        return kind.faults(request) if kind is not None else []
 
     async def replay(self, spool: Path) -> list[str]:
         """Runs the DELs that came while no agent was there. Returns what went wrong, one line a request.
@@ -96,34 +106,10 @@ class Plugin:
         return failures
 
 
-def result_of(lease: Lease, sandbox: str, mtu_bytes: int) -> Result:
-    """What ADD answers: the node's end, the pod's end, its addresses and default routes."""
-    families = list(dict.fromkeys(map(family_of, lease.addresses)))
-    return Result(
-        interfaces=(
-            Interface(lease.device, host_mac(lease.device), mtu_bytes),
-            Interface(lease.ifname, lease.mac, mtu_bytes, sandbox),
-        ),
-        ips=tuple(Ip(a, family_of(a).bits, GATEWAYS[family_of(a)], 1) for a in lease.addresses),
-        routes=tuple(RouteEntry(ANYWHERE[family], GATEWAYS[family]) for family in families),
-    )
-
-
-def _namespace(request: Request, netns_fd: int | None) -> int:
-    if netns_fd is None:
-        raise CniError(protocol.INVALID_ENVIRONMENT, f"CNI_NETNS {request.netns!r} cannot be opened")
-    return netns_fd
-
-
-def _compare(lease: Lease, request: Request) -> None:
-    """CHECK: addresses of ours that prevResult lists for the interface and that it does not have.
-
-    Later plugins of a chain may have added others; what they may not do is take ours away.
-    """
-    previous = request.previous or {}
-    text = {str(entry.get("address", "")).partition("/")[0] for entry in previous.get("ips") or ()}
-    missing = [str(address) for address in lease.addresses if str(address) not in text]
-    if text and missing:
-        raise CniError(
-            protocol.NOT_AS_MADE, f"prevResult does not list {', '.join(missing)} of this attachment"
-        )
+def _previous(request: Request) -> Result | None:
+    try:
+        return decode(request.previous or {})
+    except CniError:
+        if request.verb is Verb.DEL:
+            return None
+        raise

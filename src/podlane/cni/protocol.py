@@ -1,4 +1,4 @@
-"""The plugin's side of the CNI specification 1.1: environment and configuration in, results and errors out.
+"""The plugin's side of the CNI specification 1.1: environment and configuration in, errors out (results.py).
 
 Pure. The rules are those of libcni's skel package, as one table; unlike skel, all faults of a request are
 reported together. Answers are given in the version the configuration asks for, 0.1.0 to 1.1.0.
@@ -15,7 +15,6 @@ from typing import Any, Final
 from msgspec import Struct
 
 from podlane.errors import CniError
-from podlane.model.addresses import Address, Prefix, family_of
 
 VERSIONS: Final = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 NEWEST: Final = VERSIONS[-1]
@@ -37,6 +36,10 @@ class Verb(enum.StrEnum):
 
 # The configuration version from which a verb exists.
 SINCE: Final = {Verb.CHECK: "0.4.0", Verb.GC: "1.1.0", Verb.STATUS: "1.1.0"}
+
+# The shim names itself here; IPAM types are executed by other plugins, with those plugins' configuration.
+EXECUTABLE: Final = "PODLANE_CNI_NAME"
+IPAM_TYPES: Final = frozenset({"host-local", "static"})
 
 _IDENTIFIER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
 
@@ -81,7 +84,7 @@ class Request(Struct, frozen=True, kw_only=True):
     """version: of the configuration, in which the answer must be. args: CNI_ARGS.
 
     valid_attachments: (container id, ifname) of GC; None when the key is absent, which is not the same
-    as an empty list. config: the whole configuration.
+    as an empty list. config: the whole configuration. executable: the name the runtime found us by.
     """
 
     verb: Verb
@@ -94,10 +97,31 @@ class Request(Struct, frozen=True, kw_only=True):
     previous: dict[str, Any] | None = None
     valid_attachments: tuple[tuple[str, str], ...] | None = None
     config: dict[str, Any] = {}
+    executable: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The plugin type asked for: IPAM types are executed for configurations of another type."""
+        return self.executable if self.executable in IPAM_TYPES else str(self.config.get("type", ""))
+
+    def runtime(self, capability: str) -> Any:
+        """What the runtime says for a capability (runtimeConfig); None for nothing."""
+        return _object(self.config.get("runtimeConfig")).get(capability)
+
+    def cni_args(self, key: str) -> Any:
+        """args.cni of the configuration; None for nothing."""
+        return _object(_object(self.config.get("args")).get("cni")).get(key)
 
 
-def parse(environment: Mapping[str, str], stdin: bytes) -> Request:
-    """Raises CniError; its code is that of the first fault, its message names them all."""
+def parse(
+    environment: Mapping[str, str],
+    stdin: bytes,
+    faults_of: Callable[[Request], list[str]] = lambda _: [],
+) -> Request:
+    """faults_of: what else is wrong with the configuration, in the eyes of the type it is for.
+
+    Raises CniError; its code is that of the first fault, its message names them all.
+    """
     faults: list[tuple[int, str]] = []
     verb = _verb(environment)
     if verb is Verb.VERSION:
@@ -117,20 +141,24 @@ def parse(environment: Mapping[str, str], stdin: bytes) -> Request:
         faults.append((INVALID_CONFIG, "CHECK needs prevResult"))
     valid, valid_faults = _valid_attachments(verb, config)
     faults += valid_faults
-    if faults:
-        raise CniError(faults[0][0], "; ".join(text for _, text in faults))
-    return Request(
+    request = Request(
         verb=verb,
         version=version,
         container_id=environment.get("CNI_CONTAINERID", ""),
         ifname=environment.get("CNI_IFNAME", ""),
         netns=environment.get("CNI_NETNS", ""),
-        network=config["name"],
+        network=str(config.get("name", "")),
         args=args,
         previous=previous,
         valid_attachments=valid,
         config=config,
+        executable=environment.get(EXECUTABLE, ""),
     )
+    if config:
+        faults += [(INVALID_CONFIG, fault) for fault in faults_of(request)]
+    if faults:
+        raise CniError(faults[0][0], "; ".join(text for _, text in faults))
+    return request
 
 
 def _verb(environment: Mapping[str, str]) -> Verb:
@@ -159,7 +187,8 @@ def _environment_faults(verb: Verb, environment: Mapping[str, str]) -> list[tupl
 
 
 _KNOWN_ARGS = frozenset(
-    {"IgnoreUnknown", "K8S_POD_NAMESPACE", "K8S_POD_NAME", "K8S_POD_UID", "K8S_POD_INFRA_CONTAINER_ID"}
+    {"IgnoreUnknown", "IP", "MAC", "GATEWAY"}
+    | {"K8S_POD_NAMESPACE", "K8S_POD_NAME", "K8S_POD_UID", "K8S_POD_INFRA_CONTAINER_ID"}
 )
 
 
@@ -179,7 +208,7 @@ def _args(text: str) -> tuple[dict[str, str], list[tuple[int, str]]]:
 def _config(stdin: bytes) -> tuple[dict[str, Any], list[tuple[int, str]]]:
     try:
         config = json.loads(stdin)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return {}, [(UNDECODABLE, f"network configuration on stdin: {error}")]
     if not isinstance(config, dict):
         return {}, [(UNDECODABLE, "network configuration on stdin: not an object")]
@@ -223,6 +252,10 @@ def _valid_attachments(
         return None, [(UNDECODABLE, f"{key}: expected a list of objects with containerID and ifname")]
 
 
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
 def _named_version(config: Mapping[str, Any]) -> Any:
     """What cniVersion says, which may be no version at all; without one it is the first."""
     version = config.get("cniVersion")
@@ -233,86 +266,12 @@ def version_of(stdin: bytes) -> str:
     """The version to answer in when the request could not be read otherwise."""
     try:
         version = _named_version(json.loads(stdin))
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return NEWEST
     return version if version in VERSIONS else NEWEST
 
 
 # --- answers --------------------------------------------------------------------------------------
-
-
-class Interface(Struct, frozen=True):
-    """sandbox: the namespace's path; "" for a link of the node."""
-
-    name: str
-    mac: str
-    mtu_bytes: int = 0
-    sandbox: str = ""
-
-
-class Ip(Struct, frozen=True):
-    """interface: index into Result.interfaces."""
-
-    address: Address
-    prefix_bits: int
-    gateway: Address | None
-    interface: int
-
-
-class RouteEntry(Struct, frozen=True):
-    destination: Prefix
-    gateway: Address | None
-
-
-class Result(Struct, frozen=True):
-    interfaces: tuple[Interface, ...] = ()
-    ips: tuple[Ip, ...] = ()
-    routes: tuple[RouteEntry, ...] = ()
-
-
-def encode_result(result: Result, version: str) -> bytes:
-    """The result in the form of `version`. Up to 0.2.0 there is one address a family and no interface."""
-    body: dict[str, Any] = {"cniVersion": version}
-    if version in ("0.1.0", "0.2.0"):
-        body |= _by_family(result)
-    else:
-        body["interfaces"] = [_interface(i, version) for i in result.interfaces]
-        body["ips"] = [_ip(ip, version) for ip in result.ips]
-        body["routes"] = [_route(route) for route in result.routes]
-    body["dns"] = {}
-    return json.dumps(body).encode()
-
-
-def _by_family(result: Result) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for ip in result.ips:
-        routes = [_route(r) for r in result.routes if family_of(r.destination) is family_of(ip.address)]
-        entry = {"ip": f"{ip.address}/{ip.prefix_bits}", **_gateway(ip.gateway, "gateway"), "routes": routes}
-        found.setdefault(f"ip{ip.address.version}", entry)
-    return found
-
-
-def _interface(interface: Interface, version: str) -> dict[str, Any]:
-    shown: dict[str, Any] = {"name": interface.name, "mac": interface.mac}
-    if interface.mtu_bytes and version == "1.1.0":
-        shown["mtu"] = interface.mtu_bytes
-    if interface.sandbox:
-        shown["sandbox"] = interface.sandbox
-    return shown
-
-
-def _ip(ip: Ip, version: str) -> dict[str, Any]:
-    shown: dict[str, Any] = {} if version in ("1.0.0", "1.1.0") else {"version": str(ip.address.version)}
-    shown |= {"interface": ip.interface, "address": f"{ip.address}/{ip.prefix_bits}"}
-    return shown | _gateway(ip.gateway, "gateway")
-
-
-def _route(route: RouteEntry) -> dict[str, Any]:
-    return {"dst": str(route.destination), **_gateway(route.gateway, "gw")}
-
-
-def _gateway(gateway: Address | None, key: str) -> dict[str, str]:
-    return {} if gateway is None else {key: str(gateway)}
 
 
 def encode_error(error: CniError, version: str) -> bytes:

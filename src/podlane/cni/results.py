@@ -3,7 +3,7 @@
     0.1.0, 0.2.0           ip4 and ip6: one address a family, with that family's routes
     0.3.0, 0.3.1, 0.4.0    interfaces, ips (each with its IP version), routes, dns
     1.0.0                  ips without the IP version
-    1.1.0                  mtu, socketPath, pciID of an interface; mtu, advmss, priority, table, scope of a route
+    1.1.0                  mtu, socketPath, pciID of interfaces; mtu, advmss, priority, table, scope of routes
 
 Pure. What a version cannot say is left out.
 """
@@ -244,3 +244,20 @@ def _cidr(text: str) -> IpInterface:
 
 def _address(text: str | None) -> Address | None:
     return ipaddress.ip_address(text) if text else None
+
+
+def merge(previous: Result | None, own: Result) -> Result:
+    """What a later plugin of a chain answers: everything before it, and its own."""
+    if previous is None:
+        return own
+    shift = len(previous.interfaces)
+    ips = tuple(
+        ip if ip.interface is None else msgspec.structs.replace(ip, interface=ip.interface + shift)
+        for ip in own.ips
+    )
+    return Result(
+        previous.interfaces + own.interfaces,
+        previous.ips + ips,
+        previous.routes + own.routes,
+        own.dns if own.dns != Dns() else previous.dns,
+    )

@@ -1,0 +1,102 @@
+"""The node's side of every plugin type (plugins/base.py: Host), and the way from one type to another."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from podlane.cni import execution
+from podlane.cni.masquerade import NftMasquerade
+from podlane.cni.plugins.base import Call, Masquerade, PluginType, Records
+from podlane.cni.protocol import INVALID_CONFIG, Verb
+from podlane.cni.records import NoteBook
+from podlane.cni.removal import LinkRemover
+from podlane.cni.results import Result, decode
+from podlane.errors import CniError
+
+T = TypeVar("T")
+
+_THREADS = 4
+
+
+class AgentHost:
+    """state_dir: has the notes. netns_fd: the node's namespace; None for the process's own."""
+
+    def __init__(
+        self,
+        state_dir: Path,
+        boot_id: str,
+        types: Mapping[str, PluginType],
+        *,
+        netns_fd: int | None = None,
+    ) -> None:
+        self.state_dir, self.netns_fd, self.types = state_dir, netns_fd, types
+        self._notes = NoteBook(state_dir / "plugins.sqlite", boot_id)
+        self.records: Records = self._notes
+        self._masquerade = NftMasquerade(self.records, netns_fd)
+        self.masquerade: Masquerade = self._masquerade
+        self._threads = ThreadPoolExecutor(_THREADS, "cni")
+        self._remover = LinkRemover(netns_fd)
+
+    async def close(self) -> None:
+        """Waits for what has begun."""
+        await self._remover.close()
+        self._masquerade.close()
+        self._threads.shutdown()
+        self._notes.close()
+
+    async def run(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+
+    async def remove_links(self, names: Sequence[str]) -> None:
+        await self._remover.remove_all(names)
+
+    async def delegate(
+        self, kind: str, call: Call, verb: Verb, config: Mapping[str, Any] | None = None
+    ) -> Result:
+        whole = dict(call.request.config if config is None else config)
+        ours = self.types.get(kind)
+        if ours is None:
+            return await self._execute(kind, call, verb, whole)
+        request = msgspec.structs.replace(call.request, verb=verb, config=whole, executable=kind)
+        previous = whole.get("prevResult")
+        inner = call._replace(request=request, previous=decode(previous) if previous else None)
+        faults = [] if verb is Verb.DEL else ours.faults(request)
+        if faults:
+            raise CniError(INVALID_CONFIG, "; ".join(faults))
+        return await perform(ours, inner)
+
+    async def _execute(self, kind: str, call: Call, verb: Verb, config: dict[str, Any]) -> Result:
+        environment = {**call.environment, "CNI_COMMAND": verb.value}
+        program = execution.find(kind, environment.get("CNI_PATH", ""))
+        config.setdefault("cniVersion", call.request.version)
+
+        def execute() -> Result:
+            return execution.execute(
+                program, environment, config, node_netns=self.netns_fd, pod_netns=call.netns_fd
+            )
+
+        return await self.run(execute)
+
+
+async def perform(kind: PluginType, call: Call) -> Result:
+    """The verb of the call's request; the result of verbs without one is empty."""
+    match call.request.verb:
+        case Verb.ADD:
+            return await kind.add(call)
+        case Verb.DEL:
+            await kind.delete(call)
+        case Verb.CHECK:
+            await kind.check(call)
+        case Verb.GC:
+            await kind.gc(call)
+        case Verb.STATUS:
+            await kind.status(call)
+        case Verb.VERSION:
+            pass
+    return Result()

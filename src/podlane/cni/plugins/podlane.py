@@ -1,0 +1,75 @@
+"""`podlane`: the pod's own link, routed (link.py), with an address of the node's pod CIDRs.
+
+Not among the types of NAMES: it lives with the agent, whose tables follow from its attachments.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+
+from podlane.cni.attacher import Attacher
+from podlane.cni.leases import Lease
+from podlane.cni.link import ANYWHERE, GATEWAYS, host_mac
+from podlane.cni.plugins.base import Call, PluginType
+from podlane.cni.protocol import NOT_AS_MADE, NOT_AVAILABLE
+from podlane.cni.results import Interface, Ip, Result, RouteEntry, merge
+from podlane.errors import CniError
+from podlane.model.addresses import family_of
+
+
+class Podlane(PluginType):
+    name = "podlane"
+
+    def __init__(self, attacher: Attacher) -> None:
+        self._attacher = attacher
+
+    async def add(self, call: Call) -> Result:
+        request = call.request
+        lease = await self._attacher.attach(
+            request.container_id,
+            request.ifname,
+            call.namespace,
+            network=request.network,
+            pod_namespace=request.args.get("K8S_POD_NAMESPACE", ""),
+            pod_name=request.args.get("K8S_POD_NAME", ""),
+        )
+        return merge(call.previous, result_of(lease, request.netns, self._attacher.mtu_bytes))
+
+    async def delete(self, call: Call) -> None:
+        await self._attacher.detach(call.request.container_id, call.request.ifname)
+
+    async def check(self, call: Call) -> None:
+        request = call.request
+        lease = await self._attacher.check(request.container_id, request.ifname, call.namespace)
+        _compare(lease, call.previous)
+
+    async def gc(self, call: Call) -> None:
+        await self._attacher.keep_only(call.request.network, set(call.request.valid_attachments or ()))
+
+    async def status(self, call: Call) -> None:
+        if self._attacher.not_ready:
+            raise CniError(NOT_AVAILABLE, self._attacher.not_ready)
+
+
+def result_of(lease: Lease, sandbox: str, mtu_bytes: int) -> Result:
+    """What ADD answers: the node's end, the pod's end, its addresses and default routes."""
+    families = list(dict.fromkeys(map(family_of, lease.addresses)))
+    return Result(
+        interfaces=(
+            Interface(lease.device, host_mac(lease.device), mtu_bytes),
+            Interface(lease.ifname, lease.mac, mtu_bytes, sandbox),
+        ),
+        ips=tuple(Ip(ipaddress.ip_interface(a), GATEWAYS[family_of(a)], 1) for a in lease.addresses),
+        routes=tuple(RouteEntry(ANYWHERE[family], GATEWAYS[family]) for family in families),
+    )
+
+
+def _compare(lease: Lease, previous: Result | None) -> None:
+    """CHECK: addresses of ours that prevResult does not list.
+
+    Later plugins of a chain may have added others; what they may not do is take ours away.
+    """
+    listed = {ip.address.ip for ip in previous.ips} if previous else set()
+    missing = [str(address) for address in lease.addresses if address not in listed]
+    if listed and missing:
+        raise CniError(NOT_AS_MADE, f"prevResult does not list {', '.join(missing)} of this attachment")
