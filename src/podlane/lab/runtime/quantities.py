@@ -13,7 +13,7 @@ _SUFFIXES = {
     **{suffix: Fraction(1000 ** (power + 1)) for power, suffix in enumerate("kMGTPE")},
     **{f"{suffix}i": Fraction(1024 ** (power + 1)) for power, suffix in enumerate("KMGTPE")},
 }
-_QUANTITY = re.compile(r"([+-]?\d*\.?\d+|[+-]?\d+\.)(?:([eE][+-]?\d+)|([numkMGTPE]?i?))")
+_QUANTITY = re.compile(r"([+-]?\d*\.?\d+|[+-]?\d+\.)(?:([eE][+-]?\d+)|([numkMGTPE]|[KMGTPE]i)?)")
 
 # What a lab node says it has.
 NODE_DEFAULTS = {"cpu": "64", "memory": "64Gi", "ephemeral-storage": "64Gi"}
