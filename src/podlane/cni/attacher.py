@@ -10,14 +10,15 @@ DEL comes), without it `start` collects it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from typing import TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from podlane.cni.leases import Lease, Leases
 from podlane.cni.link import PodLinks, as_cni_error, pod_mac
 from podlane.cni.protocol import NOT_AS_MADE, TRY_AGAIN_LATER, UNKNOWN_CONTAINER
+from podlane.cni.removal import LinkRemover
+from podlane.cni.turns import Turns
 from podlane.compile.pods import host_device
 from podlane.errors import CniError, KernelError
 from podlane.model.addresses import Prefix
@@ -28,11 +29,19 @@ T = TypeVar("T")
 OnChange: TypeAlias = Callable[[Attachment | None, Attachment | None], Awaitable[None]]
 
 
+class Ports(NamedTuple):
+    """Links are ports of this bridge (link mode `bridge`)."""
+
+    bridge: str
+    hairpin: bool = True
+
+
 class Attacher:
     """pod_cidrs: this node's pools, one a family, primary first; empty while the node has none.
 
-    mtu_bytes: of pods' links (0: the default). on_change(old, new): returns when the tables that follow
-    from the change are in the kernel. netns_fd: the node's namespace; None for the caller's.
+    ports: None for links that are routed. mtu_bytes: of pods' links (0: the default).
+    on_change(old, new): returns when the tables that follow from the change are in the kernel.
+    netns_fd: the node's namespace; None for the caller's.
     """
 
     def __init__(
@@ -42,18 +51,17 @@ class Attacher:
         on_change: OnChange,
         *,
         mtu_bytes: Callable[[], int] = lambda: 0,
+        ports: Ports | None = None,
         netns_fd: int | None = None,
     ) -> None:
         self._leases = leases
         self._pod_cidrs = pod_cidrs
         self._on_change = on_change
         self._mtu_bytes = mtu_bytes
-        # Deleting a link waits some 16 ms for RCU: on a thread of its own it holds up no attachment.
+        self._ports = ports
         self._links, self._adder = PodLinks(netns_fd), ThreadPoolExecutor(1, "cni-add")
-        self._leaving, self._remover = PodLinks(netns_fd), ThreadPoolExecutor(1, "cni-del")
-        self._doomed: dict[str, asyncio.Future[None]] = {}
-        self._removal: asyncio.Task[None] | None = None
-        self._turns: dict[Key, tuple[asyncio.Lock, int]] = {}
+        self._remover = LinkRemover(netns_fd)
+        self._turns: Turns[Key] = Turns()
 
     async def start(self) -> list[Attachment]:
         """The attachments that are there. Leases whose link is gone are collected."""
@@ -68,17 +76,23 @@ class Attacher:
 
     async def close(self) -> None:
         """Waits for what has begun."""
-        if self._removal is not None:
-            await self._removal
+        await self._remover.close()
         self._adder.shutdown()
-        self._remover.shutdown()
         self._links.close()
-        self._leaving.close()
 
     @property
     def not_ready(self) -> str:
         """Why no pod can be attached now; "" when one can."""
         return "" if self._pod_cidrs() else "this node has no pod CIDR yet (Node.spec.podCIDRs)"
+
+    @property
+    def pod_cidrs(self) -> Sequence[Prefix]:
+        """This node's pools now."""
+        return self._pod_cidrs()
+
+    @property
+    def _hairpin(self) -> bool:
+        return self._ports is not None and self._ports.hairpin
 
     @property
     def mtu_bytes(self) -> int:
@@ -104,8 +118,9 @@ class Attacher:
             pod_mac(container_id, ifname),
             pod_namespace=pod_namespace,
             pod_name=pod_name,
+            bridge=self._ports.bridge if self._ports else "",
         )
-        async with self._turn(wanted.key):
+        async with self._turns.of(wanted.key):
             try:
                 return await self._attach(wanted, pod_netns)
             except KernelError as error:
@@ -113,24 +128,26 @@ class Attacher:
 
     async def detach(self, container_id: str, ifname: str) -> None:
         """Detaching what is not attached is done already. Raises CniError."""
-        async with self._turn((container_id, ifname)):
+        async with self._turns.of((container_id, ifname)):
             try:
                 lease = self._leases.get(container_id, ifname)
                 if lease is not None:
                     await self._detach(lease)
                 else:
-                    await self._remove(host_device(container_id, ifname))
+                    await self._remover.remove(host_device(container_id, ifname))
             except KernelError as error:
                 raise as_cni_error(error, f"detach {ifname} of {container_id}") from None
 
     async def check(self, container_id: str, ifname: str, pod_netns: int) -> Lease:
         """Raises CniError naming everything that is not as `attach` made it."""
-        async with self._turn((container_id, ifname)):
+        async with self._turns.of((container_id, ifname)):
             lease = self._leases.get(container_id, ifname)
             if lease is None:
                 what = f"container {container_id} has no attachment {ifname} here"
                 raise CniError(UNKNOWN_CONTAINER, what)
-            faults = await self._on_adder(lambda: self._links.faults(lease, pod_netns))
+            faults = await self._on_adder(
+                lambda: self._links.faults(lease, pod_netns, self.pod_cidrs, hairpin=self._hairpin)
+            )
             if faults:
                 raise CniError(NOT_AS_MADE, f"attachment {ifname} of {container_id}: {'; '.join(faults)}")
             return lease
@@ -167,13 +184,13 @@ class Attacher:
         made = False
         try:
             mtu_bytes = self.mtu_bytes
-            await self._on_adder(lambda: self._links.create(lease, pod_netns, mtu_bytes))
+            await self._on_adder(lambda: self._links.create(lease, pod_netns, mtu_bytes, self.pod_cidrs))
             made = True
             await self._on_change(None, lease.attachment)
         except BaseException:
             try:
                 if made:
-                    await self._remove(lease.device)
+                    await self._remover.remove(lease.device)
                     await self._on_change(lease.attachment, None)
             finally:
                 self._leases.release(*lease.key)
@@ -182,50 +199,8 @@ class Attacher:
 
     async def _detach(self, lease: Lease) -> None:
         await self._on_change(lease.attachment, None)
-        await self._remove(lease.device)
+        await self._remover.remove(lease.device)
         self._leases.release(*lease.key)
-
-    async def _remove(self, device: str) -> None:
-        """Deletes a link; those that wait meanwhile go together, which takes no longer than one."""
-        gone = self._doomed.get(device)
-        if gone is None:
-            gone = self._doomed[device] = asyncio.get_running_loop().create_future()
-        if self._removal is None:
-            self._removal = asyncio.create_task(self._remove_doomed())
-        await asyncio.shield(gone)
-
-    async def _remove_doomed(self) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            while self._doomed:
-                batch, self._doomed = self._doomed, {}
-                error: BaseException | None = None
-                try:
-                    await loop.run_in_executor(self._remover, self._leaving.remove, list(batch))
-                except BaseException as failure:
-                    error = failure
-                for gone in batch.values():
-                    if error is None:
-                        gone.set_result(None)
-                    else:
-                        gone.set_exception(error)
-        finally:
-            self._removal = None
 
     async def _on_adder(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._adder, function)
-
-    @asynccontextmanager
-    async def _turn(self, key: Key) -> AsyncIterator[None]:
-        """One request of an attachment at a time: a DEL may come while its ADD still runs."""
-        lock, users = self._turns.get(key, (asyncio.Lock(), 0))
-        self._turns[key] = lock, users + 1
-        try:
-            async with lock:
-                yield
-        finally:
-            lock, users = self._turns[key]
-            if users > 1:
-                self._turns[key] = lock, users - 1
-            else:
-                del self._turns[key]

@@ -8,6 +8,12 @@
 
 Nothing is resolved and nothing can be spoofed by a neighbour pod: every pod is alone on its link, and
 all it sends is routed. The gateway's address exists nowhere; its neighbour entry is all it takes.
+
+In link mode `bridge` the node's end is a port of the node's bridge (by a row, again: the rows are what
+makes it anew when somebody removes the bridge), and the address has the length of the node's CIDR:
+
+    in the pod    eth0  10.244.1.5/24
+                  default via 10.244.1.1, the bridge's address, with a permanent neighbour too
 """
 
 from __future__ import annotations
@@ -16,16 +22,17 @@ import fcntl
 import hashlib
 import ipaddress
 import os
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 from podlane.cni.leases import Lease
-from podlane.cni.protocol import INVALID_ENVIRONMENT, KERNEL_REFUSED
+from podlane.cni.protocol import INVALID_ENVIRONMENT, KERNEL_REFUSED, TRY_AGAIN_LATER
+from podlane.compile import bridge
 from podlane.errors import CniError, KernelError, KernelExistsError
 from podlane.kernel import netns
 from podlane.kernel.netlink import Request
 from podlane.kernel.rtnl import KernelRoute, Rtnl, addresses, links, neighbours, routes
-from podlane.model.addresses import Address, Family, Prefix, family_of
+from podlane.model.addresses import Address, Family, Interface, Prefix, family_of
 
 GATEWAYS: Final[dict[Family, Address]] = {
     Family.IPV4: ipaddress.ip_address("169.254.1.1"),
@@ -62,6 +69,25 @@ def _mac(*of: str) -> str:
     return (b"\x02" + digest[:5]).hex(":")
 
 
+class Way(NamedTuple):
+    """One address of a pod: how it lies on the link, and where the pod sends to."""
+
+    interface: Interface
+    gateway: Address
+
+
+def ways(lease: Lease, pools: Sequence[Prefix]) -> list[Way]:
+    """pools: the node's CIDRs. An address outside of them, a routed one too, is alone on its link."""
+    found = []
+    for address in lease.addresses:
+        pool = next((p for p in pools if address in p), None) if lease.bridge else None
+        if pool is None:
+            found.append(Way(ipaddress.ip_interface(address), GATEWAYS[family_of(address)]))
+        else:
+            found.append(Way(ipaddress.ip_interface((address.packed, pool.prefixlen)), bridge.gateway(pool)))
+    return found
+
+
 class PodLinks:
     """The node's end, in namespace netns_fd (None: the caller's). Blocking; serves one thread at a time."""
 
@@ -72,13 +98,23 @@ class PodLinks:
     def close(self) -> None:
         self._host.close()
 
-    def create(self, lease: Lease, pod_netns: int, mtu_bytes: int) -> None:
+    def create(
+        self,
+        lease: Lease,
+        pod_netns: int,
+        mtu_bytes: int,
+        pools: Sequence[Prefix] = (),
+    ) -> None:
         """Leaves nothing when it fails. mtu_bytes 0: the link's default.
 
+        pools: the node's CIDRs, for a lease with a bridge.
         Raises CniError for a namespace that cannot be a pod's or already has the interface, else
         KernelError.
         """
         self._check_namespace(pod_netns)
+        master = self._host.find_link(lease.bridge) if lease.bridge else None
+        if lease.bridge and (master is None or master.kind != "bridge"):
+            raise CniError(TRY_AGAIN_LATER, f"the bridge {lease.bridge} is not there yet")
         # A link of this name without a lease is what a crash left.
         self._host.delete_links([lease.device])
         if any(address.version == 6 for address in lease.addresses):
@@ -98,15 +134,13 @@ class PodLinks:
                     up=True,
                     link_local=False,
                 )
-                pod.do(*_inside(lease, pod.link_index(lease.ifname)))
+                gateway_mac = master.mac if master else host_mac(lease.device)
+                index = pod.link_index(lease.ifname)
+                pod.do(*_inside(lease.ifname, index, ways(lease, pools), gateway_mac))
                 pod.settle(lease.addresses)
             except BaseException:
                 self._host.delete_links([lease.device])
                 raise
-
-    def remove(self, devices: Iterable[str]) -> None:
-        """The node's ends, and with them the pods'. Those that are gone are no error."""
-        self._host.delete_links(devices)
 
     def present(self) -> set[str]:
         """Names of the links of the node."""
@@ -125,10 +159,13 @@ class PodLinks:
             held = {entry.address.ip for entry in pod.addresses(inner.index)}
             return held.issuperset(lease.addresses)
 
-    def faults(self, lease: Lease, pod_netns: int) -> list[str]:
+    def faults(
+        self, lease: Lease, pod_netns: int, pools: Sequence[Prefix] = (), *, hairpin: bool = False
+    ) -> list[str]:
         """In what the link is not as `create` makes it; empty if it is."""
         self._check_namespace(pod_netns)
         host = self._host.find_link(lease.device)
+        master = self._host.find_link(lease.bridge) if lease.bridge else None
         with Rtnl(pod_netns) as pod:
             inner = pod.find_link(lease.ifname)
             if host is None or inner is None:
@@ -143,13 +180,15 @@ class PodLinks:
             found += [f"{name} is down" for name, link in _named(lease, host, inner) if not link.up]
             held = {entry.address.ip for entry in pod.addresses(inner.index)}
             found += [f"{lease.ifname} has no address {a}" for a in lease.addresses if a not in held]
-            ways = {(r.destination, r.via) for r in pod.routes() if r.link == inner.index}
+            routed = {(r.destination, r.via) for r in pod.routes() if r.link == inner.index}
             known = {(n.address, n.mac) for n in pod.neighbours() if n.link == inner.index and n.permanent}
-            for family in sorted({family_of(address) for address in lease.addresses}):
-                gateway = GATEWAYS[family]
-                if (ANYWHERE[family], gateway) not in ways:
+            if lease.bridge:
+                found += _port_faults(lease, host, master, hairpin)
+            gateway_mac = master.mac if master else host.mac
+            for gateway in sorted({way.gateway for way in ways(lease, pools)}, key=lambda g: g.version):
+                if (ANYWHERE[family_of(gateway)], gateway) not in routed:
                     found.append(f"no default route via {gateway}")
-                if (gateway, host.mac) not in known:
+                if (gateway, gateway_mac) not in known:
                     found.append(f"no permanent neighbour {gateway}")
             return found
 
@@ -178,19 +217,24 @@ def _named(lease: Lease, host: links.Link, inner: links.Link) -> tuple[tuple[str
     return (lease.device, host), (lease.ifname, inner)
 
 
-def _inside(lease: Lease, index: int) -> list[Request]:
+def _port_faults(lease: Lease, host: links.Link, master: links.Link | None, hairpin: bool) -> list[str]:
+    if master is None or host.master != master.index:
+        return [f"{lease.device} is no port of the bridge {lease.bridge}"]
+    if hairpin and not host.hairpin:
+        return [f"the port {lease.device} of {lease.bridge} is not in hairpin mode"]
+    return []
+
+
+def _inside(ifname: str, index: int, inner: Sequence[Way], gateway_mac: str) -> list[Request]:
     """What makes the pod's end work, in order."""
     requests = [
         links.change(_LOOPBACK, up=True, what="lo"),
-        links.change(index, up=True, what=lease.ifname),
+        links.change(index, up=True, what=ifname),
     ]
-    for address in lease.addresses:
-        interface = ipaddress.ip_interface(address)
-        requests.append(addresses.add(index, interface, nodad=True, what=lease.ifname))
-    for family in dict.fromkeys(map(family_of, lease.addresses)):
-        gateway = GATEWAYS[family]
-        requests.append(neighbours.set_neighbour(index, gateway, host_mac(lease.device)))
-        requests.append(routes.add(KernelRoute(ANYWHERE[family], gateway, index, onlink=True)))
+    requests += [addresses.add(index, way.interface, nodad=True, what=ifname) for way in inner]
+    for gateway in dict.fromkeys(way.gateway for way in inner):
+        requests.append(neighbours.set_neighbour(index, gateway, gateway_mac))
+        requests.append(routes.add(KernelRoute(ANYWHERE[family_of(gateway)], gateway, index, onlink=True)))
     return requests
 
 

@@ -5,16 +5,16 @@ Not among the types of NAMES: it lives with the agent, whose tables follow from 
 
 from __future__ import annotations
 
-import ipaddress
+from collections.abc import Sequence
 
 from podlane.cni.attacher import Attacher
 from podlane.cni.leases import Lease
-from podlane.cni.link import ANYWHERE, GATEWAYS, host_mac
+from podlane.cni.link import ANYWHERE, host_mac, ways
 from podlane.cni.plugins.base import Call, PluginType
 from podlane.cni.protocol import NOT_AS_MADE, NOT_AVAILABLE
 from podlane.cni.results import Interface, Ip, Result, RouteEntry, merge
 from podlane.errors import CniError
-from podlane.model.addresses import family_of
+from podlane.model.addresses import Prefix, family_of
 
 
 class Podlane(PluginType):
@@ -33,7 +33,8 @@ class Podlane(PluginType):
             pod_namespace=request.args.get("K8S_POD_NAMESPACE", ""),
             pod_name=request.args.get("K8S_POD_NAME", ""),
         )
-        return merge(call.previous, result_of(lease, request.netns, self._attacher.mtu_bytes))
+        pools, mtu_bytes = self._attacher.pod_cidrs, self._attacher.mtu_bytes
+        return merge(call.previous, result_of(lease, request.netns, mtu_bytes, pools))
 
     async def delete(self, call: Call) -> None:
         await self._attacher.detach(call.request.container_id, call.request.ifname)
@@ -51,16 +52,22 @@ class Podlane(PluginType):
             raise CniError(NOT_AVAILABLE, self._attacher.not_ready)
 
 
-def result_of(lease: Lease, sandbox: str, mtu_bytes: int) -> Result:
-    """What ADD answers: the node's end, the pod's end, its addresses and default routes."""
-    families = list(dict.fromkeys(map(family_of, lease.addresses)))
+def result_of(lease: Lease, sandbox: str, mtu_bytes: int, pools: Sequence[Prefix] = ()) -> Result:
+    """What ADD answers: the node's end, the pod's end, its addresses and default routes.
+
+    pools: the node's pod CIDRs.
+    """
+    inner = ways(lease, pools)
     return Result(
         interfaces=(
             Interface(lease.device, host_mac(lease.device), mtu_bytes),
             Interface(lease.ifname, lease.mac, mtu_bytes, sandbox),
         ),
-        ips=tuple(Ip(ipaddress.ip_interface(a), GATEWAYS[family_of(a)], 1) for a in lease.addresses),
-        routes=tuple(RouteEntry(ANYWHERE[family], GATEWAYS[family]) for family in families),
+        ips=tuple(Ip(way.interface, way.gateway, 1) for way in inner),
+        routes=tuple(
+            RouteEntry(ANYWHERE[family_of(gateway)], gateway)
+            for gateway in dict.fromkeys(way.gateway for way in inner)
+        ),
     )
 
 
