@@ -103,7 +103,8 @@ def traces_of(name: str) -> list[str]:
     found += [line for line in Path("/proc/self/mounts").read_text().splitlines() if f"/labs/{name}/" in line]
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if f"/podlane/{name}/" in (process / "cgroup").read_text() + "/":
+            zombie = (process / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+            if not zombie and f"/podlane/{name}/" in (process / "cgroup").read_text() + "/":
                 found.append(f"process {process.name}")
         except OSError:
             continue

@@ -56,12 +56,13 @@ spec: {selector: {app: far}, ports: [{name: udp, port: 8080, protocol: UDP}, {na
 
 
 def service_pid(lab: Lab, name: str) -> int:
+    from podlane.lab.paths import LabPaths
     from podlane.lab.supervisor.client import Supervisor
 
-    from podlane.lab.paths import LabPaths
-
     with Supervisor(LabPaths(lab.name).supervisor_socket) as supervisor:
-        running = [p for p in supervisor.list() if p.name == name and p.exit_status is None]
+        running = [
+            p for p in supervisor.list() if (p.kind, p.name) == ("service", name) and p.exit_status is None
+        ]
     assert len(running) == 1, running
     return running[0].pid
 
@@ -75,7 +76,6 @@ def pair(lab: Lab, tmp_path: Path) -> Lab:
 
 def start_stream(lab: Lab, target: str, seconds: float) -> Any:
     import subprocess
-    import sys
 
     from tests.cluster.conftest import PODLANE
 
@@ -87,7 +87,7 @@ def start_stream(lab: Lab, target: str, seconds: float) -> Any:
             lab.name,
             "near",
             "--",
-            sys.executable,
+            "python3",
             "-c",
             STREAM,
             target,

@@ -26,11 +26,8 @@ def down(name: str) -> bool:
         return False
     with suppress(LabError):  # an unreadable record: cgroup and paths are enough
         record = records.find(name)
-        if record is not None and record.supervisor is not None and record.supervisor.alive:
-            # It may not have joined the cgroup yet; dead, it starts nothing more.
-            with suppress(ProcessLookupError):
-                os.kill(record.supervisor.pid, signal.SIGKILL)
-            _wait_gone(record.supervisor)
+        if record is not None and record.supervisor is not None:
+            _end_supervisor(record.supervisor)
     cgroups.kill(cgroup)
     for root in (paths.run, paths.state):
         unmount_below(root)
@@ -52,9 +49,18 @@ def unmount_below(root: Path) -> None:
             unmount(target)
 
 
-def _wait_gone(process: records.ProcessId, timeout_s: float = 10.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while process.alive:
-        if time.monotonic() > deadline_s:
-            raise LabError(f"process {process.pid} does not end; it may hang in the kernel")
-        time.sleep(0.005)
+def _end_supervisor(process: records.ProcessId) -> None:
+    """Asked to, it ends its children and collects them, so that not even a zombie stays. Or else it is killed.
+
+    It may not have joined the cgroup yet; dead, it starts nothing more.
+    """
+    for number, timeout_s in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 10.0)):
+        if not process.alive:
+            return
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, number)
+        deadline_s = time.monotonic() + timeout_s
+        while process.alive and time.monotonic() < deadline_s:
+            time.sleep(0.005)
+    if process.alive:
+        raise LabError(f"process {process.pid} does not end; it may hang in the kernel")

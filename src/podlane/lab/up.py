@@ -108,7 +108,10 @@ def _await(missing: Callable[[], list[str]], lab: str, deadline_s: float, timeou
 
 def _nodes_missing(client: rest.Client, record: LabRecord) -> list[str]:
     """Nodes that have not registered; nothing can be scheduled on them."""
-    names = {n["metadata"]["name"] for n in client.list("nodes")}
+    try:
+        names = {n["metadata"]["name"] for n in client.list("nodes")}
+    except LabError as error:  # the kubeconfig is there a moment before the server answers
+        return [str(error)]
     return [f"node {n.name} has not registered" for n in record.nodes if n.name not in names]
 
 
