@@ -397,11 +397,11 @@ def test_logs(play):
         assert await site.log("web", since_s=3600) == "line 1\nline 2\nline 3\n"
         stamped = await site.log("web", timestamps=True)
         assert [line.split(" ", 1)[1] for line in stamped.splitlines()] == ["line 1", "line 2", "line 3"]
+        with pytest.raises(ApiError, match="previous terminated container"):
+            await site.log("web", previous=True)
         following = asyncio.create_task(site.log("web", follow=True))
         await site.client.delete("pods", "web", "default")
         assert await following == "line 1\nline 2\nline 3\n"
-        with pytest.raises(ApiError, match="previous terminated container"):
-            await site.log("web", previous=True)
 
     play(scenario)
 

@@ -43,7 +43,8 @@ def ended(code: int, name: str = "c", kind: str = "main", finished: bool = True)
         ("Always", [ended(1, "i", "init", finished=False), container()], "Pending"),
         ("Never", [ended(1, "i", "init"), container()], "Failed"),
         ("Always", [ended(0, "i", "init"), running()], "Running"),
-        ("Never", [running("s", "sidecar"), ended(0)], "Succeeded"),
+        ("Never", [running("s", "sidecar"), ended(0)], "Running"),
+        ("Never", [ended(143, "s", "sidecar"), ended(0)], "Succeeded"),
     ],
 )
 def test_phase(policy, states, wanted):

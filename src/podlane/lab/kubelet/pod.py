@@ -472,7 +472,8 @@ class PodWorker:
 
     async def _forget_stale(self) -> None:
         while self._stale:
-            await self._forget(self._stale.pop())
+            await self._forget(self._stale[-1])
+            self._stale.pop()  # only now: the wait may have been cancelled
 
     async def _forget(self, pid: int) -> None:
         """Processes of no more use; killed if they run."""

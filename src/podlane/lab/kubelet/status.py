@@ -148,6 +148,8 @@ def phase(pod: Obj, state: PodState) -> str:
             return "Running"
         if policy == "Always" and not pod["metadata"].get("deletionTimestamp"):
             return "Running"
+        if any(c.running for c in state.containers):  # sidecars are about to be stopped
+            return "Running"
         bad = any(c.terminated is not None and c.terminated.exit_code for c in mains)
         return "Failed" if bad else "Succeeded"
     # Some wait: for the first time, or to be started again.
