@@ -9,8 +9,8 @@
 Nothing is resolved and nothing can be spoofed by a neighbour pod: every pod is alone on its link, and
 all it sends is routed. The gateway's address exists nowhere; its neighbour entry is all it takes.
 
-In link mode `bridge` the node's end is a port of the node's bridge (by a row, again: the rows are what
-makes it anew when somebody removes the bridge), and the address has the length of the node's CIDR:
+In link mode `bridge` the node's end is a port of the node's bridge (by a row too, so that it is one again
+when somebody removed the bridge), and the address has the length of the node's CIDR:
 
     in the pod    eth0  10.244.1.5/24
                   default via 10.244.1.1, the bridge's address, with a permanent neighbour too
@@ -131,6 +131,7 @@ class PodLinks:
                     mac=host_mac(lease.device),
                     peer_mac=lease.mac,
                     mtu_bytes=mtu_bytes,
+                    master=master.index if master else 0,
                     up=True,
                     link_local=False,
                 )
@@ -138,6 +139,8 @@ class PodLinks:
                 index = pod.link_index(lease.ifname)
                 pod.do(*_inside(lease.ifname, index, ways(lease, pools), gateway_mac))
                 pod.settle(lease.addresses)
+                if master is not None:
+                    self._host.settle_port(lease.device)
             except BaseException:
                 self._host.delete_links([lease.device])
                 raise

@@ -20,7 +20,8 @@ _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO
 _IFLA_ALIAS = 20
 _IFLA_AF_SPEC, _IFLA_GROUP, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 26, 27, 28, 29
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_INFO_SLAVE_KIND, _IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
-_BRPORT_HAIRPIN = 4  # IFLA_BRPORT_MODE
+_BRPORT_STATE, _BRPORT_HAIRPIN = 1, 4  # the latter is IFLA_BRPORT_MODE
+_FORWARDING = 3  # BR_STATE_FORWARDING
 _VETH_INFO_PEER = 1
 _IFLA_INET6_ADDR_GEN_MODE, _ADDR_GEN_NONE = 8, 1
 _RTEXT_FILTER_SKIP_STATS = 8
@@ -65,6 +66,7 @@ class Link(Struct, frozen=True):
     vxlan: Vxlan | None = None
     alias: str = ""
     promiscuous: bool = False
+    forwarding: bool = False
     hairpin: bool = False
 
 
@@ -218,6 +220,13 @@ def change(
     return Request(RTM_NEWLINK, 0, body, f"change link {what or index}")
 
 
+def set_isolated(index: int, isolated: bool, *, what: str = "") -> Request:
+    """Of a bridge's port: frames do not pass between isolated ports."""
+    data = nested(_IFLA_INFO_SLAVE_DATA, attribute(_BRPORT_ISOLATED, u8(isolated)))
+    info = nested(_IFLA_LINKINFO, attribute(_IFLA_INFO_SLAVE_KIND, text("bridge")), data)
+    return Request(RTM_NEWLINK, 0, _ifinfo(index) + info, f"set isolation of {what or index}")
+
+
 def set_hairpin(index: int, hairpin: bool, *, what: str = "") -> Request:
     """Of a bridge's port."""
     data = nested(_IFLA_INFO_SLAVE_DATA, attribute(_BRPORT_HAIRPIN, u8(hairpin)))
@@ -259,6 +268,7 @@ def unpack(message: Message) -> Link:
     found = attributes(message.body, _IFINFO.size)
     info = attributes(found.get(_IFLA_LINKINFO, b""))
     kind = nl.unpack_text(info.get(_IFLA_INFO_KIND, b""))
+    port = _port(info)
     return Link(
         index=index,
         name=nl.unpack_text(found.get(_IFLA_IFNAME, b"")),
@@ -272,14 +282,15 @@ def unpack(message: Message) -> Link:
         vxlan=_unpack_vxlan(info.get(_IFLA_INFO_DATA, b"")) if kind == "vxlan" else None,
         alias=nl.unpack_text(found.get(_IFLA_ALIAS, b"")),
         promiscuous=bool(flags & IFF_PROMISC),
-        hairpin=_hairpin(info),
+        forwarding=port.get(_BRPORT_STATE, b"\0")[0] == _FORWARDING,
+        hairpin=port.get(_BRPORT_HAIRPIN, b"\0") != b"\0",
     )
 
 
-def _hairpin(info: nl.Attributes) -> bool:
-    if nl.unpack_text(info.get(_IFLA_INFO_SLAVE_KIND, b"")) != "bridge":
-        return False
-    return attributes(info.get(_IFLA_INFO_SLAVE_DATA, b"")).get(_BRPORT_HAIRPIN, b"\0") != b"\0"
+def _port(info: nl.Attributes) -> nl.Attributes:
+    """What a bridge says of its port; nothing for other links."""
+    of_bridge = nl.unpack_text(info.get(_IFLA_INFO_SLAVE_KIND, b"")) == "bridge"
+    return attributes(info.get(_IFLA_INFO_SLAVE_DATA, b"")) if of_bridge else {}
 
 
 def _unpack_vxlan(data: bytes) -> Vxlan:

@@ -17,7 +17,7 @@ PROTOCOL = 85  # marks podlane's routes: nothing else is read or removed
 MAIN_TABLE = 254
 
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_METRICS, _RTA_TABLE = 1, 4, 5, 6, 7, 8, 15
-_RTAX_MTU = 2
+_RTAX_MTU, _RTAX_ADVMSS = 2, 8
 _RTNH_F_ONLINK = 4
 _SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
 _IPV6_METRIC = 1024  # what the kernel makes of an IPv6 route without one
@@ -36,7 +36,10 @@ class RouteKind(enum.IntEnum):
 
 
 class KernelRoute(NamedTuple):
-    """link: index of the link it leaves by, 0 for none. metric: 0 for the family's default."""
+    """link: index of the link it leaves by, 0 for none. metric: 0 for the family's default.
+
+    scope: RT_SCOPE_*, None for what follows from the next hop; it is not read back.
+    """
 
     destination: Prefix
     via: Address | None
@@ -48,6 +51,8 @@ class KernelRoute(NamedTuple):
     protocol: int = PROTOCOL
     table: int = MAIN_TABLE
     kind: int = RouteKind.UNICAST
+    advmss_bytes: int = 0
+    scope: int | None = None
 
 
 def _pack(route: KernelRoute, scope: int) -> bytes:
@@ -81,11 +86,13 @@ def add(route: KernelRoute, *, replace: bool = False) -> Request:
     Without it such a route is an error (KernelExistsError).
     """
     on_link = route.via is None and route.link and route.destination.version == 4
-    body = _pack(route, _SCOPE_LINK if on_link else _SCOPE_UNIVERSE)
+    scope = _SCOPE_LINK if on_link else _SCOPE_UNIVERSE
+    body = _pack(route, scope if route.scope is None else route.scope)
     if route.source is not None:
         body += attribute(_RTA_PREFSRC, route.source.packed)
-    if route.mtu_bytes:
-        body += nested(_RTA_METRICS, attribute(_RTAX_MTU, u32(route.mtu_bytes)))
+    metrics = ((_RTAX_MTU, route.mtu_bytes), (_RTAX_ADVMSS, route.advmss_bytes))
+    if any(value for _, value in metrics):
+        body += nested(_RTA_METRICS, *(attribute(kind, u32(value)) for kind, value in metrics if value))
     flags = nl.NLM_F_CREATE | (nl.NLM_F_REPLACE if replace else nl.NLM_F_EXCL)
     return Request(RTM_NEWROUTE, flags, body, f"add route {route.destination}")
 
@@ -134,6 +141,7 @@ def unpack(message: Message) -> KernelRoute | None:
         protocol=protocol,
         table=_u32(found.get(_RTA_TABLE)) or table,
         kind=kind,
+        advmss_bytes=_u32(metrics.get(_RTAX_ADVMSS)),
     )
 
 

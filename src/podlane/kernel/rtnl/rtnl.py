@@ -145,6 +145,19 @@ class Rtnl:
     def set_down(self, device: Device) -> None:
         self._change(device, up=False)
 
+    def settle_port(self, name: str) -> None:
+        """Returns when the bridge uses this port.
+
+        It does so some time after the link has a carrier: frames are dropped until then. Raises
+        KernelError if that takes longer than a second or two.
+        """
+        end_s = time.monotonic() + _SETTLE_TIMEOUT_S
+        while not self.link(name).forwarding:
+            if time.monotonic() > end_s:
+                detail = f"not in {_SETTLE_TIMEOUT_S} s; are the port, its peer and the bridge up?"
+                raise KernelError.of(errno.ETIMEDOUT, f"forwarding state of {name}", detail)
+            time.sleep(_SETTLE_PAUSE_S)
+
     def set_master(self, device: Device, master: Device) -> None:
         """master 0: no longer a port."""
         self._change(device, master=self.link_index(master))
