@@ -62,9 +62,8 @@ def weigh(lab: str) -> tuple[float, float, int]:
 
 
 def agent_pss(lab: str, node: str) -> int:
-    from podlane.lab.supervisor.client import Supervisor
-
     from podlane.lab.paths import LabPaths
+    from podlane.lab.supervisor.client import Supervisor
 
     with Supervisor(LabPaths(lab).supervisor_socket) as supervisor:
         return max(

@@ -130,9 +130,8 @@ def by_hand() -> Iterator[tuple[int, int]]:
 
 def pod_namespaces(lab: str) -> dict[str, int]:
     """Descriptors of pods' namespaces, by pod name."""
-    from podlane.lab.supervisor.client import Supervisor
-
     from podlane.lab.paths import LabPaths
+    from podlane.lab.supervisor.client import Supervisor
 
     with Supervisor(LabPaths(lab).supervisor_socket) as supervisor:
         return {

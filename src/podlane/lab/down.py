@@ -50,7 +50,7 @@ def unmount_below(root: Path) -> None:
 
 
 def _end_supervisor(process: records.ProcessId) -> None:
-    """Asked to, it ends its children and collects them, so that not even a zombie stays. Or else it is killed.
+    """Asked to, it ends its children and collects them, so that no zombie stays; or else it is killed.
 
     It may not have joined the cgroup yet; dead, it starts nothing more.
     """
