@@ -55,8 +55,9 @@ def test_three_nodes_with_the_examples_pass_every_kind_of_check(lab: Lab) -> Non
         ["--nodes", "2", "--set", "ipFamilies=IPv4"],
         ["--nodes", "2", "--set", "ipFamilies=IPv6"],
         ["--nodes", "2", "--set", "ipFamilies=IPv6,IPv4"],
+        ["--nodes", "2", "--set", "link.mode=bridge"],
     ],
-    ids=["one-node", "two-racks", "IPv4-only", "IPv6-only", "IPv6-first"],
+    ids=["one-node", "two-racks", "IPv4-only", "IPv6-only", "IPv6-first", "bridge"],
 )
 def test_other_shapes_pass_too(lab: Lab, arguments: list[str]) -> None:
     lab.up(*arguments, "-f", "examples/")
