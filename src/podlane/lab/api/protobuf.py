@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import base64
 import functools
+import math
 import struct
-import time
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,9 @@ from podlane.lab.client import Obj
 
 MEDIA_TYPE = "application/vnd.kubernetes.protobuf"
 _MAGIC = b"k8s\x00"
+_DEPTH_LIMIT = 100
+"""Messages inside one another: a deep but real schema of a custom resource has about 40."""
+_EPOCH = datetime(1970, 1, 1)
 _DELETE_OPTIONS = "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions"
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -64,7 +68,7 @@ def _fields(message: str) -> dict[int, _Field]:
 
 def decode(body: bytes) -> Obj:
     """Raises ApiError(400) for what is no envelope, or of a kind that is not known."""
-    # OverflowError, OSError: times no calendar has; msgspec.DecodeError is a ValueError.
+    # OverflowError: times no calendar has. RecursionError: of JSON. msgspec.DecodeError is a ValueError.
     if not body.startswith(_MAGIC):
         raise bad_request("couldn't decode the body as protobuf: it does not begin with the magic number")
     try:
@@ -72,14 +76,19 @@ def decode(body: bytes) -> Obj:
         type_meta = dict(_walk(_bytes(envelope.get(1, b""))))
         api_version, kind = (_bytes(type_meta.get(n, b"")).decode() for n in (1, 2))
         raw = _bytes(envelope.get(2, b""))
-        if _bytes(envelope.get(4, b"")) == b"application/json":
+        encoding, content = (_bytes(envelope.get(n, b"")).decode() for n in (3, 4))
+        if encoding or content not in ("", "application/json", MEDIA_TYPE):
+            raise ValueError(f"unknown content {content!r} in encoding {encoding!r}")
+        if content == "application/json":
             found = msgspec.json.decode(raw, type=dict[str, Any])
         else:
             name = _DELETE_OPTIONS if kind == "DeleteOptions" else schema.type_name(api_version, kind)
             if name is None or name not in _messages():
                 raise bad_request(f"no kind {kind!r} is registered for version {api_version!r}")
-            found = _message(raw, name)
-    except (ValueError, IndexError, OverflowError, OSError, struct.error) as error:
+            found = _message(raw, name, 0)
+    except RecursionError:
+        raise bad_request("couldn't decode the body as protobuf: it is nested too deeply") from None
+    except (ValueError, IndexError, OverflowError, struct.error) as error:
         raise bad_request(f"couldn't decode the body as protobuf: {error}") from None
     return {"apiVersion": api_version, "kind": kind, **found}
 
@@ -140,10 +149,13 @@ def _integer(value: Wire) -> int:
 # --- messages -------------------------------------------------------------------------------------
 
 
-def _message(data: bytes, name: str) -> Any:
+def _message(data: bytes, name: str, depth: int) -> Any:
+    """depth: of messages around this one. Raises ValueError beyond _DEPTH_LIMIT."""
+    if depth > _DEPTH_LIMIT:
+        raise ValueError("it is nested too deeply")
     union = _UNIONS.get(name.rpartition(".")[2])
     if union is not None:
-        return union(data, name)
+        return union(data, name, depth + 1)
     fields = _fields(name)
     out: Obj = {}
     for number, wire in _walk(data):
@@ -152,12 +164,12 @@ def _message(data: bytes, name: str) -> Any:
             continue
         form = field.form
         if form.startswith("["):
-            out.setdefault(field.name, []).extend(_elements(wire, form[1:-1]))
+            out.setdefault(field.name, []).extend(_elements(wire, form[1:-1], depth + 1))
         elif form.startswith("{"):
-            key, value = _entry(_bytes(wire), form[1:-1])
+            key, value = _entry(_bytes(wire), form[1:-1], depth + 1)
             out.setdefault(field.name, {})[key] = value
         else:
-            value = _value(wire, form)
+            value = _value(wire, form, depth + 1)
             if field.inline:
                 out.update(value)
             elif value is not None and not (field.value and _unset(value, field)):
@@ -167,28 +179,26 @@ def _message(data: bytes, name: str) -> Any:
 
 def _unset(value: Any, field: _Field) -> bool:
     """The zero of a field that is no pointer. Structs are shown even when empty, as in Go's JSON."""
-    if field.form == "int-or-string":
-        return value in (0, "")
     return field.omitted and not isinstance(value, dict) and not value
 
 
-def _elements(wire: Wire, form: str) -> list[Any]:
+def _elements(wire: Wire, form: str, depth: int) -> list[Any]:
     if form in ("int", "boolean") and isinstance(wire, bytes):  # packed
         found, at = [], 0
         while at < len(wire):
             number, at = _varint(wire, at)
-            found.append(_value(number, form))
+            found.append(_value(number, form, depth))
         return found
-    return [_value(wire, form)]
+    return [_value(wire, form, depth)]
 
 
-def _entry(data: bytes, form: str) -> tuple[str, Any]:
+def _entry(data: bytes, form: str, depth: int) -> tuple[str, Any]:
     pair = dict(_walk(data))
     key = _bytes(pair.get(1, b"")).decode()
-    return key, _value(pair.get(2, b""), form)
+    return key, _value(pair.get(2, b""), form, depth)
 
 
-def _value(wire: Wire, form: str) -> Any:
+def _value(wire: Wire, form: str, depth: int) -> Any:
     match form:
         case "string":
             return _bytes(wire).decode()
@@ -199,7 +209,7 @@ def _value(wire: Wire, form: str) -> Any:
         case "bytes":
             return base64.b64encode(_bytes(wire)).decode()
         case "double":
-            return struct.unpack("<d", _bytes(wire))[0]
+            return _double(_bytes(wire))
         case "time" | "microtime":
             return _time(_bytes(wire), micro=form == "microtime")
         case "quantity":
@@ -213,43 +223,53 @@ def _value(wire: Wire, form: str) -> Any:
             return msgspec.json.decode(text) if text else None
     if form.startswith("wrapped "):
         element = form.removeprefix("wrapped [")[:-1]
-        return [_value(item, element) for number, item in _walk(_bytes(wire)) if number == 1]
-    return _message(_bytes(wire), form)
+        return [_value(item, element, depth) for number, item in _walk(_bytes(wire)) if number == 1]
+    return _message(_bytes(wire), form, depth)
+
+
+def _double(data: bytes) -> float:
+    number: float = struct.unpack("<d", data)[0]
+    if not math.isfinite(number):
+        raise ValueError(f"{number} is not a number of JSON")
+    return number
 
 
 def _time(data: bytes, *, micro: bool) -> str | None:
-    """RFC 3339; None for the zero time."""
+    """RFC 3339; None for Go's zero time, an empty message. Raises OverflowError, ValueError."""
+    if not data:
+        return None
     parts = dict(_walk(data))
     seconds, nanos = _integer(parts.get(1, 0)), _integer(parts.get(2, 0))
-    if not parts or (not seconds and not nanos):
-        return None
-    text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+    if not 0 <= nanos < 1_000_000_000:
+        raise ValueError(f"{nanos} nanoseconds")
+    text = (_EPOCH + timedelta(seconds=seconds)).isoformat()
     return f"{text}.{nanos // 1000:06d}Z" if micro else f"{text}Z"
 
 
 # --- unions of apiextensions ----------------------------------------------------------------------
 
 
-def _schema(parts: dict[int, Wire], number: int, name: str) -> Any:
-    owner = name.rpartition(".")[0] + ".JSONSchemaProps"
-    return _message(_bytes(parts[number]), owner)
+def _schema(wire: Wire | None, name: str, depth: int) -> Any:
+    if wire is None:
+        return None
+    return _message(_bytes(wire), name.rpartition(".")[0] + ".JSONSchemaProps", depth)
 
 
-def _or_bool(data: bytes, name: str) -> Any:
+def _or_bool(data: bytes, name: str, depth: int) -> Any:
     parts = dict(_walk(data))
-    return _schema(parts, 2, name) if 2 in parts else bool(_integer(parts.get(1, 0)))
+    return _schema(parts[2], name, depth) if 2 in parts else bool(_integer(parts.get(1, 0)))
 
 
-def _or_array(data: bytes, name: str) -> Any:
+def _or_array(data: bytes, name: str, depth: int) -> Any:
     parts = list(_walk(data))
-    many = [_schema({2: value}, 2, name) for number, value in parts if number == 2]
-    return many or _schema(dict(parts), 1, name)
+    many = [_schema(value, name, depth) for number, value in parts if number == 2]
+    return many or _schema(dict(parts).get(1), name, depth)
 
 
-def _or_strings(data: bytes, name: str) -> Any:
+def _or_strings(data: bytes, name: str, depth: int) -> Any:
     parts = list(_walk(data))
     strings = [_bytes(value).decode() for number, value in parts if number == 2]
-    return strings or _schema(dict(parts), 1, name)
+    return strings or _schema(dict(parts).get(1), name, depth)
 
 
 _UNIONS = {

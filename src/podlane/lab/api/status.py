@@ -115,18 +115,16 @@ def shown(value: Any) -> str:
 
 def of(error: ApiError) -> Obj:
     """The metav1.Status of an error."""
-    status: Obj = {
+    return {
         "kind": "Status",
         "apiVersion": "v1",
         "metadata": {},
         "status": "Failure",
         "message": str(error),
         "reason": error.reason,
+        "details": error.details,  # even when empty: kubectl reads into it without asking
         "code": error.code,
     }
-    if error.details:
-        status["details"] = error.details
-    return status
 
 
 def success(resource: Resource, name: str, uid: str) -> Obj:
