@@ -120,6 +120,7 @@ def main(root: Path) -> None:
     wanted = [META + "DeleteOptions"]
     kinds = {(r.api_version, r.kind) for r in BUILTIN}
     kinds |= {("v1", "Binding"), ("autoscaling/v1", "Scale"), ("policy/v1", "Eviction")}
+    kinds |= {("authentication.k8s.io/v1", "TokenRequest")}
     wanted += [name for name in (schema.type_name(*k) for k in sorted(kinds)) if name]
     while wanted:
         full = wanted.pop()

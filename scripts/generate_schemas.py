@@ -37,6 +37,7 @@ BODIES = (
     ("v1", "Binding"),
     ("autoscaling/v1", "Scale"),
     ("policy/v1", "Eviction"),
+    ("authentication.k8s.io/v1", "TokenRequest"),
     ("v1", "DeleteOptions"),
     ("v1", "Status"),
 )
@@ -45,6 +46,7 @@ SUBRESOURCE_KINDS = {
     "scale": ("autoscaling/v1", "Scale"),
     "eviction": ("policy/v1", "Eviction"),
     "binding": ("v1", "Binding"),
+    "token": ("authentication.k8s.io/v1", "TokenRequest"),
     "exec": ("v1", "PodExecOptions"),
     "attach": ("v1", "PodAttachOptions"),
     "portforward": ("v1", "PodPortForwardOptions"),
@@ -60,6 +62,7 @@ SUBRESOURCE_VERBS = {
     "portforward": ("get", "create"),
     "binding": ("create",),
     "eviction": ("create",),
+    "token": ("create",),
     "finalize": ("update",),
 }
 

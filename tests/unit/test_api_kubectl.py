@@ -288,6 +288,17 @@ def test_nodes_are_tainted_and_cordoned(kubectl: Kubectl) -> None:
     kubectl("delete", "node", "tainted")
 
 
+def test_service_accounts_get_tokens(lab: Lab, kubectl: Kubectl) -> None:
+    kubectl("create", "serviceaccount", "robot")
+    assert kubectl("create", "token", "robot", "--duration=1h").strip() == lab.pki.token
+    message = kubectl.refused("create", "token", "robot", "--duration=1m")
+    assert "may not specify a duration less than 10 minutes" in message
+    assert 'serviceaccounts "nobody" not found' in kubectl.refused("create", "token", "nobody")
+    asked = json.loads(kubectl("create", "token", "robot", "--audience=me", "-o", "json"))
+    assert (asked["spec"]["audiences"], asked["spec"]["expirationSeconds"]) == (["me"], 3600)
+    assert asked["status"]["token"] == lab.pki.token
+
+
 def test_what_is_not_served_is_refused_in_words(kubectl: Kubectl) -> None:
     kubectl("run", "p", "--image=i")
     message = kubectl.refused("debug", "p", "--image=i", "--target=p", "--profile=general")

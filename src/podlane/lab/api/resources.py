@@ -117,7 +117,7 @@ BUILTIN: tuple[Resource, ...] = (
     resource("v1", "ReplicationController", short="rc", categories="all", sub="status scale"),
     resource("v1", "ResourceQuota", short="quota", sub="status"),
     resource("v1", "Secret"),
-    resource("v1", "ServiceAccount", short="sa"),
+    resource("v1", "ServiceAccount", short="sa", sub="token"),
     resource("v1", "Service", short="svc", categories="all", sub="status"),
     resource("apps/v1", "ControllerRevision"),
     resource("apps/v1", "DaemonSet", short="ds", categories="all", sub="status"),

@@ -58,7 +58,7 @@ class ApiServer:
 
     async def start(self, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None, token: str) -> None:
         """Serve on listening sockets, which now belong to the server. token: what clients must bear."""
-        door = Door(self.registry, Verbs(self.registry, self._tables, self._remote), token)
+        door = Door(self.registry, Verbs(self.registry, self._tables, self._remote, token), token)
         # Cancelled handlers let go of watches and of exec'd commands as soon as their client is gone.
         server = web.Server(door.handle, handler_cancellation=True, access_log=None)
         self._runner = web.ServerRunner(server, shutdown_timeout=_SHUTDOWN_S)

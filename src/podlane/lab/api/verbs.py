@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from msgspec import Struct
 from podlane.errors import ApiError
 from podlane.lab.api import patch as patches
 from podlane.lab.api import request as requests
-from podlane.lab.api import reviews, schema, status, strategic, subresources, watching
+from podlane.lab.api import reviews, schema, status, strategic, subresources, tokens, watching
 from podlane.lab.api.registry import Registry, WriteOptions
 from podlane.lab.api.remote import Remote
 from podlane.lab.api.render import Renderer
@@ -91,8 +92,10 @@ class Call:
 
 
 class Verbs:
-    def __init__(self, registry: Registry, tables: Tables, remote: Remote) -> None:
-        self.registry, self.tables, self.remote = registry, tables, remote
+    """token: what clients must bear, given out to service accounts too."""
+
+    def __init__(self, registry: Registry, tables: Tables, remote: Remote, token: str = "") -> None:
+        self.registry, self.tables, self.remote, self._token = registry, tables, remote, token
 
     async def handle(
         self, request: web.BaseRequest, target: Target, body: bytes
@@ -145,6 +148,9 @@ class Verbs:
     def _create(self, call: Call) -> Answer:
         target, options = call.target, call.options()
         obj = requests.an_object(call.parsed(options))
+        if target.subresource == "token":
+            account = self.registry.get(call.resource, target.namespace, target.name).obj
+            return Answer(encode(tokens.answer(account, obj, self._token, time.time())), 201)
         if target.subresource:
             if target.subresource not in ("binding", "eviction"):
                 raise status.method_not_allowed()
