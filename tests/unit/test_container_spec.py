@@ -81,8 +81,10 @@ def test_capabilities():
     assert capabilities.left(["NET_BIND_SERVICE"], ["ALL"]) == ["NET_BIND_SERVICE"]
     assert capabilities.left((), ["all"]) == []
     assert "CHOWN" not in capabilities.left((), ["CHOWN"])
-    assert set(capabilities.left(["ALL"], ["MKNOD"])) == set(capabilities.NUMBERS) - {"MKNOD"}
-    assert "MKNOD" not in capabilities.DEFAULT
+    everything = capabilities.NUMBERS.keys() - capabilities.HOST_WIDE
+    assert set(capabilities.left(["ALL"], ["NET_RAW"])) == everything - {"NET_RAW"}
+    assert capabilities.left(["MKNOD", "cap_sys_time"], ["ALL"]) == []
+    assert capabilities.refused(["NET_ADMIN", "cap_sys_time"]) == ["SYS_TIME"]
 
 
 def test_pause_is_an_executable_of_one_page():

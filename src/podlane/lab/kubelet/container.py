@@ -7,14 +7,16 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from podlane.errors import LabError
 from podlane.lab.client import Obj
 from podlane.lab.kubelet import container_spec, probes, probing
+from podlane.lab.kubelet import logs as log_files
 from podlane.lab.kubelet.context import NodeContext, PodFiles
+from podlane.lab.kubelet.health import Health
 from podlane.lab.kubelet.status import ContainerState, Terminated
 from podlane.lab.kubelet.volumes import PodVolumes
 from podlane.lab.runtime import env, names
@@ -25,7 +27,7 @@ from podlane.lab.supervisor.protocol import Mount
 BACKOFF_FIRST_S, BACKOFF_LAST_S = 1.0, 30.0
 BACKOFF_FORGIVEN_S = 60.0
 CONFIG_AGAIN_S = 2.0
-MESSAGE_BYTES = 4096
+FROM_LOG = "FallbackToLogsOnError"
 LEAST_GRACE_S = 2.0  # after a preStop hook that took all the grace there was (kuberuntime_container.go)
 
 
@@ -199,16 +201,8 @@ class ContainerRunner:
         self._changed(False)
 
     def _tell_what_ran(self, ran: str, argv: list[str]) -> None:
-        if ran == "responder" and self.container.get("command"):
-            self._event(
-                "CommandNotOnHost",
-                f"{argv[0]} is not on this machine: the built-in responder stands in for {self.name}",
-            )
-        elif ran == "nothing":
-            what = argv[0] if self.container.get("command") else "its image's program"
-            self._event(
-                "CommandNotOnHost", f"{what} is not on this machine: {self.name} counts as having succeeded"
-            )
+        for reason, text, warning in container_spec.remarks(self.container, ran, argv):
+            self._event(reason, text, warning=warning)
 
     async def _wait_for_config(self, error: ConfigMissing) -> None:
         if self.state.waiting != (error.reason, str(error)):
@@ -229,7 +223,16 @@ class ContainerRunner:
                 await self._node.supervisor.forget(self._old_pid)
             self._old_pid = 0
         await self.services_changed()  # since its configuration was written
-        work = asyncio.create_task(self._care(address), name=f"probes of {self.name}")
+        health = Health(
+            self.container,
+            self.state,
+            self._target(address),
+            self._node.supervisor,
+            changed=lambda: self._changed(True),
+            say=lambda reason, text, warning: self._event(reason, text, warning=warning),
+            kill=self._kill,
+        )
+        work = asyncio.create_task(health.watch(began_now=not self._adopted), name=f"probes of {self.name}")
         try:
             await asyncio.wait({self._exit})
         finally:
@@ -239,94 +242,25 @@ class ContainerRunner:
         if not work.cancelled() and (failure := work.exception()) is not None:
             raise failure
 
-    async def _care(self, address: str) -> None:
-        target = probing.Target(
-            self.container,
-            self._pid,
-            address,
-            self._node.netns,
-            self.state.ran == "responder",
-        )
-        hook = (self.container.get("lifecycle") or {}).get("postStart")
-        if hook and not self._adopted:
-            outcome = await self._act(hook, target, 30.0)
-            if not outcome.ok and not outcome.absent:
-                self._event("FailedPostStartHook", f"PostStartHook failed: {outcome.text}", warning=True)
-                await self.stop(LEAST_GRACE_S, "FailedPostStartHook")
-                return
-        startup = probes.parse(self.container, probes.Kind.STARTUP)
-        if startup is not None and not self.state.started:
-            await self._probe(startup, target, self._startup_verdict)
-            if not self.state.started:
-                return
-        async with asyncio.TaskGroup() as group:
-            readiness = probes.parse(self.container, probes.Kind.READINESS)
-            if readiness is not None:
-                group.create_task(self._probe(readiness, target, self._readiness_verdict))
-            elif not self.state.ready:
-                self.state.ready = True
-                self._changed(True)
-            liveness = probes.parse(self.container, probes.Kind.LIVENESS)
-            if liveness is not None:
-                group.create_task(self._probe(liveness, target, self._liveness_verdict))
+    def _target(self, address: str) -> probing.Target:
+        responder = self.state.ran == "responder"
+        return probing.Target(self.container, self._pid, address, self._node.netns, responder)
 
-    async def _probe(
-        self,
-        probe: probes.Probe,
-        target: probing.Target,
-        verdict: Callable[[probes.Probe, bool], Awaitable[bool]],
-    ) -> None:
-        """Asks until verdict(...) says that it is enough."""
-        machine = probes.Machine(probe)
-        told_absent = False
-        while True:
-            await asyncio.sleep(machine.next_s)
-            outcome = await self._act(probe.action, target, probe.timeout_s)
-            ok = outcome.ok
-            if outcome.absent and target.responder:
-                ok = True
-                if not told_absent:
-                    told_absent = True
-                    text = f"{probe.kind} probe passes: its program is not on this machine ({outcome.text})"
-                    self._event("ProbeProgramAbsent", text)
-            changed = machine.record(ok)
-            if not ok and machine.next_s >= probe.period_s:
-                self._event("Unhealthy", f"{probe.kind} probe failed: {outcome.text}", warning=True)
-            if changed is not None and await verdict(probe, changed):
-                return
-
-    async def _startup_verdict(self, probe: probes.Probe, ok: bool) -> bool:
-        if ok:
-            self.state.started = True
-            self.state.ready = probes.parse(self.container, probes.Kind.READINESS) is None
-            self._changed(True)
-        else:
-            await self._kill_unhealthy(probe)
-        return True
-
-    async def _readiness_verdict(self, _: probes.Probe, ok: bool) -> bool:
-        if self.state.ready != ok:
-            self.state.ready = ok
-            self._changed(True)
-        return False
-
-    async def _liveness_verdict(self, probe: probes.Probe, ok: bool) -> bool:
-        if not ok:
-            await self._kill_unhealthy(probe)
-        return not ok
-
-    async def _kill_unhealthy(self, probe: probes.Probe) -> None:
-        spec = self._pod()["spec"]
-        grace = probe.grace_period_s
-        if grace is None:
-            grace = spec.get("terminationGracePeriodSeconds")
-        why = f"Container {self.name} failed {probe.kind.lower()} probe, will be restarted"
-        # Not a child of the probe: ending the process ends the probe.
-        self._stop_task = asyncio.create_task(self.stop(30.0 if grace is None else float(grace), why))
+    def _kill(self, why: str, grace_s: float | None) -> None:
+        """Soon: who asks is ended together with the process."""
+        if grace_s is None:
+            grace = self._pod()["spec"].get("terminationGracePeriodSeconds")
+            grace_s = 30.0 if grace is None else float(grace)
+        self._stop_task = asyncio.create_task(self.stop(grace_s, why))
         self._stop_task.add_done_callback(_retrieved)
 
-    async def _act(self, action: Obj, target: probing.Target, timeout_s: float) -> probing.Outcome:
-        return await probing.act(action, target, self._node.supervisor, timeout_s)
+    def redefined(self, container: Obj) -> None:
+        """A newer version of its definition: another image means another process."""
+        changed = container.get("image") != self.container.get("image")
+        self.container = container
+        self.state.image = container.get("image") or ""
+        if changed and self.pid:
+            self._kill(f"Container {self.name} definition changed, will be restarted", None)
 
     def _ended(self, process: ProcessInfo) -> None:
         state = self.state
@@ -336,7 +270,11 @@ class ContainerRunner:
             "Completed" if status == 0 else "Error",
             state.running_since_s or process.started,
             process.ended,
-            self._message(status),
+            log_files.last_words(
+                self._files.termination(self.name, state.restarts),
+                self._files.log(self.name, state.restarts),
+                from_log=bool(status) and self.container.get("terminationMessagePolicy") == FROM_LOG,
+            ),
             state.container_id,
         )
         ran_s = process.ended - process.started
@@ -346,20 +284,6 @@ class ContainerRunner:
         state.ready = state.started = False
         self._exit = None
         self._changed(True)
-
-    def _message(self, status: int) -> str:
-        """terminationMessagePath, or the end of the log where the policy says so."""
-        try:
-            path = self._files.termination(self.name, self.state.restarts)
-            text = path.read_bytes()[:MESSAGE_BYTES].decode(errors="replace")
-            policy = self.container.get("terminationMessagePolicy")
-            if not text and status and policy == "FallbackToLogsOnError":
-                log = self._files.log(self.name, self.state.restarts).read_text(errors="replace")
-                lines = log.splitlines()[-80:]
-                text = "\n".join(line.partition(" ")[2] for line in lines)[-2048:]
-            return text
-        except OSError:
-            return ""
 
     # --- again? ---
 
@@ -431,14 +355,8 @@ class ContainerRunner:
 
     async def _pre_stop(self, hook: Obj, grace_s: float, ended: asyncio.Task[ProcessInfo]) -> None:
         addresses = [e["ip"] for e in (self._pod().get("status") or {}).get("podIPs") or ()]
-        target = probing.Target(
-            self.container,
-            self._pid,
-            addresses[0] if addresses else "",
-            self._node.netns,
-            self.state.ran == "responder",
-        )
-        acting = asyncio.create_task(self._act(hook, target, grace_s))
+        target = self._target(addresses[0] if addresses else "")
+        acting = asyncio.create_task(probing.act(hook, target, self._node.supervisor, grace_s))
         try:
             await asyncio.wait({acting, ended}, return_when=asyncio.FIRST_COMPLETED)
         finally:

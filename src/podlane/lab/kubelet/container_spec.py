@@ -119,7 +119,9 @@ def container_spec(
         uid=uid,
         gid=gid,
         groups=groups,
-        capabilities=capabilities.left(asked.get("add") or (), asked.get("drop") or ()),
+        capabilities=capabilities.left(
+            ["ALL"] if privileged else asked.get("add") or (), () if privileged else asked.get("drop") or ()
+        ),
         privileged=privileged,
         no_new_privs=context.get("allowPrivilegeEscalation") is False,
         read_only_root=bool(context.get("readOnlyRootFilesystem")),
@@ -129,6 +131,21 @@ def container_spec(
         stdin=bool(container.get("stdin")),
         tty=bool(container.get("tty")),
     )
+
+
+def remarks(container: Obj, ran: str, argv: list[str]) -> Iterator[tuple[str, str, bool]]:
+    """What the user should know of how it was started: (reason, message, whether it is a warning)."""
+    name = container["name"]
+    asked = (container.get("securityContext") or {}).get("capabilities") or {}
+    if refused := capabilities.refused(asked.get("add") or ()):
+        why = "no container of a lab gets them, the whole machine would be concerned"
+        yield "CapabilityRefused", f"{name}: {', '.join(refused)}: {why}", True
+    if ran == "responder" and container.get("command"):
+        text = f"{argv[0]} is not on this machine: the built-in responder stands in for {name}"
+        yield "CommandNotOnHost", text, False
+    elif ran == "nothing":
+        what = argv[0] if container.get("command") else "its image's program"
+        yield "CommandNotOnHost", f"{what} is not on this machine: {name} counts as having succeeded", False
 
 
 # --- the responder's ports ------------------------------------------------------------------------

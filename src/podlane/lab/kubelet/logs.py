@@ -13,6 +13,22 @@ LOOK_AGAIN_S = 0.1  # while somebody follows
 STAMP_BYTES = len("2026-01-02T03:04:05.678901Z")
 
 
+MESSAGE_BYTES, MESSAGE_LINES, MESSAGE_FROM_LOG_BYTES = 4096, 80, 2048  # the kubelet's limits
+
+
+def last_words(termination: Path, log: Path, *, from_log: bool) -> str:
+    """What a container left in its terminationMessagePath; else, with from_log, the end of its log."""
+    try:
+        text = termination.read_bytes()[:MESSAGE_BYTES].decode(errors="replace")
+        if not text and from_log:
+            lines = log.read_bytes().splitlines()[-MESSAGE_LINES:]
+            text = b"\n".join(shown(line, False) for line in lines).decode(errors="replace")
+            text = text[-MESSAGE_FROM_LOG_BYTES:]
+    except FileNotFoundError:
+        return ""
+    return text
+
+
 def stamp(at_s: float) -> bytes:
     whole = int(at_s)
     text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{int((at_s - whole) * 1e6):06d}Z"

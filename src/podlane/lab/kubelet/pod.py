@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import shutil
 import signal
@@ -18,29 +17,22 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from podlane.errors import ApiError, ConflictError, KernelError, LabError, NotFoundError
-from podlane.lab import cgroups
+from podlane.errors import ConflictError, KernelError, LabError, NotFoundError
 from podlane.lab.client import Obj
 from podlane.lab.controllers.facts import is_deleting, seconds
-from podlane.lab.kubelet import container_spec, status
+from podlane.lab.kubelet import container_spec
 from podlane.lab.kubelet.container import ContainerRunner
 from podlane.lab.kubelet.context import NodeContext, PodFiles
+from podlane.lab.kubelet.sandbox import Sandbox, SandboxLost
 from podlane.lab.kubelet.status import ContainerState, PodState
+from podlane.lab.kubelet.status_writer import StatusWriter
 from podlane.lab.kubelet.volumes import PodVolumes, write_names
-from podlane.lab.runtime import env, names, volumes
+from podlane.lab.runtime import env, volumes
 from podlane.lab.runtime.volumes import VolumeMissing
 from podlane.lab.supervisor.client import ProcessInfo
-from podlane.lab.supervisor.protocol import StartSandbox
 
-log = logging.getLogger(__name__)
-
-SETTLE_S = 0.1  # changes nobody waits for are written together
 AGAIN_S = 1.0
 VOLUME_AGAIN_S = 2.0
-
-
-class SandboxLost(Exception):
-    """The pause process ended: the pod's network is gone."""
 
 
 class PodWorker:
@@ -52,16 +44,13 @@ class PodWorker:
         self._files = PodFiles.of(node.facts, pod)
         self._volumes = PodVolumes(node, self._files)
         self._state = PodState(node_addresses=list(node.facts.addresses), started_s=time.time())
-        self._sandbox: ProcessInfo | None = None
-        self._starting_sandbox: asyncio.Task[int] | None = None
-        self._pause: asyncio.Task[ProcessInfo] | None = None
+        self._sandbox = Sandbox(node, lambda: self.pod, lambda r, m: self._event(r, m, warning=True))
+        self._status = StatusWriter(node, lambda: self.pod, self._state)
         self._stale: list[int] = []
         self.runners: dict[str, ContainerRunner] = {}
         self._deleted = asyncio.Event()
         self._gone = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._dirty = asyncio.Event()
-        self._urgent = asyncio.Event()
         self._config_changed = asyncio.Event()
         self._moved = asyncio.Event()
         self._torn_down = False
@@ -78,10 +67,6 @@ class PodWorker:
     def _ended_earlier(self) -> bool:
         """It ended under an earlier kubelet, and keeps the status it has."""
         return (self.pod.get("status") or {}).get("phase") in ("Succeeded", "Failed") and not self._lived
-
-    @property
-    def _host_network(self) -> bool:
-        return bool(self.pod["spec"].get("hostNetwork"))
 
     # --- what the API says ---
 
@@ -128,7 +113,7 @@ class PodWorker:
         for container in _containers(spec):
             name = container["name"]
             if name in self.runners:
-                self.runners[name].container = container
+                self.runners[name].redefined(container)
                 continue
             kind = container_spec.kind_of(self.pod, container)
             waits = (
@@ -148,7 +133,7 @@ class PodWorker:
         for process in sorted(processes, key=lambda p: p.started):
             if process.kind == "sandbox":
                 if process.exit_status is None:
-                    self._sandbox = process
+                    self._sandbox.adopt(process.pid)
                 else:
                     self._stale.append(process.pid)
             elif process.kind == "container":
@@ -157,7 +142,7 @@ class PodWorker:
                     self._stale.append(newest[name].pid)
                 newest[name] = process
         for name, process in newest.items():
-            if name in self.runners and self._sandbox is not None:
+            if name in self.runners and self._sandbox.there:
                 self.runners[name].adopt(process)
             else:
                 self._stale.append(process.pid)
@@ -165,18 +150,18 @@ class PodWorker:
     # --- its life ---
 
     async def run(self) -> None:
-        writer = asyncio.create_task(self._write_status(), name=f"status of {self.pod['metadata']['name']}")
+        writer = asyncio.create_task(self._keep_status(), name=f"status of {self.pod['metadata']['name']}")
         deleted = asyncio.create_task(self._deleted.wait())
         living = asyncio.create_task(self._live_on())
         try:
             if is_deleting(self.pod):
                 self._deleted.set()
-            await asyncio.wait({living, deleted, writer}, return_when=asyncio.FIRST_COMPLETED)
-            if living.done() and living.exception() is None and not deleted.done() and not writer.done():
-                await asyncio.wait({deleted, writer}, return_when=asyncio.FIRST_COMPLETED)
-            for task in (living, writer):
-                if task.done() and not task.cancelled():
-                    task.result()  # a fault: the kubelet begins anew with this pod
+            while not deleted.done():
+                pending = {task for task in (living, deleted, writer) if not task.done()}
+                await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for task in (living, writer):
+                    if task.done():
+                        task.result()  # a fault: the kubelet begins anew with this pod
             living.cancel()
             await asyncio.wait({living})
             await self._terminate()
@@ -190,9 +175,7 @@ class PodWorker:
             self._node.world.forget(self._objects_changed)
             for runner in self.runners.values():
                 runner.release()
-            for waiting in (self._pause, self._starting_sandbox):
-                if waiting is not None:
-                    waiting.cancel()
+            self._sandbox.let_go()
 
     async def _live_on(self) -> None:
         """Until the containers are done for good; then the pod's network is given back."""
@@ -222,11 +205,11 @@ class PodWorker:
         await self._forget_stale()
         await self._mount_volumes()
         async with self._node.world.starts:
-            sandbox_pid = await self._start_sandbox()
-        addresses = await self._attach(sandbox_pid)
+            sandbox_pid = await self._sandbox.start(self._volumes.tmpfs)
+        addresses = await self._attach()
         async with asyncio.TaskGroup() as group:
             helpers = [
-                group.create_task(self._watch_pause()),
+                group.create_task(self._sandbox.watch()),
                 group.create_task(self._watch_deadline()),
                 group.create_task(self._refresh_volumes()),
             ]
@@ -304,60 +287,12 @@ class PodWorker:
             except VolumeMissing as error:  # what is mounted stays as it was
                 self._event("FailedMount", str(error), warning=True)
 
-    async def _start_sandbox(self) -> int:
-        if self._sandbox is None:
-            pod, spec = self.pod, self.pod["spec"]
-            meta = pod["metadata"]
-            cgroup = cgroups.make(self._node.cgroup(self.uid))
-            domain = self._node.facts.config.cluster_domain
-            sysctls = (spec.get("securityContext") or {}).get("sysctls") or ()
-            request = StartSandbox(
-                name=f"{meta['namespace']}/{meta['name']}",
-                labels=container_spec.labels(pod, self._node.name),
-                hostname=self._node.name if self._host_network else names.kernel_hostname(pod, domain),
-                netns_pid=self._node.facts.pid if self._host_network else 0,
-                cgroup=str(cgroup),
-                tmpfs=self._volumes.tmpfs,
-                share_pid=bool(spec.get("shareProcessNamespace")),
-                sysctls={s["name"]: s["value"] for s in sysctls},
-            )
-            delay_s = AGAIN_S
-            while self._sandbox is None:
-                start = asyncio.create_task(self._node.supervisor.start_sandbox(request))
-                self._starting_sandbox = start
-                try:
-                    pid = await asyncio.shield(start)
-                    self._sandbox = ProcessInfo(request.name, "sandbox", pid, time.time())
-                except LabError as error:
-                    text = f"Failed to create pod sandbox: {error}"
-                    self._event("FailedCreatePodSandBox", text, warning=True)
-                    await asyncio.sleep(delay_s)
-                    delay_s = min(2 * delay_s, 30.0)
-                finally:
-                    if start.done():
-                        self._starting_sandbox = None
-        if self._pause is None:
-            self._pause = asyncio.create_task(self._node.supervisor.wait(self._sandbox.pid))
-        return self._sandbox.pid
-
-    async def _attach(self, sandbox_pid: int) -> list[str]:
-        if self._host_network:
-            addresses = list(self._node.facts.addresses)
-        else:
-            addresses = await self._node.attachments.add(self.pod, sandbox_pid, self._sandbox_trouble)
+    async def _attach(self) -> list[str]:
+        addresses = await self._sandbox.attach()
         self._state.addresses, self._state.sandbox = addresses, True
         write_names(self._node, self._files, self.pod, addresses)
         self._changed(False)
         return addresses
-
-    def _sandbox_trouble(self, text: str) -> None:
-        message = f'Failed to create pod sandbox: plugin type="podlane" failed (add): {text}'
-        self._event("FailedCreatePodSandBox", message, warning=True)
-
-    async def _watch_pause(self) -> None:
-        assert self._pause is not None
-        await asyncio.shield(self._pause)
-        raise SandboxLost
 
     async def _watch_deadline(self) -> None:
         limit = self.pod["spec"].get("activeDeadlineSeconds")
@@ -375,12 +310,7 @@ class PodWorker:
 
     async def _terminate(self) -> None:
         """Ends what runs, within the grace that is left; a shorter one may come meanwhile."""
-        if self._starting_sandbox is not None:
-            await asyncio.wait({self._starting_sandbox})
-            if self._starting_sandbox.exception() is None:
-                pid = self._starting_sandbox.result()
-                self._sandbox = ProcessInfo("", "sandbox", pid, time.time())
-            self._starting_sandbox = None
+        await self._sandbox.settle()
         grace_s = 0.0 if self._gone.is_set() else float(_grace_s(self.pod))
         while True:
             self._hurry.clear()
@@ -416,23 +346,8 @@ class PodWorker:
         self._torn_down = True
 
     async def _release_network(self) -> None:
-        if not self._host_network:
-            await self._node.attachments.delete(self.pod, self._detach_trouble)
+        await self._sandbox.release()
         self._state.sandbox = False
-        if self._sandbox is not None:
-            pid, self._sandbox = self._sandbox.pid, None
-            pause, self._pause = self._pause, None
-            if pause is None:
-                pause = asyncio.create_task(self._node.supervisor.wait(pid))
-            if not pause.done():
-                with contextlib.suppress(LabError):
-                    await self._node.supervisor.signal(pid, signal.SIGKILL)
-                await asyncio.wait({pause})
-            await self._forget(pid)
-
-    def _detach_trouble(self, text: str) -> None:
-        message = f'Failed to stop sandbox: plugin type="podlane" failed (delete): {text}'
-        self._event("FailedKillPod", message, warning=True)
 
     def _begin_again(self) -> None:
         """After the sandbox was lost: every container is started anew."""
@@ -462,8 +377,8 @@ class PodWorker:
         if self._gone.is_set():
             return
         try:
-            if meta.get("finalizers"):  # it will be seen for a while
-                await self._write_once()
+            if meta.get("finalizers") and self._lived:  # it will be seen for a while
+                await self._status.write()
             await self._node.client.delete(
                 "pods", meta["name"], meta["namespace"], grace_period_s=0, uid=self.uid
             )
@@ -486,52 +401,17 @@ class PodWorker:
     # --- status ---
 
     def _changed(self, urgent: bool) -> None:
-        self._dirty.set()
         self._moved.set()
-        if urgent:
-            self._urgent.set()
+        self._status.changed(urgent=urgent)
 
     async def _a_change(self) -> None:
         self._moved.clear()
         await self._moved.wait()
 
-    async def _write_status(self) -> None:
-        """Writes the status when it has changed: at once what others wait for, the rest a moment later."""
-        while True:
-            await self._dirty.wait()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._urgent.wait(), SETTLE_S)
-            self._dirty.clear()
-            self._urgent.clear()
-            try:
-                await self._write_once()
-            except NotFoundError:
-                await self._deleted.wait()
-            except ApiError as error:
-                log.warning("status of pod %s: %s", self.pod["metadata"]["name"], error)
-                self._dirty.set()
-                await asyncio.sleep(AGAIN_S)
-
-    async def _write_once(self) -> None:
-        if not self._lived:
+    async def _keep_status(self) -> None:
+        if self._ended_earlier:
             return
-        pod = self.pod
-        while True:
-            wanted = status.pod_status(pod, self._state, time.time())
-            if wanted == (pod.get("status") or {}):
-                return
-            try:
-                written = await self._node.client.update(
-                    "pods", {**pod, "status": wanted}, subresource="status"
-                )
-            except ConflictError:
-                meta = self.pod["metadata"]
-                pod = await self._node.client.get("pods", meta["name"], meta["namespace"])
-                if pod["metadata"]["uid"] != self.uid:
-                    raise NotFoundError(f"pod {meta['name']} is another one now") from None
-                continue
-            self._node.world.pods.wrote(written)
-            return
+        await self._status.run()
 
     def _event(self, reason: str, message: str, *, warning: bool = False) -> None:
         self._node.world.event(self.pod, reason, message, warning=warning)

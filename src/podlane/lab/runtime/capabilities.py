@@ -1,7 +1,8 @@
 """Linux capabilities of containers: which are left, and dropping the others (capabilities(7)).
 
 DEFAULT is what Docker and containerd leave to root in a container, without MKNOD: a device node would
-open the host's disks, and there is no device cgroup here.
+open the host's disks, and there is no device cgroup here. HOST_WIDE are those whose use can only
+concern the whole machine; no manifest gets them. Even so, a privileged container has to be trusted.
 """
 
 from __future__ import annotations
@@ -77,6 +78,9 @@ DEFAULT = (
 )
 
 
+HOST_WIDE = frozenset(("MKNOD", "SYS_BOOT", "SYS_MODULE", "SYS_RAWIO", "SYS_TIME"))
+
+
 def left(add: Iterable[str], drop: Iterable[str]) -> list[str]:
     """securityContext.capabilities applied to the default; ALL means every one, the CAP_ prefix may be there.
 
@@ -85,7 +89,12 @@ def left(add: Iterable[str], drop: Iterable[str]) -> list[str]:
     added, dropped = ({name.upper().removeprefix("CAP_") for name in names} for names in (add, drop))
     have = set(NUMBERS) if "ALL" in added else set(DEFAULT)
     have = set() if "ALL" in dropped and "ALL" not in added else have - dropped
-    return sorted((have | (added - {"ALL"})) & set(NUMBERS))
+    return sorted((have | (added - {"ALL"})) & NUMBERS.keys() - HOST_WIDE)
+
+
+def refused(add: Iterable[str]) -> list[str]:
+    """Those of securityContext.capabilities.add that no container gets here."""
+    return sorted({name.upper().removeprefix("CAP_") for name in add} & HOST_WIDE)
 
 
 def mask(names: Iterable[str]) -> int:
@@ -103,9 +112,9 @@ def bound(allowed: int) -> None:
 
 
 def assume(allowed: int) -> None:
-    """The calling process has these capabilities and no more."""
-    known = allowed & ((1 << _last() + 1) - 1)
-    syscalls.capset(known, known, 0)
+    """The calling process keeps these of the capabilities it has, and no more."""
+    kept = allowed & syscalls.permitted_capabilities()
+    syscalls.capset(kept, kept, 0)
 
 
 def _last() -> int:

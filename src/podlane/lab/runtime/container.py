@@ -69,7 +69,7 @@ def container(spec: protocol.ContainerSpec, place: str, responder_config: int) -
         if spec.tty:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         if spec.argv:
-            _change_directory(spec.cwd, make=True)
+            os.chdir(spec.cwd or "/")
             _drop_rights(spec)
             ran = _execute(spec, spec.argv, spec.env, report)
             if ran:
@@ -92,7 +92,7 @@ def command(spec: protocol.ContainerSpec, pid: int, request: protocol.Exec) -> s
         syscalls.join_namespaces(pid, "net", "ipc", "uts", "mnt")
         if request.tty:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-        _change_directory(spec.cwd, make=False)
+        os.chdir(spec.cwd or "/")
         _drop_rights(spec)
         env = {**spec.env, **({"TERM": "xterm"} if request.tty else {}), **request.env}
         try:
@@ -114,17 +114,9 @@ def _execute(spec: protocol.ContainerSpec, argv: list[str], env: dict[str, str],
         return "nothing" if spec.otherwise == "nothing" else ""
 
 
-def _change_directory(path: str, *, make: bool) -> None:
-    """A workingDir that is not there is made, as container runtimes do."""
-    if path and make:
-        os.makedirs(path, exist_ok=True)
-    os.chdir(path or "/")
-
-
 def _drop_rights(spec: protocol.ContainerSpec) -> None:
-    allowed = capabilities.mask(capabilities.NUMBERS if spec.privileged else spec.capabilities)
-    if not spec.privileged:
-        capabilities.bound(allowed)
+    allowed = capabilities.mask(spec.capabilities)
+    capabilities.bound(allowed)
     if spec.no_new_privs:
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
     os.setgroups(spec.groups)

@@ -115,6 +115,8 @@ def enter(spec: ContainerSpec, place: str) -> None:
                 _bind(path, path, read_only=True)
         for path in _MASKED:
             _mask(path)
+    if spec.cwd:  # a workingDir that is not there is made, as container runtimes do
+        os.makedirs(spec.cwd, exist_ok=True)
     if spec.read_only_root:
         syscalls.mount("none", "/", flags=MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NODEV)
 

@@ -162,6 +162,14 @@ class _CapData(ctypes.Structure):
     )
 
 
+def permitted_capabilities() -> int:
+    """capget(2) of the calling thread, as a mask."""
+    header = _CapHeader(0x20080522, 0)
+    data = (_CapData * 2)()
+    _check(_libc.capget(ctypes.byref(header), data), "capget")
+    return int(data[0].permitted) | int(data[1].permitted) << 32
+
+
 def capset(effective: int, permitted: int, inheritable: int) -> None:
     """capset(2) of the calling thread; each a mask of 1 << capability."""
     header = _CapHeader(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3
