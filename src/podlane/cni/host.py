@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from podlane.cni import execution
+from podlane.cni.host_ports import HostPorts
 from podlane.cni.masquerade import NftMasquerade
 from podlane.cni.plugins.base import Call, Masquerade, PluginType, Records
 from podlane.cni.protocol import INVALID_CONFIG, Verb
@@ -40,6 +41,7 @@ class AgentHost:
         self.records: Records = self._notes
         self._masquerade = NftMasquerade(self.records, netns_fd)
         self.masquerade: Masquerade = self._masquerade
+        self.host_ports = HostPorts(self.records, netns_fd)
         self._threads = ThreadPoolExecutor(_THREADS, "cni")
         self._remover = LinkRemover(netns_fd)
 
@@ -47,6 +49,7 @@ class AgentHost:
         """Waits for what has begun."""
         await self._remover.close()
         self._masquerade.close()
+        self.host_ports.close()
         self._threads.shutdown()
         self._notes.close()
 

@@ -18,12 +18,15 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from podlane.cni import protocol
 from podlane.cni.protocol import Request
 from podlane.cni.results import IpInterface, Result
 from podlane.errors import CniError
+
+if TYPE_CHECKING:
+    from podlane.cni.host_ports import HostPorts
 
 T = TypeVar("T")
 
@@ -79,6 +82,7 @@ class Host(Protocol):
     state_dir: Path
     records: Records
     masquerade: Masquerade
+    host_ports: HostPorts
 
     async def run(self, function: Callable[[], T]) -> T:
         """function() on a thread: for what blocks."""
@@ -133,6 +137,9 @@ class PluginType:
     """Does nothing, passes prevResult on; types override what they do."""
 
     name: str
+
+    async def start(self, host: Host, lost: Sequence[tuple[Owner, dict[str, Any]]]) -> None:
+        """The agent begins. lost: this type's notes of earlier boots, which end when this returns."""
 
     def faults(self, request: Request) -> list[str]:
         return []

@@ -220,13 +220,6 @@ def change(
     return Request(RTM_NEWLINK, 0, body, f"change link {what or index}")
 
 
-def set_isolated(index: int, isolated: bool, *, what: str = "") -> Request:
-    """Of a bridge's port: frames do not pass between isolated ports."""
-    data = nested(_IFLA_INFO_SLAVE_DATA, attribute(_BRPORT_ISOLATED, u8(isolated)))
-    info = nested(_IFLA_LINKINFO, attribute(_IFLA_INFO_SLAVE_KIND, text("bridge")), data)
-    return Request(RTM_NEWLINK, 0, _ifinfo(index) + info, f"set isolation of {what or index}")
-
-
 def set_hairpin(index: int, hairpin: bool, *, what: str = "") -> Request:
     """Of a bridge's port."""
     data = nested(_IFLA_INFO_SLAVE_DATA, attribute(_BRPORT_HAIRPIN, u8(hairpin)))

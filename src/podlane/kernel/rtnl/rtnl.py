@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 from podlane.errors import KernelError, KernelNotFoundError
-from podlane.kernel.netlink import NETLINK_ROUTE, Netlink, Request
+from podlane.kernel.netlink import NETLINK_ROUTE, Message, Netlink, Request
 from podlane.kernel.rtnl import addresses, links, neighbours, routes
 from podlane.kernel.rtnl.addresses import InterfaceAddress
 from podlane.kernel.rtnl.links import Link, Vxlan
@@ -57,6 +57,10 @@ class Rtnl:
     def do(self, *requests: Request) -> None:
         """Raises the first refusal, after all have been tried."""
         self._netlink.do(*requests)
+
+    def ask(self, request: Request) -> list[Message]:
+        """What the kernel answers to one request. Raises KernelError."""
+        return self._netlink.ask(request)
 
     # --- links ---
 
