@@ -344,3 +344,19 @@ def test_events_go_after_an_hour() -> None:
         clock[0] += 1801
         assert api.expire_events(3600) == 1
         assert [r.name for r in api.store.records("events")] == ["new"]
+
+
+def test_autoscalers_are_one_kind_under_two_versions(api: Registry) -> None:
+    old, new = (api.catalog.at("autoscaling", v, "horizontalpodautoscalers") for v in ("v1", "v2"))
+    target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "d"}
+    spec = {"scaleTargetRef": target, "maxReplicas": 5, "targetCPUUtilizationPercentage": 70}
+    api.create(old, "default", {"metadata": {"name": "h"}, "spec": spec})
+    stored = api.get(new, "default", "h").obj
+    assert stored["apiVersion"] == "autoscaling/v2"
+    assert stored["spec"]["minReplicas"] == 1
+    assert stored["spec"]["metrics"][0]["resource"]["target"]["averageUtilization"] == 70
+    api.change(
+        old, "default", "h", lambda o: {**o, "spec": {**o["spec"], "targetCPUUtilizationPercentage": 50}}
+    )
+    stored = api.get(new, "default", "h").obj
+    assert stored["spec"]["metrics"][0]["resource"]["target"]["averageUtilization"] == 50

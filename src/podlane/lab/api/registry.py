@@ -121,7 +121,10 @@ class Registry:
                 options.warnings.extend(f'unknown field "{path}"' for path in unknown)
             if resource.storage == crd_definition.STORAGE:
                 options.warnings.extend(crd_definition.warnings(obj))
-        return convert.to_storage(resource, obj)
+        stored = convert.to_storage(resource, obj)
+        if resource.converted and not resource.custom:
+            stored, _ = self.strategy(resource).decode(resource, stored)  # the defaults of that version
+        return stored
 
     def create(
         self,
