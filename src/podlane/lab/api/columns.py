@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from podlane.lab.api import columns_pods
+from podlane.lab.api import columns_network, columns_pods
 from podlane.lab.api.cells import (
     NONE,
     UNKNOWN,
@@ -19,9 +19,7 @@ from podlane.lab.api.cells import (
     container_names,
     created_at,
     field,
-    host_port,
     human,
-    joined,
     number,
     seconds,
     selector_at,
@@ -48,76 +46,6 @@ def _ready_of(obj: Obj, _: float) -> str:
 
 def _data(obj: Obj, _: float) -> int:
     return len(obj.get("data") or {}) + len(obj.get("binaryData") or {})
-
-
-# --- services -------------------------------------------------------------------------------------
-
-
-def _external_ip(obj: Obj, _: float) -> str:
-    spec = obj.get("spec") or {}
-    if spec.get("type") == "ExternalName":
-        return str(spec.get("externalName") or NONE)
-    given = list(spec.get("externalIPs") or ())
-    if spec.get("type") == "LoadBalancer":
-        entries = at(obj, "status.loadBalancer.ingress", ())
-        addresses = [e.get("ip") or e.get("hostname") for e in entries]
-        return ",".join([*addresses, *given]) or "<pending>"
-    return ",".join(given) or NONE
-
-
-def _service_ports(obj: Obj, _: float) -> str:
-    found = []
-    for port in at(obj, "spec.ports", ()):
-        node = f":{port['nodePort']}" if port.get("nodePort") else ""
-        found.append(f"{port['port']}{node}/{port.get('protocol', 'TCP')}")
-    return ",".join(found) or NONE
-
-
-def _endpoints(obj: Obj, _: float) -> str:
-    found = []
-    for subset in obj.get("subsets") or ():
-        addresses = [a["ip"] for a in subset.get("addresses") or ()]
-        ports = subset.get("ports") or ()
-        if not ports:
-            found += addresses
-        for port in ports:
-            found += [host_port(a, port["port"]) for a in addresses]
-    return joined(found)
-
-
-def _slice_ports(obj: Obj, _: float) -> str:
-    ports = obj.get("ports") or ()
-    return joined("*" if p.get("port") is None else p["port"] for p in ports) if ports else "<unset>"
-
-
-def _slice_endpoints(obj: Obj, _: float) -> str:
-    endpoints = obj.get("endpoints") or ()
-    return joined(a for e in endpoints for a in e.get("addresses") or ()) if endpoints else "<unset>"
-
-
-def _ingress_hosts(obj: Obj, _: float) -> str:
-    return joined(r["host"] for r in at(obj, "spec.rules", ()) if r.get("host")).replace(NONE, "*")
-
-
-def _ingress_address(obj: Obj, _: float) -> str:
-    return ",".join(e.get("ip") or e.get("hostname", "") for e in at(obj, "status.loadBalancer.ingress", ()))
-
-
-def _ingress_ports(obj: Obj, _: float) -> str:
-    return "80, 443" if at(obj, "spec.tls") else "80"
-
-
-def _parameters(obj: Obj, _: float) -> str:
-    found = at(obj, "spec.parameters")
-    if not found:
-        return NONE
-    group = f".{found['apiGroup']}" if found.get("apiGroup") else ""
-    return f"{found['kind']}{group}/{found['name']}"
-
-
-def _parent(obj: Obj, _: float) -> str:
-    found = at(obj, "spec.parentRef", {})
-    return "/".join(str(found[k]) for k in ("resource", "namespace", "name") if found.get(k))
 
 
 # --- nodes, namespaces, events --------------------------------------------------------------------
@@ -334,11 +262,11 @@ COLUMNS: dict[str, Sequence[Row]] = {
         AGE,
         *_pods_of(),
     ),
-    "endpoints": (("Endpoints", _endpoints), AGE),
+    "endpoints": (("Endpoints", columns_network.endpoints), AGE),
     "endpointslices.discovery.k8s.io": (
         ("AddressType", field("addressType")),
-        ("Ports", _slice_ports),
-        ("Endpoints", _slice_endpoints),
+        ("Ports", columns_network.slice_ports),
+        ("Endpoints", columns_network.slice_endpoints),
         AGE,
     ),
     "events": EVENTS,
@@ -352,17 +280,17 @@ COLUMNS: dict[str, Sequence[Row]] = {
     ),
     "ingressclasses.networking.k8s.io": (
         ("Controller", field("spec.controller")),
-        ("Parameters", _parameters),
+        ("Parameters", columns_network.parameters),
         AGE,
     ),
     "ingresses.networking.k8s.io": (
         ("Class", field("spec.ingressClassName")),
-        ("Hosts", _ingress_hosts),
-        ("Address", _ingress_address),
-        ("Ports", _ingress_ports),
+        ("Hosts", columns_network.ingress_hosts),
+        ("Address", columns_network.ingress_address),
+        ("Ports", columns_network.ingress_ports),
         AGE,
     ),
-    "ipaddresses.networking.k8s.io": (("ParentRef", _parent), AGE),
+    "ipaddresses.networking.k8s.io": (("ParentRef", columns_network.parent), AGE),
     "jobs.batch": (
         ("Status", _job_status),
         ("Completions", _job_completions),
@@ -437,8 +365,8 @@ COLUMNS: dict[str, Sequence[Row]] = {
     "services": (
         ("Type", field("spec.type", "")),
         ("Cluster-IP", field("spec.clusterIP")),
-        ("External-IP", _external_ip),
-        ("Port(s)", _service_ports),
+        ("External-IP", columns_network.external_ip),
+        ("Port(s)", columns_network.service_ports),
         AGE,
         ("+Selector", selector_at("spec.selector")),
     ),
