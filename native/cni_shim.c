@@ -10,7 +10,8 @@
  *                    STATUS   fails with code 50 (the plugin is not available)
  *                    others   fail with code 11 (try again later)
  *
- * PODLANE_CNI_SOCKET and PODLANE_CNI_SPOOL name another socket and another spool directory.
+ * PODLANE_CNI_SOCKET and PODLANE_CNI_SPOOL name another socket and another spool directory,
+ * PODLANE_CNI_NAME another name than that of the executable.
  * src/podlane/cni/shim.py does the same in Python; one table of tests holds for both.
  */
 #include <arpa/inet.h>
@@ -89,13 +90,16 @@ static const char *setting(const char *name, const char *otherwise)
     return value && *value ? value : otherwise;
 }
 
-/* Header, environment, standard input. */
-static void pack_request(struct bytes *request, const struct bytes *input)
+/* Header, environment, standard input. name: the executable's, for IPAM types that others execute. */
+static void pack_request(struct bytes *request, const struct bytes *input, const char *name)
 {
+    static const char key[] = "PODLANE_CNI_NAME=";
     struct bytes block = {0};
     for (char **entry = environ; *entry; entry++)
         if (!strncmp(*entry, "CNI_", 4))
             append(&block, *entry, strlen(*entry) + 1);
+    append(&block, key, sizeof key - 1);
+    append(&block, name, strlen(name) + 1);
     uint32_t lengths[2] = {htonl((uint32_t)block.size), htonl((uint32_t)input->size)};
     append(request, lengths, sizeof lengths);
     append(request, block.data, block.size);
@@ -247,7 +251,7 @@ static int spool(const struct bytes *request, char *path, size_t room)
     return 0;
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     struct bytes input = {0}, request = {0}, answer = {0};
     char why[512], path[PATH_MAX];
@@ -257,7 +261,8 @@ int main(void)
     signal(SIGPIPE, SIG_IGN);
     if (strcmp(command, "VERSION"))
         read_all(0, &input);
-    pack_request(&request, &input);
+    const char *slash = argc ? strrchr(argv[0], '/') : NULL;
+    pack_request(&request, &input, setting("PODLANE_CNI_NAME", slash ? slash + 1 : argc ? argv[0] : ""));
     int netns = *netns_path ? open(netns_path, O_RDONLY | O_CLOEXEC | O_NONBLOCK) : -1;
 
     if (!ask(&request, netns, &answer, why, sizeof why))

@@ -56,6 +56,7 @@ class CniNode:
     def __init__(self, namespace: int, where: Path, pools: Sequence[Prefix] = POOLS, mtu_bytes: int = 1450):
         self.namespace, self.where, self.pools, self.mtu_bytes = namespace, where, list(pools), mtu_bytes
         self.socket = where / "cni.sock"
+        self.boot = "this boot"
         self.spool = where / "spool"
         self.attachments: dict[tuple[str, str], Attachment] = {}
         self.refuse: BaseException | None = None
@@ -67,7 +68,7 @@ class CniNode:
 
     async def __aenter__(self) -> CniNode:
         self.driver = RtnlDriver(self.namespace)
-        self.leases = Leases(self.where / "leases.sqlite", "this boot")
+        self.leases = Leases(self.where / "leases.sqlite", self.boot)
         self.attacher = Attacher(
             self.leases,
             lambda: self.pools,
@@ -79,8 +80,10 @@ class CniNode:
         report = self.driver.resync(rows_of(list(self.attachments.values())))
         assert not report.failures
         types = plugins.load() | {"podlane": Podlane(self.attacher)}
-        self.host = AgentHost(self.where, "this boot", types, netns_fd=self.namespace)
+        self.host = AgentHost(self.where, self.boot, types, netns_fd=self.namespace)
         self.plugin = Plugin(self.host)
+        await self.host.start()
+        assert await self.plugin.collect() == []
         self.server = CniServer(self.socket, self.plugin)
         await self.server.start()
         return self

@@ -119,8 +119,17 @@ def test_the_agent_sees_the_cni_variables_alone_stdin_and_the_opened_namespace(r
         "CNI_PATH": "/opt/cni/bin",
         "CNI_NETNS": path,
         "CNI_ARGS": "A=b;C=d",
+        "PODLANE_CNI_NAME": Path(runtime.shim[-1]).name,
     }
     assert (stdin, inode) == (STDIN, os.fstat(namespace).st_ino)
+
+
+def test_the_agent_learns_by_which_name_it_was_executed(runtime, tmp_path):
+    link = tmp_path / "host-local"
+    link.symlink_to(runtime.shim[-1])
+    runtime.shim[-1] = str(link)
+    (environment, _, _), _, _ = asyncio.run(served(runtime, Answer(0, b""), "ADD"))
+    assert environment["PODLANE_CNI_NAME"] == "host-local"
 
 
 @pytest.mark.parametrize("netns", ["", "/nowhere/at/all"])

@@ -45,6 +45,14 @@ class AgentHost:
         self._threads = ThreadPoolExecutor(_THREADS, "cni")
         self._remover = LinkRemover(netns_fd)
 
+    async def start(self) -> None:
+        """What a reboot ended is given back: the notes of earlier boots say what."""
+        for name, kind in self.types.items():
+            lost = self._notes.lost(name)
+            await kind.start(self, lost)
+            for owner, _ in lost:
+                self._notes.remove(name, owner)
+
     async def close(self) -> None:
         """Waits for what has begun."""
         await self._remover.close()

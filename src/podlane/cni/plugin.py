@@ -15,6 +15,7 @@ from podlane.cni.protocol import Request, Verb
 from podlane.cni.results import Result, decode, encode_result
 from podlane.cni.turns import Turns
 from podlane.errors import CniError, KernelError, UnsupportedError
+from podlane.kernel.rtnl import Rtnl
 
 _log = logging.getLogger(__name__)
 
@@ -84,6 +85,30 @@ class Plugin:
         name = ipam.get("type") if isinstance(ipam, dict) else None
         kind = self._host.types.get(name) if isinstance(name, str) and name != request.kind else None
         return kind.faults(request) if kind is not None else []
+
+    async def collect(self) -> list[str]:
+        """Detaches what has no link any more: a namespace went without its DEL, or an agent was killed
+        within an ADD. Returns what went wrong, one line an attachment.
+        """
+        failures: list[str] = []
+        for kind in self._host.types.values():
+            for call in kind.leaked(self._host, await self._host.run(self._links)):
+                async with self._turns.of(call.owner):
+                    # Its turn may have come after an ADD that made it whole.
+                    still = kind.leaked(self._host, await self._host.run(self._links))
+                    if call.owner not in [each.owner for each in still]:
+                        continue
+                    try:
+                        await kind.delete(call)
+                    except (CniError, KernelError) as error:
+                        failures.append(
+                            f"{kind.name} {call.owner.ifname} of {call.owner.container_id}: {error}"
+                        )
+        return failures
+
+    def _links(self) -> set[str]:
+        with Rtnl(self._host.netns_fd) as node:
+            return {link.name for link in node.links()}
 
     async def replay(self, spool: Path) -> list[str]:
         """Runs the DELs that came while no agent was there. Returns what went wrong, one line a request.

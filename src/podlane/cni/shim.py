@@ -29,6 +29,7 @@ def main() -> int:
     environment = b"".join(
         key + b"=" + value + b"\0" for key, value in os.environb.items() if key.startswith(b"CNI_")
     )
+    environment += b"PODLANE_CNI_NAME=" + _name() + b"\0"
     request = struct.pack("!II", len(environment), len(stdin)) + environment + stdin
     netns = _open(os.environ.get("CNI_NETNS", ""))
     why, answer = _ask(request, netns)
@@ -51,6 +52,11 @@ def main() -> int:
         return 0
     os.unlink(path)
     return _print(answer)
+
+
+def _name() -> bytes:
+    """By which name the runtime found us: IPAM types are executed for configurations of other types."""
+    return os.environb.get(b"PODLANE_CNI_NAME") or os.path.basename(os.fsencode(sys.argv[0]))
 
 
 def _open(path: str) -> int | None:

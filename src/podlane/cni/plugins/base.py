@@ -141,6 +141,10 @@ class PluginType:
     async def start(self, host: Host, lost: Sequence[tuple[Owner, dict[str, Any]]]) -> None:
         """The agent begins. lost: this type's notes of earlier boots, which end when this returns."""
 
+    def leaked(self, host: Host, links: Collection[str]) -> list[Call]:
+        """The DELs of attachments whose link is gone. links: names of the node's links now."""
+        return []
+
     def faults(self, request: Request) -> list[str]:
         return []
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -116,6 +116,10 @@ class LinkedType(PluginType):
     def undo(self, call: Call, note: Mapping[str, Any]) -> None:
         """What `make` made beside the link; no error if it is gone."""
 
+    def leaked(self, host: Host, links: Collection[str]) -> list[Call]:
+        notes = host.records.all(self.name)
+        return [_call_of(host, owner, note) for owner, note in notes if note["device"] not in links]
+
     async def add(self, call: Call) -> Result:
         common, _ = read_common(call.request)
         owner, host = call.owner, call.host
@@ -219,7 +223,7 @@ class LinkedType(PluginType):
             return found + self.node_faults(call, node, device)
 
 
-def call_of(host: Host, owner: Owner, note: Mapping[str, Any]) -> Call:
+def _call_of(host: Host, owner: Owner, note: Mapping[str, Any]) -> Call:
     """The DEL that undoes what a note is about."""
     request = Request(
         verb=Verb.DEL,
