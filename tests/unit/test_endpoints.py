@@ -8,6 +8,9 @@ from typing import Any
 
 from podlane.lab.client import Obj
 from podlane.lab.controllers import facts
+from podlane.lab.controllers.context import Context
+from podlane.lab.controllers.endpointslice import ServicePods
+from podlane.lab.informer import Key, WorkQueue
 from tests.unit.controller_lab import Cluster, cluster, deployment, name, pod, service
 
 SLICES = "endpointslices.discovery.k8s.io"
@@ -184,6 +187,41 @@ def test_one_pods_change_rewrites_one_slice_and_silence_writes_nothing() -> None
         assert len(after.items() - before.items()) == 1
 
     run(story, nodes=4)
+
+
+def test_what_goes_is_told_sooner_than_what_comes_to_a_large_service() -> None:
+    told: list[float] = []
+
+    class Queue(WorkQueue[Key]):
+        def add_after(self, key: Key, delay_s: float) -> None:
+            told.append(delay_s)
+
+    async def nothing(key: Key) -> None:
+        return None
+
+    async def story(lab: Cluster) -> None:
+        lab.ready = lambda pod: pod["metadata"]["name"] != "late"
+        await lab.create("services", service("web", {"app": "web"}, [{"port": 80}]))
+        for number in range(40):
+            await lab.create("pods", pod(f"pod-{number}", {"app": "web"}, nodeName="node-1"))
+        context = Context(lab.client, lab.config)
+        members = ServicePods(context)
+        async with asyncio.TaskGroup() as group:
+            context.informers.start(group)
+            await context.informers.synced()
+            await lab.until(lambda: all(facts.is_ready(p) for p in members.pods.list("default")))
+            assert len(members.of(lab.one("services", "web"))) == 40
+            members.subscribe(Queue("services", nothing))
+            told.clear()
+            await lab.create("pods", pod("late", {"app": "web"}, nodeName="node-1"))
+            await lab.until(lambda: told)
+            coming_s = told.pop()
+            await lab.client.delete("pods", "pod-1", "default")
+            await lab.until(lambda: min(told, default=coming_s) < coming_s)
+            for resource in ("services", "pods", "nodes"):
+                context.informers.forget(resource)
+
+    run(story)
 
 
 def test_traffic_distribution_becomes_hints() -> None:

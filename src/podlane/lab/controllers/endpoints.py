@@ -27,7 +27,6 @@ MAX_ADDRESSES = 1000
 
 class EndpointsController(Controller):
     resource: ClassVar[str] = "services"
-    settle_s = 0.005
 
     def __init__(self, context: Context) -> None:
         self.endpoints = context.informer("endpoints")
@@ -35,19 +34,21 @@ class EndpointsController(Controller):
         super().__init__(context)
 
     def subscribe(self) -> None:
-        self.members.subscribe(self.soon)
+        self.members.subscribe(self.queue)
         self.endpoints.subscribe(self._endpoints_changed)
 
     def _endpoints_changed(self, old: Obj | None, new: Obj | None) -> None:
         obj = new or old
         if obj is not None and (new is None or labels_of(obj).get(MANAGED_BY) == MANAGER):
-            self.soon((obj["metadata"]["namespace"], obj["metadata"]["name"]))
+            key = (obj["metadata"]["namespace"], obj["metadata"]["name"])
+            self.queue.add_after(key, self.members.settle_s(key))
 
     async def reconcile(self, key: Key) -> float | None:
         namespace, name = key
         service = self.objects.get(name, namespace)
         found = self.endpoints.get(name, namespace)
         if service is None:
+            self.members.forget(key)
             # They have no owner reference: here is who removes them.
             if found is not None and labels_of(found).get(MANAGED_BY) == MANAGER:
                 await self.context.delete("endpoints", found)

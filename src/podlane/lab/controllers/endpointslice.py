@@ -13,31 +13,42 @@ from podlane.lab.client import Obj
 from podlane.lab.controllers import facts, slicing
 from podlane.lab.controllers.context import Context, Controller
 from podlane.lab.controllers.facts import ZONE, labels_of
-from podlane.lab.informer import Key, key_of
+from podlane.lab.informer import Key, WorkQueue, key_of
 
 SLICES = "endpointslices.discovery.k8s.io"
 MANAGER = "endpointslice-controller.k8s.io"
 
+SETTLE_S = 0.005
+SETTLE_POD_S = 0.002  # more, for every pod the service has
+SETTLE_MOST_S = 0.5
+
 
 class ServicePods:
-    """Which services a change of a pod or node concerns."""
+    """Which services a change of a pod or node concerns, and how soon it is to be told."""
 
     def __init__(self, context: Context) -> None:
         self.services = context.informer("services")
         self.pods = context.informer("pods")
         self.nodes = context.informer("nodes")
+        self._sizes: dict[Key, int] = {}
 
-    def subscribe(self, add: Any) -> None:
-        """add(key) is called with the keys of the services to look at."""
+    def subscribe(self, queue: WorkQueue[Key]) -> None:
+        """The keys of the services to look at are added to queue.
+
+        An endpoint that goes is told almost at once. Those that come are collected, the longer the more
+        there are already: every rewrite of a large service is work for every node.
+        """
 
         def pod_changed(old: Obj | None, new: Obj | None) -> None:
             if old is not None and new is not None and _pod_facts(old) == _pod_facts(new):
                 return
+            going = old is not None and _answers(old) and (new is None or not _answers(new))
             for pod in (old, new):
                 if pod is not None:
                     for service in self.services.list(pod["metadata"]["namespace"]):
                         if selects(service, pod):
-                            add(key_of(service))
+                            key = key_of(service)
+                            queue.add_after(key, SETTLE_S if going else self.settle_s(key))
 
         def node_changed(old: Obj | None, new: Obj | None) -> None:
             if _zone(old) == _zone(new):
@@ -50,10 +61,23 @@ class ServicePods:
         self.nodes.subscribe(node_changed)
 
     def of(self, service: Obj) -> list[Obj]:
-        return [p for p in self.pods.list(service["metadata"]["namespace"]) if selects(service, p)]
+        found = [p for p in self.pods.list(service["metadata"]["namespace"]) if selects(service, p)]
+        self._sizes[key_of(service)] = len(found)
+        return found
+
+    def settle_s(self, key: Key) -> float:
+        return min(SETTLE_S + SETTLE_POD_S * self._sizes.get(key, 0), SETTLE_MOST_S)
+
+    def forget(self, key: Key) -> None:
+        """The service is no more."""
+        self._sizes.pop(key, None)
 
     def zone_of(self, node: str) -> str:
         return _zone(self.nodes.get(node))
+
+
+def _answers(pod: Obj) -> bool:
+    return facts.is_ready(pod) and not facts.is_deleting(pod)
 
 
 def selects(service: Obj, pod: Obj) -> bool:
@@ -101,7 +125,6 @@ def trigger_time(service: Obj, pods: list[Obj], now_s: float) -> str:
 
 class EndpointSlices(Controller):
     resource: ClassVar[str] = "services"
-    settle_s = 0.005
 
     def __init__(self, context: Context) -> None:
         self.slices = context.informer(SLICES)
@@ -109,21 +132,23 @@ class EndpointSlices(Controller):
         super().__init__(context)
 
     def subscribe(self) -> None:
-        self.members.subscribe(self.soon)
+        self.members.subscribe(self.queue)
         self.slices.subscribe(self._slice_changed)
 
     def _slice_changed(self, old: Obj | None, new: Obj | None) -> None:
-        """Somebody else wrote or deleted one of ours."""
+        """Somebody else wrote or deleted one of ours; or we did, so this is no reason to hurry."""
         for each in (old, new):
             if each is not None and labels_of(each).get(slicing.MANAGED_BY) == MANAGER:
                 name = labels_of(each).get(slicing.SERVICE_NAME)
                 if name:
-                    self.soon((each["metadata"]["namespace"], name))
+                    key = (each["metadata"]["namespace"], name)
+                    self.queue.add_after(key, self.members.settle_s(key))
 
     async def reconcile(self, key: Key) -> float | None:
         namespace, name = key
         service = self.objects.get(name, namespace)
         if service is None or facts.is_deleting(service):
+            self.members.forget(key)
             return None  # the slices go with their owner
         if not service["spec"].get("selector") or service["spec"].get("type") == "ExternalName":
             return None
