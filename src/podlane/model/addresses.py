@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import ipaddress
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import TypeAlias
 
@@ -51,6 +52,7 @@ def family_of(value: Address | Prefix) -> Family:
     return Family.IPV4 if value.version == 4 else Family.IPV6
 
 
+@lru_cache(maxsize=4096)
 def address(text: str) -> Address:
     """An address as Kubernetes' ParseIPSloppy reads it: leading zeros of IPv4 octets are decimal.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import calendar
 import time
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 from podlane.lab.client import Obj
@@ -18,6 +19,7 @@ def timestamp(now_s: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now_s))
 
 
+@lru_cache(maxsize=4096)
 def seconds(text: str | None) -> float:
     """A metav1.Time or MicroTime as seconds since 1970; 0 when absent."""
     if not text:
