@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from podlane.cni.attacher import Attacher
+from podlane.cni.fields import Fields
 from podlane.cni.leases import Lease
 from podlane.cni.link import ANYWHERE, host_mac, ways
 from podlane.cni.plugins.base import Call, PluginType
-from podlane.cni.protocol import NOT_AS_MADE, NOT_AVAILABLE
+from podlane.cni.plugins.portmap import mappings_of
+from podlane.cni.protocol import NOT_AS_MADE, NOT_AVAILABLE, Request
 from podlane.cni.results import Interface, Ip, Result, RouteEntry, merge
 from podlane.errors import CniError
 from podlane.model.addresses import Prefix, family_of
@@ -23,6 +25,11 @@ class Podlane(PluginType):
     def __init__(self, attacher: Attacher) -> None:
         self._attacher = attacher
 
+    def faults(self, request: Request) -> list[str]:
+        fields = Fields(request.config)
+        mappings_of(request.config, fields)
+        return fields.faults
+
     async def add(self, call: Call) -> Result:
         request = call.request
         lease = await self._attacher.attach(
@@ -33,19 +40,30 @@ class Podlane(PluginType):
             pod_namespace=request.args.get("K8S_POD_NAMESPACE", ""),
             pod_name=request.args.get("K8S_POD_NAME", ""),
         )
+        try:
+            await call.host.host_ports.add(call.owner, mappings_of(request.config), lease.addresses)
+        except BaseException:
+            await self._attacher.detach(*lease.key)
+            raise
         pools, mtu_bytes = self._attacher.pod_cidrs, self._attacher.mtu_bytes
         return merge(call.previous, result_of(lease, request.netns, mtu_bytes, pools))
 
     async def delete(self, call: Call) -> None:
+        await call.host.host_ports.remove(call.owner)
         await self._attacher.detach(call.request.container_id, call.request.ifname)
 
     async def check(self, call: Call) -> None:
         request = call.request
         lease = await self._attacher.check(request.container_id, request.ifname, call.namespace)
         _compare(lease, call.previous)
+        mappings = mappings_of(request.config)
+        if faults := await call.host.host_ports.faults(call.owner, mappings, lease.addresses):
+            raise CniError(NOT_AS_MADE, "; ".join(faults))
 
     async def gc(self, call: Call) -> None:
-        await self._attacher.keep_only(call.request.network, set(call.request.valid_attachments or ()))
+        valid = set(call.request.valid_attachments or ())
+        await call.host.host_ports.keep_only(call.request.network, valid)
+        await self._attacher.keep_only(call.request.network, valid)
 
     async def status(self, call: Call) -> None:
         if self._attacher.not_ready:
