@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from podlane.agent.install import CONFLIST, install
+from podlane.agent.install import CONFLIST, install, program
 from podlane.agent.options import AgentOptions
+from podlane.cni import plugins
 from podlane.errors import ConfigError
 
 
@@ -28,6 +29,22 @@ def test_program_and_configuration_are_there_and_a_second_time_changes_nothing(t
     install(options(tmp_path))
     assert [path.stat().st_ino for path in (program, conflist)] == before
     assert sorted(p.name for p in conflist.parent.iterdir()) == [CONFLIST]
+
+
+def test_every_types_name_leads_to_the_program(tmp_path: Path) -> None:
+    foreign = {"bridge": b"\x7fELF", "ptp": b""}
+    (tmp_path / "bin").mkdir()
+    for name, content in foreign.items():
+        (tmp_path / "bin" / name).write_bytes(content)
+    (tmp_path / "bin" / "static").symlink_to("/usr/lib/cni/static")
+    assert sorted(path.name for path in program(options(tmp_path))) == ["bridge", "ptp", "static"]
+    for name in plugins.load():
+        path = tmp_path / "bin" / name
+        if name in foreign:
+            assert path.read_bytes() == foreign[name]
+        elif name != "static":
+            assert path.resolve() == tmp_path / "bin" / "podlane"
+    assert os.readlink(tmp_path / "bin" / "static") == "/usr/lib/cni/static"
 
 
 def test_nothing_is_asked_for_nothing_is_made(tmp_path: Path) -> None:

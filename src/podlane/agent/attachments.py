@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from podlane.agent.options import AgentOptions
 from podlane.cni import plugins
 from podlane.cni.attacher import Attacher
-from podlane.cni.host import AgentHost
 from podlane.cni.leases import Leases
-from podlane.cni.plugin import Plugin
 from podlane.cni.plugins.podlane import Podlane
-from podlane.cni.server import CniServer
+from podlane.cni.service import CniService
 from podlane.compile import facts
 from podlane.compile.engine import Compiler
 from podlane.compile.tables import Table, VxlanLink
@@ -21,8 +18,6 @@ from podlane.compile.vxlan import DEVICE
 from podlane.errors import ConfigError
 from podlane.model.addresses import Prefix
 from podlane.model.local import Attachment
-
-log = logging.getLogger(__name__)
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -36,29 +31,25 @@ class Attachments:
         state = Path(options.state_dir)
         state.mkdir(parents=True, exist_ok=True)
         self._compiler = compiler
-        self._spool = state / "cni-spool"
         boot_id = BOOT_ID.read_text().strip()
         self._leases = Leases(state / "leases.sqlite", boot_id)
         self._attacher = Attacher(self._leases, self._pools, on_change, mtu_bytes=self._mtu_bytes)
-        self._host = AgentHost(state, boot_id, plugins.load() | {"podlane": Podlane(self._attacher)})
-        self._plugin = Plugin(self._host)
-        self._server = CniServer(Path(options.cni_socket), self._plugin)
+        types = plugins.load() | {"podlane": Podlane(self._attacher)}
+        self._service = CniService(state, Path(options.cni_socket), boot_id, types)
 
     async def start(self) -> list[Attachment]:
         return await self._attacher.start()
 
     async def serve(self) -> None:
-        await self._server.start()
-        for failure in await self._plugin.replay(self._spool):
-            log.warning("a DEL that came while no agent was here: %s", failure)
+        await self._service.serve()
 
     async def stop_serving(self) -> None:
         """Requests that have come in are answered first: the reconciler must still run."""
-        await self._server.stop()
+        await self._service.stop_serving()
 
     async def close(self) -> None:
         await self._attacher.close()
-        await self._host.close()
+        await self._service.close()
         self._leases.close()
 
     def _pools(self) -> list[Prefix]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import podlane
 from podlane.agent.options import AgentOptions
-from podlane.cni import shim
+from podlane.cni import plugins, shim
 from podlane.errors import ConfigError
 
 NETWORK = "podlane"
@@ -29,11 +29,39 @@ KNOWN_SOCKET, KNOWN_STATE = "/run/podlane/cni.sock", "/var/lib/podlane"
 
 def install(options: AgentOptions) -> None:
     """What the options ask for. Raises ConfigError naming the file that is in the way."""
-    if options.cni_bin_dir:
-        _program(Path(options.cni_bin_dir), options)
+    program(options)
     if options.cni_conf_dir:
         directory = _directory(options.cni_conf_dir)
         _put(directory / CONFLIST, _conflist(), 0o644, lambda old: _network(old) == NETWORK)
+
+
+def program(options: AgentOptions) -> list[Path]:
+    """The executable, and a link for each type of the reference plugins.
+
+    Returns the files of these names that are somebody else's, and stay. Raises ConfigError if that is so
+    for our own name.
+    """
+    if not options.cni_bin_dir:
+        return []
+    directory = Path(options.cni_bin_dir)
+    _program(directory, options)
+    return [path for path in (directory / name for name in plugins.load()) if not _link(path)]
+
+
+def _link(path: Path) -> bool:
+    """path is a link to our program. False if a file of somebody else is there."""
+    try:
+        if path.is_symlink() and os.readlink(path) == PROGRAM:
+            return True
+        if path.is_symlink() or (path.exists() and not _ours(path.read_bytes())):
+            return False
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(PROGRAM)
+        temporary.replace(path)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    return True
 
 
 def compiled() -> Path | None:
@@ -57,7 +85,8 @@ def _program(directory: Path, options: AgentOptions) -> None:
         "#!/bin/sh\n"
         f"PODLANE_CNI_SOCKET={shlex.quote(os.path.abspath(options.cni_socket))}\n"
         f"PODLANE_CNI_SPOOL={shlex.quote(os.path.abspath(options.state_dir) + '/cni-spool')}\n"
-        "export PODLANE_CNI_SOCKET PODLANE_CNI_SPOOL\n"
+        'PODLANE_CNI_NAME="${0##*/}"\n'
+        "export PODLANE_CNI_SOCKET PODLANE_CNI_SPOOL PODLANE_CNI_NAME\n"
         f"exec {shlex.quote(str(real.absolute()))}\n"
     )
     _put(directory / PROGRAM, wrapper.encode(), 0o755, _ours)

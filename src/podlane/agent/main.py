@@ -38,6 +38,11 @@ def run(options: dict[str, Any]) -> None:
 
 def main(options: AgentOptions) -> None:
     """Raises ConfigError before anything is touched."""
+    if options.standalone:
+        from podlane.agent import standalone
+
+        standalone.main(options)
+        return
     config = read_config(options.config)
     access = kubeconfig.load(options.kubeconfig or None, options.context)
     Path(options.state_dir).mkdir(parents=True, exist_ok=True)

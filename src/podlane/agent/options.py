@@ -15,7 +15,8 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """config: NetworkConfig file; at its default it may be absent. metrics_address: IP:PORT, "" for none.
 
     agent_socket: unix HTTP (/healthz /readyz /metrics /status /tables). services: ClusterIP and node
-    ports are programmed. policy, dns: accepted, without effect so far.
+    ports are programmed. policy, dns: accepted, without effect so far. standalone: no API, only the
+    CNI plugin types and their leases.
     """
 
     node_name: str
@@ -31,6 +32,7 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     services: bool = True
     policy: bool = True
     dns: bool = False
+    standalone: bool = False
     log_level: str = "info"
     log_format: str = "text"
 

@@ -21,7 +21,7 @@ ON_OFF = click.Choice(["on", "off"])
 @click.option("--services", type=ON_OFF, default="on", show_default=True, help="ClusterIP and node ports.")
 @click.option("--policy", type=ON_OFF, default="on", show_default=True, help="NetworkPolicy (not yet there).")
 @click.option("--dns", type=ON_OFF, default="off", show_default=True, help="DNS (not yet there).")
-@click.option("--standalone", is_flag=True, help="No API: only the CNI plugin and leases (not yet there).")
+@click.option("--standalone", is_flag=True, help="No API: only the CNI plugin types and their leases.")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -45,13 +45,14 @@ def command(
     It needs CAP_NET_ADMIN and CAP_SYS_ADMIN. Stopping it leaves the node's network in place.
 
     Example: podlane agent --kubeconfig /etc/podlane/kubeconfig --node-name $(hostname)
+    Example: podlane agent --standalone --node-name $(hostname) --cni-bin-dir /opt/cni/bin
     """
     from podlane.agent.main import main
     from podlane.agent.options import AgentOptions
-    from podlane.errors import UnsupportedError
+    from podlane.errors import UsageError
 
-    if standalone:
-        raise UnsupportedError("--standalone is not available yet; give --kubeconfig")
+    if standalone and kubeconfig:
+        raise UsageError("--standalone uses no API: leave --kubeconfig out")
     # Policy is on by default, so that it begins to act when it exists: only asking for it is answered.
     explicit = ctx.get_parameter_source("policy") is click.core.ParameterSource.COMMANDLINE
     for name, wanted in (("policy", policy == "on" and explicit), ("dns", dns == "on")):
@@ -72,5 +73,6 @@ def command(
             services=services == "on",
             policy=policy == "on",
             dns=dns == "on",
+            standalone=standalone,
         )
     )

@@ -1,0 +1,60 @@
+"""`podlane agent --standalone`: no API, no desired tables; only the CNI plugin types and their leases.
+
+For a node whose container runtime is given configurations written for the reference plugins. It acts on
+the network namespace it is started in, and ends by SIGTERM or SIGINT with everything left in place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from podlane.agent import http, install
+from podlane.agent.options import AgentOptions
+from podlane.cni import plugins
+from podlane.cni.service import CniService
+from podlane.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+def main(options: AgentOptions) -> None:
+    """Raises ConfigError for paths that cannot be used."""
+    try:
+        for text in (options.state_dir, options.cni_conf_dir):
+            if text:
+                Path(text).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: {error.strerror}") from None
+    asyncio.run(run(options))
+
+
+async def run(options: AgentOptions) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    pages: http.Pages = {"/healthz": lambda: http.text("ok"), "/readyz": lambda: http.text("ok")}
+    async with AsyncExitStack() as stack:
+        service = CniService(
+            Path(options.state_dir), Path(options.cni_socket), BOOT_ID.read_text().strip(), plugins.load()
+        )
+        stack.push_async_callback(service.close)
+        stack.push_async_callback(service.stop_serving)
+        await service.serve()
+        window = http.Server(pages)
+        stack.push_async_callback(window.close)
+        await window.listen_unix(Path(options.agent_socket))
+        if options.metrics_address:
+            public = http.Server(pages)
+            stack.push_async_callback(public.close)
+            await public.listen(options.metrics_address)
+        for path in install.program(options):
+            log.warning("%s is not podlane's and stays: that type is not served by podlane", path)
+        log.info("node %s serves CNI at %s", options.node_name, options.cni_socket)
+        await stop.wait()
