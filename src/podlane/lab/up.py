@@ -77,7 +77,7 @@ def up(
     record = launch.launch(name, config, nodes, api_port=api_port, log_level=log_level, progress=progress)
     try:
         with rest.Client.from_kubeconfig(record.paths.kubeconfig) as client:
-            _await(lambda: _nodes_missing(client, record), record.name, deadline_s, timeout_s)
+            _await(lambda: _nodes_missing(client, record), record, deadline_s, timeout_s)
             roots: set[str] = set()
             if objects:
                 progress(f"applying {len(objects)} objects")
@@ -87,7 +87,12 @@ def up(
                     raise ConfigError("\n".join(refused))
                 roots = {a.object["metadata"]["uid"] for a in applied if a.object is not None}
             progress("waiting for pods and data plane")
-            _await(lambda: _missing(client, record, roots), record.name, deadline_s, timeout_s)
+            _await(
+                lambda: _missing(client, roots) or _behind(client, record),
+                record,
+                deadline_s,
+                timeout_s,
+            )
     except NotReadyError:
         raise
     except BaseException:
@@ -96,13 +101,11 @@ def up(
     return record
 
 
-def _await(missing: Callable[[], list[str]], lab: str, deadline_s: float, timeout_s: float) -> None:
-    while True:
-        found = missing()
-        if not found:
-            return
+def _await(missing: Callable[[], list[str]], lab: LabRecord, deadline_s: float, timeout_s: float) -> None:
+    while found := missing():
         if time.monotonic() > deadline_s:
-            raise NotReadyError(lab, found, timeout_s)
+            # Pods wait for their node's agent: say so too when that is what is wrong.
+            raise NotReadyError(lab.name, [*_silent_agents(lab), *found], timeout_s)
         time.sleep(_POLL_S)
 
 
@@ -115,31 +118,49 @@ def _nodes_missing(client: rest.Client, record: LabRecord) -> list[str]:
     return [f"node {n.name} has not registered" for n in record.nodes if n.name not in names]
 
 
-def _missing(client: rest.Client, record: LabRecord, roots: set[str]) -> list[str]:
-    pods = client.list("pods")
+def _missing(client: rest.Client, roots: set[str]) -> list[str]:
+    """What is not ready of the objects with uids `roots` and of what descends from them."""
+    if not roots:
+        return []
     owners: dict[str, Obj] = {}
     missing: list[str] = []
-    if roots:
-        for kind, resource in ready.WORKLOADS.items():
-            for obj in client.list(resource):
-                obj.setdefault("kind", kind)
-                owners[obj["metadata"]["uid"]] = obj
-        for obj in owners.values():
-            # An old ReplicaSet or a Job's replacement is its owner's business.
-            if obj["metadata"]["uid"] in roots and (why := ready.workload_missing(obj)):
-                missing.append(why)
-        for pod in pods:
-            pod.setdefault("kind", "Pod")
-            if ready.belongs(pod, roots, owners) and (why := ready.pod_missing(pod)):
-                missing.append(why)
-    if missing:
-        return missing
+    for kind, resource in ready.WORKLOADS.items():
+        for obj in client.list(resource):
+            obj.setdefault("kind", kind)
+            owners[obj["metadata"]["uid"]] = obj
+    for obj in owners.values():
+        # An old ReplicaSet or a Job's replacement is its owner's business.
+        if obj["metadata"]["uid"] in roots and (why := ready.workload_missing(obj)):
+            missing.append(why)
+    for pod in client.list("pods"):
+        pod.setdefault("kind", "Pod")
+        if ready.belongs(pod, roots, owners) and (why := ready.pod_missing(pod)):
+            missing.append(why)
+    return missing
+
+
+def _behind(client: rest.Client, record: LabRecord) -> list[str]:
+    """What the nodes' agents do not hold yet of the objects there are."""
     newest: dict[str, int] = {}
     for kind, resource in _WATCHED.items():
         newest |= ready.newest_versions(client.list(resource), kind)
+    missing: list[str] = []
     for node in record.nodes:
         try:
             missing += ready.agent_missing(agents.status(record.paths.agent_socket(node.name)), newest)
         except PodlaneError as error:
             missing.append(f"node {node.name}: {error}")
     return missing
+
+
+def _silent_agents(record: LabRecord) -> list[str]:
+    """Agents that do not answer or are not ready, and where they say why."""
+    silent = []
+    for node in record.nodes:
+        try:
+            found = ready.agent_missing(agents.status(record.paths.agent_socket(node.name)), {})
+        except PodlaneError as error:
+            found = [f"node {node.name}: {error}"]
+        log = record.paths.node_run(node.name) / "agent.log"
+        silent += [f"{line} (log: {log})" for line in found]
+    return silent
