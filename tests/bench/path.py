@@ -29,10 +29,18 @@ kind: Pod
 metadata: {name: far, labels: {app: far}}
 spec: {nodeName: node-2, containers: [{name: c, image: absent, ports: [{containerPort: 7, protocol: UDP}]}]}
 ---
+# No selector: on the ports of a service that selects it, the pod's own responder would listen.
 apiVersion: v1
 kind: Service
 metadata: {name: far}
-spec: {selector: {app: far}, ports: [{port: 9007, targetPort: 9007, protocol: UDP}]}
+spec: {ports: [{name: echo, port: 9007, protocol: UDP}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: far-1, labels: {kubernetes.io/service-name: far}}
+addressType: IPv4
+ports: [{name: echo, port: 9007, protocol: UDP}]
+endpoints: [{addresses: [10.244.1.2], conditions: {ready: true}}]
 """
 
 
