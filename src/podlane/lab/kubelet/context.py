@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from podlane.lab import cgroups
@@ -32,7 +32,10 @@ class NodeFacts:
 
 @dataclass(frozen=True)
 class NodeContext:
-    """netns: descriptor of the node's network namespace. token, ca_pem: for service accounts."""
+    """netns: descriptor of the node's network namespace. token, ca_pem: for service accounts.
+
+    accounts_written: namespaces whose service account's files are there.
+    """
 
     facts: NodeFacts
     client: ApiClient
@@ -42,6 +45,7 @@ class NodeContext:
     netns: int
     token: str
     ca_pem: str
+    accounts_written: set[str] = field(default_factory=set)
 
     @property
     def name(self) -> str:
@@ -54,6 +58,10 @@ class NodeContext:
 
     def cgroup(self, uid: str) -> Path:
         return cgroups.lab_cgroup(self.facts.paths.name) / self.name / "pods" / uid
+
+    def service_account(self, namespace: str) -> Path:
+        """What pods of the namespace find at /var/run/secrets/kubernetes.io/serviceaccount."""
+        return self.facts.paths.node_state(self.name) / "serviceaccounts" / namespace
 
     def resolv_conf(self) -> str:
         path = self.facts.paths.node_run(self.name) / "resolv.conf"
@@ -81,10 +89,6 @@ class PodFiles:
     @property
     def resolv_conf(self) -> Path:
         return self.root / "etc" / "resolv.conf"
-
-    @property
-    def service_account(self) -> Path:
-        return self.root / "serviceaccount"
 
     def volume(self, name: str) -> Path:
         return self.root / "volumes" / name

@@ -84,10 +84,10 @@ async def read(
                 return
             over = ended()
             data = file.read(CHUNK_BYTES)
-            if not data and _rotated(file.fileno(), path):
+            if not data and _rotated(file.fileno(), path) and not (data := file.read(CHUNK_BYTES)):
                 file.close()
                 file = open(path, "rb")  # noqa: SIM115
-                continue
+                data = file.read(CHUNK_BYTES)
             if not data:
                 if over:
                     return

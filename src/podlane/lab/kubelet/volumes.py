@@ -41,9 +41,16 @@ class PodVolumes:
             if isinstance(plan, volumes.Directory) and plan.note:
                 notes.append(plan.note)
         if _wants_service_account(pod):
-            account = volumes.service_account(pod, self._node.token, self._node.ca_pem)
-            volumes.write(self._files.service_account, account.files)
+            self._write_service_account(pod)
         self._plans, self.notes = plans, notes
+
+    def _write_service_account(self, pod: Obj) -> None:
+        """Once a namespace: it is the same for every pod of it."""
+        namespace = pod["metadata"]["namespace"]
+        if namespace not in self._node.accounts_written:
+            account = volumes.service_account(pod, self._node.token, self._node.ca_pem)
+            volumes.write(self._node.service_account(namespace), account.files)
+            self._node.accounts_written.add(namespace)
 
     def _make(self, name: str, plan: volumes.Plan, gid: int | None) -> None:
         directory = self._files.volume(name)
@@ -116,7 +123,7 @@ class PodVolumes:
                 Mount(source=str(source), target=target, sub_path=sub_path.strip("/"), read_only=read_only)
             )
         if _wants_service_account(pod) and TOKEN_MOUNT not in targets:
-            account = str(self._files.service_account)
+            account = str(self._node.service_account(pod["metadata"]["namespace"]))
             found.append(Mount(source=account, target=TOKEN_MOUNT, read_only=True))
         return sorted(found, key=lambda m: m.target.count("/") if m.target != "/" else 0)
 

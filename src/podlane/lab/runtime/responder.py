@@ -8,6 +8,7 @@ the services that select the pod. What it says is in conversation.py.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import selectors
 import signal
@@ -237,8 +238,12 @@ def _open(port: Port) -> list[socket.socket]:
             continue
         try:
             _bind(sock, family, port)
-        except OSError:
-            _close([sock, *opened])
+        except OSError as error:
+            sock.close()
+            if error.errno == errno.EADDRNOTAVAIL:  # the family is switched off here
+                failure = error
+                continue
+            _close(opened)
             raise
         opened.append(sock)
     if not opened:

@@ -70,8 +70,12 @@ _NOT_DATA = frozenset(
         *("proc", "sysfs", "devtmpfs", "devpts", "tmpfs", "ramfs", "cgroup", "cgroup2", "mqueue", "overlay"),
         *("debugfs", "tracefs", "bpf", "securityfs", "pstore", "configfs", "hugetlbfs", "autofs", "nsfs"),
         *("fusectl", "efivarfs", "binfmt_misc", "rpc_pipefs", "selinuxfs"),
+        # A server that does not answer would hold up every container.
+        *("nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "afs"),
     )
 )
+# Directories of the root whose mounts no program is in, or that a container has of its own.
+_APART = frozenset(("proc", "sys", "dev", "run", "tmp", "boot", "mnt", "media", "snap"))
 
 
 def enter(spec: ContainerSpec, place: str) -> None:
@@ -213,8 +217,10 @@ def _data_mounts() -> Sequence[str]:
     """Directories of the host where another file system of its own is mounted, outermost first."""
     found = []
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields, _, kind = line.partition(" - ")
-        path = fields.split()[4]
-        if path != "/" and kind.split()[0] not in _NOT_DATA and os.path.isdir(path):
+        fields, _, rest = line.partition(" - ")
+        path, kind = fields.split()[4], rest.split()[0]
+        if path == "/" or kind in _NOT_DATA or kind.startswith("fuse") or path.split("/")[1] in _APART:
+            continue
+        if os.path.isdir(path):
             found.append(path)
-    return [path for path in found if path.split("/")[1] not in ("proc", "sys", "dev", "run", "tmp")]
+    return found

@@ -12,6 +12,7 @@ import time
 LIMIT_BYTES = 10 << 20
 LONGEST_LINE_BYTES = 16 << 10
 READ_BYTES = 1 << 16
+BURST_BYTES, BURST_S = 1 << 20, 0.1  # a container that writes more has to wait: one process serves all
 
 
 class LogPipe:
@@ -23,7 +24,16 @@ class LogPipe:
         self._file = _append(path)
         self._size_bytes = os.fstat(self._file).st_size
         self._partial = b""
+        self._burst_began_s, self._burst_bytes = 0.0, 0
         os.set_blocking(fd, False)
+
+    def rest_s(self, now_s: float) -> float:
+        """How long it must not be read from, after a `read`. now_s: monotonic."""
+        if now_s - self._burst_began_s >= BURST_S:
+            self._burst_began_s, self._burst_bytes = now_s, 0
+        if self._burst_bytes < BURST_BYTES:
+            return 0.0
+        return self._burst_began_s + BURST_S - now_s
 
     def read(self) -> bool:
         """Moves what is there, some of it. Returns whether there may come more."""
@@ -50,11 +60,11 @@ class LogPipe:
             self._take(data)
 
     def _take(self, data: bytes) -> None:
-        *lines, self._partial = (self._partial + data).split(b"\n")
-        while len(self._partial) > LONGEST_LINE_BYTES:
-            lines.append(self._partial[:LONGEST_LINE_BYTES])
-            self._partial = self._partial[LONGEST_LINE_BYTES:]
-        self._write(lines)
+        self._burst_bytes += len(data)
+        *whole, self._partial = (self._partial + data).split(b"\n")
+        lines = [piece for line in whole for piece in _pieces(line)]
+        *cut, self._partial = _pieces(self._partial)
+        self._write([*lines, *cut])
 
     def _write(self, lines: list[bytes]) -> None:
         if not lines:
@@ -74,6 +84,11 @@ class LogPipe:
             self._write([self._partial])
         os.close(self.fd)
         os.close(self._file)
+
+
+def _pieces(line: bytes) -> list[bytes]:
+    """At least one, none too long."""
+    return [line[at : at + LONGEST_LINE_BYTES] for at in range(0, len(line) or 1, LONGEST_LINE_BYTES)]
 
 
 def _append(path: str) -> int:

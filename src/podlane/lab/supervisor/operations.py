@@ -249,12 +249,25 @@ class Operations:
         self._loop.add_reader(log.fd, lambda: self._log_readable(process))
 
     def _log_readable(self, process: Process) -> None:
-        if process.log is not None and not process.log.read():
+        pipe = process.log
+        if pipe is None:
+            return
+        if not pipe.read():
             self._end_log(process)
+        elif (rest_s := pipe.rest_s(time.monotonic())) > 0:
+            self._loop.remove(pipe.fd)
+            process.log_rests = True
+            self._loop.after(rest_s, lambda: self._log_again(process))
+
+    def _log_again(self, process: Process) -> None:
+        process.log_rests = False
+        if process.log is not None:
+            self._loop.add_reader(process.log.fd, lambda: self._log_readable(process))
 
     def _end_log(self, process: Process) -> None:
         if process.log is not None:
-            self._loop.remove(process.log.fd)
+            if not process.log_rests:
+                self._loop.remove(process.log.fd)
             process.log.close()
             process.log = None
 

@@ -52,6 +52,7 @@ class Process:
     ended: float = 0.0
     ran: str = ""
     log: LogPipe | None = None
+    log_rests: bool = False
     held: list[int] = field(default_factory=list)
     waiters: list[Waiter] = field(default_factory=list)
 
