@@ -18,6 +18,7 @@ from podlane.cni.protocol import INVALID_CONFIG, Verb
 from podlane.cni.records import NoteBook
 from podlane.cni.removal import LinkRemover
 from podlane.cni.results import Result, decode
+from podlane.cni.shaping import Shaping
 from podlane.errors import CniError
 
 T = TypeVar("T")
@@ -44,6 +45,7 @@ class AgentHost:
         self.host_ports = HostPorts(self.records, netns_fd)
         self._threads = ThreadPoolExecutor(_THREADS, "cni")
         self._remover = LinkRemover(netns_fd)
+        self.shaping = Shaping(self.records, self.remove_links, netns_fd)
 
     async def start(self) -> None:
         """What a reboot ended is given back: the notes of earlier boots say what."""
@@ -55,6 +57,7 @@ class AgentHost:
 
     async def close(self) -> None:
         """Waits for what has begun."""
+        self.shaping.close()
         await self._remover.close()
         self._masquerade.close()
         self.host_ports.close()

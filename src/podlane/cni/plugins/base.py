@@ -27,6 +27,7 @@ from podlane.errors import CniError
 
 if TYPE_CHECKING:
     from podlane.cni.host_ports import HostPorts
+    from podlane.cni.shaping import Shaping
 
 T = TypeVar("T")
 
@@ -83,6 +84,7 @@ class Host(Protocol):
     records: Records
     masquerade: Masquerade
     host_ports: HostPorts
+    shaping: Shaping
 
     async def run(self, function: Callable[[], T]) -> T:
         """function() on a thread: for what blocks."""

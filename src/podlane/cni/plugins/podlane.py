@@ -11,6 +11,7 @@ from podlane.cni.attacher import Attacher
 from podlane.cni.fields import Fields
 from podlane.cni.leases import Lease
 from podlane.cni.link import ANYWHERE, host_mac, ways
+from podlane.cni.plugins.bandwidth import bandwidth_of
 from podlane.cni.plugins.base import Call, PluginType
 from podlane.cni.plugins.portmap import mappings_of
 from podlane.cni.protocol import NOT_AS_MADE, NOT_AVAILABLE, Request
@@ -28,6 +29,7 @@ class Podlane(PluginType):
     def faults(self, request: Request) -> list[str]:
         fields = Fields(request.config)
         mappings_of(request.config, fields)
+        bandwidth_of(request.config, fields)
         return fields.faults
 
     async def add(self, call: Call) -> Result:
@@ -41,8 +43,10 @@ class Podlane(PluginType):
             pod_name=request.args.get("K8S_POD_NAME", ""),
         )
         try:
+            await call.host.shaping.set(call.owner, lease.device, bandwidth_of(request.config))
             await call.host.host_ports.add(call.owner, mappings_of(request.config), lease.addresses)
         except BaseException:
+            await call.host.shaping.remove(call.owner)
             await self._attacher.detach(*lease.key)
             raise
         pools, mtu_bytes = self._attacher.pod_cidrs, self._attacher.mtu_bytes
@@ -51,18 +55,22 @@ class Podlane(PluginType):
     async def delete(self, call: Call) -> None:
         await call.host.host_ports.remove(call.owner)
         await self._attacher.detach(call.request.container_id, call.request.ifname)
+        await call.host.shaping.remove(call.owner)
 
     async def check(self, call: Call) -> None:
         request = call.request
         lease = await self._attacher.check(request.container_id, request.ifname, call.namespace)
         _compare(lease, call.previous)
         mappings = mappings_of(request.config)
-        if faults := await call.host.host_ports.faults(call.owner, mappings, lease.addresses):
+        faults = await call.host.host_ports.faults(call.owner, mappings, lease.addresses)
+        faults += await call.host.shaping.faults(lease.device, bandwidth_of(request.config))
+        if faults:
             raise CniError(NOT_AS_MADE, "; ".join(faults))
 
     async def gc(self, call: Call) -> None:
         valid = set(call.request.valid_attachments or ())
         await call.host.host_ports.keep_only(call.request.network, valid)
+        await call.host.shaping.keep_only(call.request.network, valid)
         await self._attacher.keep_only(call.request.network, valid)
 
     async def status(self, call: Call) -> None:

@@ -175,6 +175,11 @@ def create_bridge(
     )
 
 
+def create_ifb(name: str, *, mtu_bytes: int = 0) -> list[Request]:
+    """An intermediate functional block: what is redirected to it passes its queue and goes on as before."""
+    return _create(name, "ifb", _common(name, "", mtu_bytes), b"", up=True, master=0, link_local=False)
+
+
 def create_vxlan(
     name: str, vxlan: Vxlan, *, mac: str = "", mtu_bytes: int = 0, up: bool = False, link_local: bool = False
 ) -> list[Request]:
