@@ -44,7 +44,7 @@ class Site:
                 *(sys.executable, "-m", "podlane.lab.supervisor", "--socket", str(self.socket)),
                 *("--cgroup", str(self.cgroup), "--log", str(root / "supervisor.log")),
             ],
-            env={**os.environ, "PYTHONPATH": str(root)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *filter(None, sys.path)])},
         )
         until(self.socket.exists)
         self.supervisor = Supervisor(self.socket)
@@ -166,6 +166,32 @@ def test_rights_are_reduced(site: Site) -> None:
     )
     assert "NoNewPrivs:\t1" in site.shell("cat /proc/self/status", no_new_privs=True)
     assert "Read-only" in site.shell("touch /etc/x 2>&1 || true", read_only_root=True)
+
+
+def test_a_privileged_container_rules_its_own_network_and_no_more(site: Site) -> None:
+    for privileged in (True, False):
+        fields = {"privileged": privileged, "capabilities": capabilities.left(["ALL"], ())}
+        assert site.shell("ip addr add 192.0.2.1/32 dev lo && echo added", **fields) == "added"
+        site.shell("ip addr del 192.0.2.1/32 dev lo", **fields)
+        for refused in ("mknod /disk b 254 0", "mount -t tmpfs x /mnt", f"umount {site.root}"):
+            assert site.run(*refused.split(), **fields)[0] != 0
+        assert "Read-only" in site.shell("(echo x > /proc/sys/kernel/core_pattern) 2>&1 || true", **fields)
+    site.shell("echo 42 > /proc/sys/net/ipv4/ip_default_ttl", privileged=True)
+
+
+def test_a_sandbox_gets_sysctls_of_its_own_namespaces_only(site: Site) -> None:
+    def sandbox(**sysctls: str) -> int:
+        return site.supervisor.start_sandbox(
+            "pod", hostname="a", netns_pid=None, cgroup=site.cgroup, sysctls=sysctls
+        )
+
+    pid = sandbox(**{"net.ipv4.ip_local_port_range": "20000 30000", "kernel.shmmni": "4095"})
+    assert site.shell("cat /proc/sys/net/ipv4/ip_local_port_range", sandbox_pid=pid) == "20000\t30000"
+    before = Path("/proc/sys/kernel/panic_on_oops").read_text()
+    for name in ("kernel.panic_on_oops", "net/../kernel/panic_on_oops", "vm.swappiness"):
+        with pytest.raises(SupervisorRefusal, match=r"not the pod's own"):
+            sandbox(**{name: "1"})
+    assert Path("/proc/sys/kernel/panic_on_oops").read_text() == before
 
 
 def test_volumes(site: Site, tmp_path: Path) -> None:

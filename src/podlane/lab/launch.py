@@ -161,9 +161,20 @@ def _start_supervisor(paths: LabPaths, cgroup: Path, log_level: str) -> subproce
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
+            env=_environment(),
             start_new_session=True,
             cwd="/",
         )
+
+
+def _environment() -> dict[str, str]:
+    """What the lab's processes need of the user's environment: a responder's can be read in its pod, and who
+    brings a lab up may have credentials in theirs."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in ("PATH", "LANG", "TZ") or name.startswith(("PYTHON", "PODLANE_", "LC_"))
+    }
 
 
 def _connect(paths: LabPaths, process: subprocess.Popen[bytes], timeout_s: float = 10.0) -> Supervisor:

@@ -1,8 +1,8 @@
 """Linux capabilities of containers: which are left, and dropping the others (capabilities(7)).
 
 DEFAULT is what Docker and containerd leave to root in a container, without MKNOD: a device node would
-open the host's disks, and there is no device cgroup here. HOST_WIDE are those whose use can only
-concern the whole machine; no manifest gets them. Even so, a privileged container has to be trusted.
+open the host's disks, and there is no device cgroup here. HOST_WIDE are those that reach
+beyond the pod's own namespaces; no manifest gets them, for it must not be able to harm the host.
 """
 
 from __future__ import annotations
@@ -76,9 +76,10 @@ DEFAULT = (
     "SETUID",
     "SYS_CHROOT",
 )
-
-
-HOST_WIDE = frozenset(("MKNOD", "SYS_BOOT", "SYS_MODULE", "SYS_RAWIO", "SYS_TIME"))
+# What a manifest may have, privileged or not: containers share the user namespace of the host, where the
+# others get out (SYS_ADMIN mounts, DAC_READ_SEARCH opens by handle, SYS_PTRACE catches joiners).
+GRANTABLE = frozenset((*DEFAULT, "IPC_LOCK", "IPC_OWNER", "LEASE", "NET_ADMIN", "NET_BROADCAST"))
+HOST_WIDE = frozenset(NUMBERS) - GRANTABLE
 
 
 def left(add: Iterable[str], drop: Iterable[str]) -> list[str]:
@@ -89,7 +90,7 @@ def left(add: Iterable[str], drop: Iterable[str]) -> list[str]:
     added, dropped = ({name.upper().removeprefix("CAP_") for name in names} for names in (add, drop))
     have = set(NUMBERS) if "ALL" in added else set(DEFAULT)
     have = set() if "ALL" in dropped and "ALL" not in added else have - dropped
-    return sorted((have | (added - {"ALL"})) & NUMBERS.keys() - HOST_WIDE)
+    return sorted((have | (added - {"ALL"})) & GRANTABLE)
 
 
 def refused(add: Iterable[str]) -> list[str]:

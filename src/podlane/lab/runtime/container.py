@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import signal
 import socket
 import struct
@@ -27,6 +28,8 @@ _POD_SYSCTLS = {
     "net.ipv4.ip_unprivileged_port_start": "0",
     "net.ipv4.ping_group_range": "0 2147483647",
 }
+# What a network or IPC namespace has of its own; any other would be the host's.
+_OWN_SYSCTL = re.compile(r"net/|kernel/(shm|msg|sem)|fs/mqueue/")
 OOM_SCORE = 900
 
 
@@ -44,8 +47,9 @@ def sandbox(request: protocol.StartSandbox, pause_fd: int) -> spawn.Child:
             syscalls.mount("tmpfs", directory, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, options)
         if not request.netns_pid:
             _loopback_up()
-            for name, value in {**_POD_SYSCTLS, **request.sysctls}.items():
-                _sysctl(name, value)
+        sysctls = request.sysctls if request.netns_pid else {**_POD_SYSCTLS, **request.sysctls}
+        for name, value in sysctls.items():
+            _sysctl(name, value, shared_network=bool(request.netns_pid))
         # Of a shared PID namespace this is process 1: orphans' remains are not kept.
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         report.done()
@@ -133,9 +137,18 @@ def _loopback_up() -> None:
         fcntl.ioctl(probe, SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", flags | IFF_UP))
 
 
-def _sysctl(name: str, value: str) -> None:
-    """name: with dots, as `net.core.somaxconn`."""
-    path = "/proc/sys/" + name.replace(".", "/")
+def _sysctl(name: str, value: str, *, shared_network: bool) -> None:
+    """name: with dots, as `net.core.somaxconn`, or with slashes where a link's name has dots (sysctl(8))."""
+    parts = name.split("/") if "/" in name else name.split(".")
+    own = _OWN_SYSCTL.match("/".join(parts)) and ".." not in parts
+    if not own or (shared_network and parts[0] == "net"):
+        raise KernelError.of(
+            errno.EPERM,
+            f"sysctl {name}",
+            "it is not the pod's own; net.* (without hostNetwork), kernel.shm*, kernel.msg*, kernel.sem and "
+            "fs.mqueue.* are",
+        )
+    path = "/proc/sys/" + "/".join(parts)
     try:
         with open(path, "w") as file:
             file.write(value)

@@ -113,12 +113,13 @@ def enter(spec: ContainerSpec, place: str) -> None:
     # Only now: until here the sources' names led through it.
     syscalls.unmount(OLD_ROOT)
     os.rmdir(OLD_ROOT)
-    if not spec.privileged:
-        for path in _READ_ONLY:
-            if os.path.exists(path):
-                _bind(path, path, read_only=True)
-        for path in _MASKED:
-            _mask(path)
+    for path in _READ_ONLY:
+        if os.path.exists(path):
+            _bind(path, path, read_only=True)
+    if spec.privileged:  # of these the kernel shows what is the network namespace's own
+        _bind("/proc/sys/net", "/proc/sys/net", read_only=False)
+    for path in _MASKED:
+        _mask(path)
     if spec.cwd:  # a workingDir that is not there is made, as container runtimes do
         os.makedirs(spec.cwd, exist_ok=True)
     if spec.read_only_root:
@@ -128,8 +129,7 @@ def enter(spec: ContainerSpec, place: str) -> None:
 def _system(spec: ContainerSpec) -> None:
     """/proc of the PID namespace, /sys of the network namespace, /dev, /run and /tmp of the container."""
     syscalls.mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
-    flags = MS_NOSUID | MS_NODEV | MS_NOEXEC | (0 if spec.privileged else MS_RDONLY)
-    syscalls.mount("sysfs", "/sys", "sysfs", flags)
+    syscalls.mount("sysfs", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY)
     _tmpfs("/run", "mode=755,size=256m")
     _tmpfs("/tmp", "mode=1777,size=1g")
     os.makedirs("/run/lock", exist_ok=True)

@@ -40,7 +40,7 @@ class ContainerSpec(Struct, frozen=True, kw_only=True):
     argv: empty for the built-in responder. otherwise: what to do when the host cannot run argv: "responder",
     "nothing" (end at once, successfully) or "fail".
     responder: path of the responder's configuration (runtime/responder.py).
-    capabilities: what is left of root's rights; all with privileged.
+    capabilities: what is left of root's rights; all a pod may have with privileged.
     hidden: directories of the host that appear empty. stdin: keeps stdin open, else it is /dev/null.
     log: file that gets what it writes, a line each with its time.
     """
