@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from podlane.errors import LabError
 from podlane.lab import cgroups
 from podlane.lab.down import unmount_below
 from podlane.lab.runtime import capabilities
+from podlane.lab.supervisor import terminal
 from podlane.lab.supervisor.client import ContainerSpec, Supervisor, SupervisorRefusal
 from podlane.lab.supervisor.protocol import Mount
 
@@ -355,3 +360,45 @@ def test_socket_is_private(site: Site) -> None:
 
 def test_log_of_a_large_output_is_whole(site: Site) -> None:
     assert len(site.shell("seq 1 20000").splitlines()) == 20000
+
+
+def test_command_with_this_terminal(site: Site) -> None:
+    """`podlane exec` from a terminal: the command gets one of its own, of the same size."""
+    labels = {"namespace": "default", "pod": "p", "container": "c", "kind": "main", "index": "0"}
+    site.supervisor.start_container(site.spec("sleep", "60", labels=labels))
+    code = (
+        "import sys, pathlib; from podlane.lab.supervisor.terminal import run; "
+        "sys.exit(run(pathlib.Path(sys.argv[1]), 'default', 'p', '', sys.argv[2:]))"
+    )
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 99, 0, 0))
+    command = ["sh", "-c", "stty size; read x; echo got $x; exit 5"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(site.socket), *command], stdin=slave, stdout=slave, stderr=slave
+    )
+    os.close(slave)
+    os.write(master, b"word\n")
+    output = b""
+    while b"got word" not in output:
+        output += os.read(master, 4096)
+    assert process.wait(20) == 5
+    os.close(master)
+    assert b"33 99" in output
+
+
+@pytest.mark.parametrize(("name", "why"), [("nope", "no running pod 'nope'"), ("p", "no container 'x'")])
+def test_command_in_what_is_not_there(site: Site, name: str, why: str) -> None:
+    labels = {"namespace": "default", "pod": "p", "container": "c", "kind": "main", "index": "0"}
+    site.supervisor.start_container(site.spec("sleep", "60", labels=labels))
+    with pytest.raises(LabError, match=why):
+        terminal.run(site.socket, "default", name, "x", ["true"])
+
+
+def test_shared_process_namespace(site: Site) -> None:
+    sandbox = site.supervisor.start_sandbox(
+        "shared", hostname="s", netns_pid=None, cgroup=site.cgroup, share_pid=True
+    )
+    site.supervisor.start_container(site.spec("sleep", "61", sandbox_pid=sandbox, share_pid=True))
+    seen = site.shell("cat /proc/[0-9]*/cmdline | tr '\\0' ' '", sandbox_pid=sandbox, share_pid=True)
+    assert "podlane: shared" in seen
+    assert "sleep 61" in seen

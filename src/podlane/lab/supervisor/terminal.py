@@ -93,7 +93,7 @@ def _with_terminal(supervisor: Supervisor, target: int, argv: Sequence[str]) -> 
         before = termios.tcgetattr(0)
         old = signal.signal(signal.SIGWINCH, lambda *_: _copy_size(0, master))
         try:
-            tty.setraw(0)
+            tty.setraw(0, termios.TCSANOW)  # what was typed already is kept
             _copy(master)
         finally:
             termios.tcsetattr(0, termios.TCSADRAIN, before)
