@@ -42,6 +42,7 @@ def test_a_document_and_settings_say_the_same() -> None:
         ("backend.type", "write KEY=VALUE"),
         ("backend.type=carrier-pigeon", "carrier-pigeon"),
         ("backend.type=wireguard", "backend.type: wireguard is not available"),
+        ("nonMasqueradeCIDRs=192.0.2.1/24", "nonMasqueradeCIDRs: '192.0.2.1/24' is not a network prefix"),
         ("link.bridge=plx", "link.bridge: 'plx'"),
         ("services.mode=socket", "services.mode: socket is not available"),
         ("backend.vni=0", "backend.vni"),

@@ -2,7 +2,7 @@
 
     service-cidrs    an address in here that no service holds is dropped
     pod-cidrs        sources that are pods: not masqueraded towards a ClusterIP
-    cluster-cidrs    what a pod reaches under its own address
+    cluster-cidrs    what a pod reaches under its own address: pods, services, nonMasqueradeCIDRs
     node-ips         every node's InternalIPs: a pod reaches these under its own address too
     node-port-ips    this node's InternalIPs: they answer node ports
 
@@ -43,7 +43,7 @@ def _cluster(view: View) -> Rows:
     return _sets(
         *((SetName.SERVICE_CIDRS, each) for each in services),
         *((SetName.POD_CIDRS, each) for each in pods),
-        *((SetName.CLUSTER_CIDRS, each) for each in (*pods, *services)),
+        *((SetName.CLUSTER_CIDRS, each) for each in (*pods, *services, *view.config.non_masquerade)),
     )
 
 

@@ -100,6 +100,8 @@ class NetworkConfig(_Section, frozen=True):
     node_cidrs: list[str] = field(
         default_factory=lambda: ["172.30.0.0/16", "fd00:172:30::/64"], name="nodeCIDRs"
     )
+    # Beyond the cluster, what pods reach under their own address all the same (0.0.0.0/0: everything).
+    non_masquerade_cidrs: list[str] = field(default_factory=list, name="nonMasqueradeCIDRs")
     node_cidr_mask_sizes: list[int] = field(default_factory=lambda: [24, 64])
     cluster_domain: str = "cluster.local"
     backend: Backend = Backend()
@@ -123,6 +125,11 @@ class NetworkConfig(_Section, frozen=True):
     @property
     def nodes(self) -> dict[Family, Prefix]:
         return self._of(self.node_cidrs)
+
+    @property
+    def non_masquerade(self) -> list[Prefix]:
+        """Of the enabled families."""
+        return [p for p in map(prefix, self.non_masquerade_cidrs) if family_of(p) in self.ip_families]
 
     @property
     def node_mask_bits(self) -> dict[Family, int]:
@@ -213,6 +220,11 @@ def validate(config: NetworkConfig, where: str) -> NetworkConfig:
                 if p.version == other.version and p.overlaps(other):
                     raise refuse(key, f"{p} overlaps {other} of {other_key}")
             seen.append((key, p))
+    for text in config.non_masquerade_cidrs:
+        try:
+            prefix(text)
+        except ConfigError as error:
+            raise refuse("nonMasqueradeCIDRs", str(error)) from None
     for family, bits in config.node_mask_bits.items():
         pods = config.pods[family]
         if not pods.prefixlen <= bits <= family.bits - 2:

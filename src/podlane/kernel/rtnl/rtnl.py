@@ -32,7 +32,7 @@ Device: TypeAlias = str | int
 _DOOMED = 0x706C6465
 
 _SETTLE_PAUSE_S = 0.0002
-_SETTLE_TIMEOUT_S = 2
+_SETTLE_TIMEOUT_S = 10  # it takes a millisecond, or as long as others hold the rtnl lock
 
 
 class Rtnl:
@@ -153,7 +153,7 @@ class Rtnl:
         """Returns when the bridge uses this port.
 
         It does so some time after the link has a carrier: frames are dropped until then. Raises
-        KernelError if that takes longer than a second or two.
+        KernelError if that takes longer than ten seconds.
         """
         end_s = time.monotonic() + _SETTLE_TIMEOUT_S
         while not self.link(name).forwarding:
@@ -250,7 +250,7 @@ class Rtnl:
 
         The kernel makes the local route of an IPv6 address on a work queue of its own, moments after
         the address: until then a packet to it is sent out of the very link it came in by.
-        Raises KernelError if that takes longer than a second or two.
+        Raises KernelError if that takes longer than ten seconds.
         """
         for address in held:
             end_s = time.monotonic() + _SETTLE_TIMEOUT_S
