@@ -151,3 +151,19 @@ def test_a_rejected_object_changes_nothing_and_the_lab_goes_on(shared: Lab) -> N
     assert "bad" in refused.stderr
     assert shared.kubectl("get", "service", "bad", check=False).returncode == 1
     shared.check()
+
+
+def test_commands_in_pods_and_nodes_end_as_a_shell_would_tell(shared: Lab) -> None:
+    for run_in in (
+        lambda *argv: shared.exec("client", *argv, check=False),
+        lambda *argv: shared.node("node-1", *argv, check=False),
+        lambda *argv: shared.outside(*argv, check=False),
+    ):
+        assert run_in("sh", "-c", "exit 42").returncode == 42
+        absent = run_in("no-such-program")
+        assert absent.returncode == 127
+        assert "no-such-program: No such file or directory" in absent.stderr
+        assert absent.stderr.count("\n") == 1
+        refused = run_in("/etc")
+        assert refused.returncode != 0
+        assert refused.stderr == "podlane: /etc: Permission denied\n"

@@ -40,7 +40,8 @@ def test_a_document_and_settings_say_the_same() -> None:
         ("nothing.here=1", "no section 'nothing'"),
         ("backend=vxlan", "unknown key 'backend'"),
         ("backend.type", "write KEY=VALUE"),
-        ("backend.type=carrier-pigeon", "carrier-pigeon"),
+        ("backend.type=carrier-pigeon", "backend.type: 'carrier-pigeon' is none of vxlan, host-gw"),
+        ("ipFamilies=IPv4,IPv5", "ipFamilies[1]: 'IPv5' is none of IPv4, IPv6"),
         ("backend.type=wireguard", "backend.type: wireguard is not available"),
         ("nonMasqueradeCIDRs=192.0.2.1/24", "nonMasqueradeCIDRs: '192.0.2.1/24' is not a network prefix"),
         ("link.bridge=plx", "link.bridge: 'plx'"),
@@ -49,7 +50,7 @@ def test_a_document_and_settings_say_the_same() -> None:
         ("backend.vni=16777216", "backend.vni"),
         ("backend.port=65536", "backend.port"),
         ("fabric.racks=0", "fabric.racks"),
-        ("fabric.racks=two", "Expected 'int'"),
+        ("fabric.racks=two", "fabric.racks: expected 'int'"),
         ("fabric.mtu=1279", "fabric.mtu"),
         ("ipFamilies=", "ipFamilies"),
         ("ipFamilies=IPv4,IPv4", "each once"),
@@ -80,7 +81,7 @@ def test_a_bad_setting_is_refused_by_path(setting: str, message: str) -> None:
         ({"kind": "Service"}, "kind is 'Service'"),
         ({"apiVersion": "v1"}, "apiVersion is 'v1'"),
         ({"backend": {"colour": "red"}}, "colour"),
-        ({"fabric": {"racks": "2"}}, "$.fabric.racks"),
+        ({"fabric": {"racks": "2"}}, ": fabric.racks: expected"),
     ],
 )
 def test_a_bad_document_is_refused_with_the_files_name(document: Any, message: str) -> None:

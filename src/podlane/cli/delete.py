@@ -10,7 +10,7 @@ from podlane.cli import manifests as common
 @common.access_options
 @common.output_option
 @click.option("--wait/--no-wait", default=True, help="Wait until the objects are gone.")
-@click.option("--timeout", "timeout_s", default=60.0, show_default=True, help="Seconds to wait.")
+@click.option("--timeout", default="60s", show_default=True, help="How long to wait for that.")
 def command(
     files: tuple[str, ...],
     lab: str,
@@ -18,14 +18,16 @@ def command(
     context: str,
     output: str,
     wait: bool,
-    timeout_s: float,
+    timeout: str,
 ) -> None:
     """Delete the objects of manifests. What is not there is no error.
 
     Example: podlane delete -f examples/web.yaml
     """
+    from podlane.cli.up import duration_s
     from podlane.lab import apply, manifests
 
+    timeout_s = duration_s(timeout)
     with common.client_for(lab, kubeconfig, context) as client:
         objects, errors = manifests.read(files)
         common.refuse(errors)

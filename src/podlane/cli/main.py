@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 
@@ -42,6 +43,16 @@ class _Lazy(click.Group):
         command: click.Command = module.command
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            near = difflib.get_close_matches(name, COMMANDS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}"
+            raise click.UsageError(f"there is no command {name!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
@@ -66,16 +77,29 @@ def cli(log_level: str, log_format: str) -> None:
     configure(log_level, log_format)
 
 
+def usage_error(error: click.ClickException) -> str:
+    """One line: what is wrong with the command line, and where it is told how it goes."""
+    what = error.format_message().strip().rstrip(".")
+    what = what[:1].lower() + what[1:]
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    if context is None:
+        return f"podlane: {what}"
+    return f"{context.command_path}: {what}; see `{context.command_path} --help`"
+
+
 def main() -> None:
     """Errors become one clear line on stderr; status 2 is the user's mistake, 1 anything else."""
     try:
-        status = cli.main(standalone_mode=False)
+        status = cli.main(prog_name="podlane", standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)
     except click.exceptions.Abort:
         click.echo("podlane: interrupted", err=True)
         sys.exit(130)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        click.echo(usage_error(error), err=True)
         sys.exit(error.exit_code)
     except PodlaneError as error:
         click.echo(f"podlane: {error}", err=True)

@@ -7,11 +7,12 @@ import click
 
 
 @click.command()
-@click.argument("name", default="lab")
+@click.argument("name", required=False)
+@click.option("--lab", metavar="NAME", help="Which lab (default: lab); the same as NAME.")
 @click.option(
     "-o", "--output", type=click.Choice(["text", "json"]), default="text", help="Form of the answer."
 )
-def command(name: str, output: str) -> None:
+def command(name: str | None, lab: str | None, output: str) -> None:
     """Show lab NAME: its nodes, what their agents hold, its pods.
 
     Exits 1 when an agent is not ready or a row is refused. Example: podlane status -o json
@@ -19,7 +20,7 @@ def command(name: str, output: str) -> None:
     from podlane.lab import record
     from podlane.lab.status import gather
 
-    status = gather(record.load(name))
+    status = gather(record.load(lab or name or "lab"))
     if output == "json":
         click.echo(json.dumps({"apiVersion": "podlane.dev/v1alpha1", "kind": "LabStatus", **status}))
     else:

@@ -14,10 +14,18 @@ from podlane.lab import cgroups
 CLONE_NEWUTS = 0x04000000
 
 
+class CommandNotRunError(LabError):
+    """Its exit status is a shell's: 127 for what is not there, 126 for what cannot be executed."""
+
+    def __init__(self, program: str, error: OSError) -> None:
+        super().__init__(f"{program}: {error.strerror}")
+        self.exit_status = 127 if isinstance(error, FileNotFoundError) else 126
+
+
 def enter_and_exec(pid: int, command: Sequence[str], cgroup: Path) -> NoReturn:
     """Replaces this process by command, in the net, uts and mount namespaces of process pid.
 
-    Raises LabError when the command cannot be run (the exit status a shell would give is lost).
+    Raises LabError when the namespaces are gone, CommandNotRunError when the command cannot be run.
     """
     cgroups.join(cgroups.make(cgroup))
     working = os.getcwd()
@@ -35,4 +43,4 @@ def enter_and_exec(pid: int, command: Sequence[str], cgroup: Path) -> NoReturn:
     try:
         os.execvp(command[0], list(command))
     except OSError as error:
-        raise LabError(f"{command[0]}: {error.strerror}") from None
+        raise CommandNotRunError(command[0], error) from None

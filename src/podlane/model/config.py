@@ -187,7 +187,26 @@ def _convert(document: Any, where: str) -> NetworkConfig:
     try:
         return msgspec.convert(document, NetworkConfig)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{where}: {str(error).replace('`', chr(39))}") from None
+        raise ConfigError(f"{where}: {_explained(str(error))}") from None
+
+
+_CHOICES: dict[str, type[enum.StrEnum]] = {
+    "backend.type": BackendType,
+    "link.mode": LinkMode,
+    "link.hairpin": Hairpin,
+    "services.mode": ServiceMode,
+    "ipFamilies": Family,
+}
+
+
+def _explained(text: str) -> str:
+    """msgspec's message, with the key before what is wrong with it, and what would work."""
+    what, at, path = text.replace("`", "'").partition(" - at '$.")
+    key = path.rstrip("'")
+    choices = _CHOICES.get(re.sub(r"\[.*", "", key))
+    if choices is not None and what.startswith("Invalid enum value"):
+        return f"{key}: {what.rpartition(' ')[2]} is none of {', '.join(choices)}"
+    return f"{key}: {what[:1].lower()}{what[1:]}" if at else what
 
 
 def validate(config: NetworkConfig, where: str) -> NetworkConfig:

@@ -37,7 +37,10 @@ class Report:
         os.close(self.fd)
 
     def failed(self, error: BaseException, reason: str = "") -> None:
-        text = str(error) if isinstance(error, PodlaneError | OSError) else repr(error)
+        if isinstance(error, OSError) and error.strerror and error.filename is None:
+            text = error.strerror  # without the number that str() puts before it
+        else:
+            text = str(error) if isinstance(error, PodlaneError | OSError) else repr(error)
         os.write(self.fd, msgspec.json.encode(protocol.ChildReport(error=text, reason=reason)))
 
 
