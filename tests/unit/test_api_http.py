@@ -220,8 +220,27 @@ def test_openapi_documents_are_whole(lab: Lab) -> None:
             assert reference in document["components"]["schemas"], (path, reference)
     v2 = call(lab, "GET", "/openapi/v2").json
     assert v2["swagger"] == "2.0"
-    protobuf = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"
-    assert call(lab, "GET", "/openapi/v2", Accept=protobuf).code == 406
+
+
+def test_openapi_v2_speaks_protobuf_to_those_who_ask(lab: Lab) -> None:
+    well_formed = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
+    asked = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"
+    for accept, media_type in (
+        (asked, well_formed),
+        (well_formed, well_formed),
+        (f"{asked}, application/json", well_formed),
+        (f"application/json, {asked}", "application/json"),
+        ("text/html, */*;q=0.8", "application/json"),
+    ):
+        answer = call(lab, "GET", "/openapi/v2", Accept=accept)
+        assert (answer.code, answer.headers["Content-Type"].partition(";")[0]) == (200, media_type)
+        assert answer.headers["Vary"] == "Accept"
+        again = call(lab, "GET", "/openapi/v2", Accept=accept, If_None_Match=answer.headers["ETag"])
+        assert (again.code, again.body) == (304, b"")
+    tags = {call(lab, "GET", "/openapi/v2", Accept=a).headers["ETag"] for a in (asked, "application/json")}
+    assert len(tags) == 2
+    assert call(lab, "GET", "/openapi/v2", Accept="application/yaml").code == 406
+    assert call(lab, "GET", "/openapi/v3/api/v1", Accept=asked).code == 406
 
 
 @pytest.mark.parametrize(

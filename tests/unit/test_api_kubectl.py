@@ -29,10 +29,14 @@ def _minor() -> int:
     )
 
 
-pytestmark = pytest.mark.skipif(
-    _minor() < 29,
-    reason="no kubectl 1.29 or newer: older ones want /openapi/v2 as protobuf, which is served as JSON only",
-)
+MINOR = _minor()
+pytestmark = pytest.mark.skipif(MINOR < 20, reason="no kubectl 1.20 or newer")
+
+
+def needs(minor: int) -> pytest.MarkDecorator:
+    """What older ones do not do themselves, or do in versions of the API long gone."""
+    return pytest.mark.skipif(minor > MINOR, reason=f"no kubectl 1.{minor} or newer")
+
 
 MANIFEST = """
 apiVersion: apps/v1
@@ -109,11 +113,13 @@ class Kubectl:
         self._environment = {"HOME": str(home), "PATH": "/usr/bin:/bin"}
         self.namespace = namespace
 
-    def run(self, *arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, given: str = "", editor: str = "false"
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [*self._command, *arguments],
             input=given,
-            env=self._environment,
+            env={**self._environment, "EDITOR": editor},
             capture_output=True,
             text=True,
             timeout=60,
@@ -176,7 +182,9 @@ def test_apply_merges_three_ways(kubectl: Kubectl) -> None:
 
 def test_a_manifest_with_unknown_fields_is_refused_whole(kubectl: Kubectl) -> None:
     wrong = manifest().replace("selector: {app: web}", "selector: {app: web}\n  portz: []")
-    assert 'unknown field "spec.portz"' in kubectl.refused("apply", "-f", "-", given=wrong.split("---")[1])
+    by_server, by_itself = 'field "spec.portz"', 'field "portz" in io.k8s.api.core.v1.ServiceSpec'
+    message = kubectl.refused("apply", "-f", "-", given=wrong.split("---")[1])
+    assert f"unknown {by_server if MINOR >= 25 else by_itself}" in message
     assert get(kubectl, "services")["items"] == []
     wrong = manifest().replace("port: 80,", "port: 70000,")
     message = kubectl.refused("apply", "-f", "-", given=wrong.split("---")[1])
@@ -211,10 +219,10 @@ def test_what_people_see(kubectl: Kubectl) -> None:
         ("deployment d --image=nginx --replicas=3", "deployment"),
         ("service nodeport n --tcp=80:8080", "service"),
         ("job j --image=busybox -- date", "job"),
-        ("cronjob cj --image=busybox --schedule=@daily", "cronjob"),
+        pytest.param("cronjob cj --image=busybox --schedule=@daily", "cronjob", marks=needs(21)),
         ("ingress i --rule=a.example/x=web:80", "ingress"),
         ("quota q --hard=pods=2", "resourcequota"),
-        ("poddisruptionbudget p --selector=a=b --min-available=50%", "pdb"),
+        pytest.param("poddisruptionbudget p --selector=a=b --min-available=50%", "pdb", marks=needs(21)),
         ("role r --verb=get --resource=pods", "role"),
         ("serviceaccount sa", "serviceaccount"),
     ],
@@ -253,6 +261,8 @@ IMPERATIVE = [
     ids=[f"{number}-{row[0]}" for number, row in enumerate(IMPERATIVE)],
 )
 def test_imperative_commands(kubectl: Kubectl, command: str, resource: str, path: str, value: str) -> None:
+    if MINOR < 21 and resource in ("cronjob", "pdb"):
+        pytest.skip("of v1beta1 for this kubectl")
     kubectl(*command.split())
     assert kubectl("get", resource, "-o", f"jsonpath={{range .items[*]}}{{{path}}}{{end}}") == value
 
@@ -288,6 +298,7 @@ def test_nodes_are_tainted_and_cordoned(kubectl: Kubectl) -> None:
     kubectl("delete", "node", "tainted")
 
 
+@needs(24)
 def test_service_accounts_get_tokens(lab: Lab, kubectl: Kubectl) -> None:
     kubectl("create", "serviceaccount", "robot")
     assert kubectl("create", "token", "robot", "--duration=1h").strip() == lab.pki.token
@@ -299,6 +310,7 @@ def test_service_accounts_get_tokens(lab: Lab, kubectl: Kubectl) -> None:
     assert asked["status"]["token"] == lab.pki.token
 
 
+@needs(27)
 def test_what_is_not_served_is_refused_in_words(kubectl: Kubectl) -> None:
     kubectl("run", "p", "--image=i")
     message = kubectl.refused("debug", "p", "--image=i", "--target=p", "--profile=general")
@@ -373,6 +385,31 @@ def test_explain_and_resources(kubectl: Kubectl) -> None:
     assert kubectl("auth", "can-i", "create", "pods").strip() == "yes"
 
 
+def test_manifests_are_compared_replaced_and_edited(kubectl: Kubectl) -> None:
+    kubectl("create", "-f", "-", given=manifest())
+    done = kubectl.run("diff", "-f", "-", given=manifest("nginx:2"))
+    assert (done.returncode, done.stderr) == (1, "")
+    assert re.search(r"^-\s+image: nginx:1$", done.stdout, re.MULTILINE)
+    assert re.search(r"^\+\s+image: nginx:2$", done.stdout, re.MULTILINE)
+    assert "deployment.apps/web replaced" in kubectl(
+        "replace", "-f", "-", given=manifest("nginx:2").split("---")[0]
+    )
+    wrong = manifest("nginx:3").split("---")[0].replace("replicas: 2", "replicas: 2\n  foo: 1")
+    assert 'unknown field "' in kubectl.refused("replace", "-f", "-", given=wrong)
+    assert 'unknown field "' in kubectl.refused(
+        "create", "-f", "-", given=wrong.replace("name: web", "name: w")
+    )
+    assert "no changes made" in kubectl.run("edit", "deployment", "web", editor="true").stderr
+    done = kubectl.run("edit", "deployment", "web", editor="sed -i s/nginx:2/nginx:4/")
+    assert done.returncode == 0, done.stderr
+    spec = get(kubectl, "deployment", "web")["spec"]["template"]["spec"]
+    assert [c["image"] for c in spec["containers"]] == ["nginx:4"]
+    done = kubectl.run("edit", "deployment", "web", editor="sed -i s/replicas:/replicaz:/")
+    assert done.returncode != 0
+    assert get(kubectl, "deployment", "web")["spec"]["replicas"] == 2
+
+
+@needs(24)
 def test_custom_resources(kubectl: Kubectl) -> None:
     kubectl("apply", "-f", "-", given=DEFINITION)
     kubectl("wait", "--for=condition=established", "--timeout=20s", "crd/crontabs.stable.example.com")
@@ -400,3 +437,16 @@ def test_custom_resources(kubectl: Kubectl) -> None:
     assert "When to run." in kubectl("explain", "ct.spec.cronSpec")
     kubectl("delete", "crd", "crontabs.stable.example.com")
     assert "the server" in kubectl.refused("get", "ct")
+
+
+def test_custom_resources_are_explained_and_tried(kubectl: Kubectl) -> None:
+    definition = DEFINITION.replace("crontabs", "timers").replace("CronTab", "Timer").replace("[ct]", "[ti]")
+    timer = CRONTAB.replace("CronTab", "Timer").replace("REPLICAS", "3")
+    kubectl("apply", "-f", "-", given=definition)
+    kubectl("wait", "--for=condition=established", "--timeout=20s", "crd/timers.stable.example.com")
+    assert "created (server dry run)" in kubectl("apply", "--dry-run=server", "-f", "-", given=timer)
+    kubectl("apply", "-f", "-", given=timer)
+    wrong = timer.replace("replicas: 3", "replicas: 3, foo: 1")
+    assert re.search(r'unknown field "(spec\.)?foo"', kubectl.refused("apply", "-f", "-", given=wrong))
+    assert "When to run." in kubectl("explain", "timers.spec.cronSpec")
+    kubectl("delete", "crd", "timers.stable.example.com")

@@ -70,6 +70,10 @@ class Definitions:
         """OpenAPI v3 documents by path."""
         return crd_openapi.documents((v.row, v.schema) for v in self._versions.values())
 
+    def openapi_v2(self) -> Obj:
+        """`definitions` and `paths` that they add to the document of the built-in kinds."""
+        return crd_openapi.document_v2((v.row, v.schema) for v in self._versions.values())
+
     # --- definitions come and go -----------------------------------------------------------------
 
     def _follow(self, events: list[LogEvent]) -> None:

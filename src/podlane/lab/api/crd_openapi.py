@@ -1,4 +1,7 @@
-"""OpenAPI v3 documents of custom resources, one a group and version: what `kubectl explain` reads."""
+"""OpenAPI documents of custom resources: what `kubectl explain` reads.
+
+v3: one document a group and version. v2: one for all, which refers to definitions of the built-in one.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
+from podlane.lab.api import gnostic
 from podlane.lab.api import schema as builtin
 from podlane.lab.api.resources import Resource
 from podlane.lab.api.store import copied, decode
@@ -36,6 +40,17 @@ def documents(versions: Iterable[tuple[Resource, Schema]]) -> dict[str, Obj]:
     return found
 
 
+def document_v2(versions: Iterable[tuple[Resource, Schema]]) -> Obj:
+    """`definitions` and `paths` to be added to those of the built-in kinds."""
+    found: Obj = {"definitions": {}, "paths": {}}
+    for row, schema in versions:
+        name = schema_name(row)
+        found["definitions"][name] = _published_v2(row, schema)
+        for path, methods in _paths(row, name).items():
+            found["paths"][path] = {method: _operation_v2(o) for method, o in methods.items()}
+    return found
+
+
 def schema_name(row: Resource) -> str:
     return ".".join([*reversed(row.group.split(".")), row.version, row.kind])
 
@@ -56,6 +71,66 @@ def _published(row: Resource, schema: Schema) -> Obj:
     properties["metadata"] = {"allOf": [reference], "description": "Standard object's metadata."}
     found["x-kubernetes-group-version-kind"] = [_gvk(row)]
     return found
+
+
+def _published_v2(row: Resource, schema: Schema) -> Obj:
+    found = _lowered(schema)
+    if "properties" in found or not schema.get(PRESERVE):
+        found["type"] = "object"
+        published = _published(row, schema)["properties"]
+        metadata = {
+            "description": published["metadata"]["description"],
+            "$ref": f"#/definitions/{_META}ObjectMeta",
+        }
+        found["properties"] = {
+            **found.get("properties", {}),
+            "apiVersion": published["apiVersion"],
+            "kind": published["kind"],
+            "metadata": metadata,
+        }
+    found["x-kubernetes-group-version-kind"] = [_gvk(row)]
+    return found
+
+
+def _lowered(schema: Schema) -> Schema:
+    """A schema as OpenAPI v2 can say it, in a form that no kubectl stumbles over.
+
+    What may be null, or hold unknown fields, has neither type nor parts (the rules are those of
+    ToStructuralOpenAPIV2 in apiextensions-apiserver v0.28).
+    """
+    known = gnostic.schema_fields() - {"allOf"}
+    found = {k: v for k, v in schema.items() if v is not None and (k in known or k.startswith("x-"))}
+    if schema.get("nullable") or schema.get(PRESERVE):
+        found.pop("items", None)
+        found.pop("properties", None)
+        if schema.get("nullable") or schema.get("type") == "object":
+            found.pop("type", None)
+    if "items" not in found and found.get("type") == "array":
+        del found["type"]
+    if not found.get("properties"):
+        found.pop("properties", None)
+    else:
+        found["properties"] = {name: _lowered(sub) for name, sub in found["properties"].items()}
+        nullable = {name for name, sub in schema["properties"].items() if sub.get("nullable")}
+        if nullable & set(found.get("required", ())):
+            found["required"] = [name for name in found["required"] if name not in nullable]
+    for part in ("items", "additionalProperties"):
+        if isinstance(found.get(part), dict):
+            found[part] = _lowered(found[part])
+    return found
+
+
+def _operation_v2(operation: Obj) -> Obj:
+    parameters = [
+        {"name": p["name"], "in": p["in"], "type": p["schema"]["type"]} for p in operation["parameters"]
+    ]
+    reference = operation["responses"]["200"]["content"]["application/json"]["schema"]["$ref"]
+    schema = {"$ref": reference.replace("#/components/schemas/", "#/definitions/")}
+    return {
+        **operation,
+        "parameters": parameters,
+        "responses": {"200": {"description": "OK", "schema": schema}},
+    }
 
 
 @cache

@@ -133,6 +133,10 @@ class CustomResources(Strategy, Protocol):
         """OpenAPI v3 documents by path, as "apis/example.com/v1"."""
         ...
 
+    def openapi_v2(self) -> Obj:
+        """`definitions` and `paths` that they add to the document of the built-in kinds."""
+        ...
+
 
 class BuiltinStrategy:
     """All built-in kinds. services: hands out addresses and node ports."""
