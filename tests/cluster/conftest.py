@@ -56,8 +56,6 @@ class Lab:
     def kubectl(
         self, *arguments: str, check: bool = True, **options: Any
     ) -> subprocess.CompletedProcess[str]:
-        if kubectl_minor() < 29 and {"apply", "create"} & set(arguments):
-            arguments += ("--validate=false",)  # it wants its OpenAPI as protobuf
         return run("kubectl", "--kubeconfig", self.kubeconfig, *arguments, check=check, **options)
 
     def get(self, *arguments: str) -> Any:
