@@ -44,6 +44,7 @@ def test_a_document_and_settings_say_the_same() -> None:
         ("ipFamilies=IPv4,IPv5", "ipFamilies[1]: 'IPv5' is none of IPv4, IPv6"),
         ("backend.type=wireguard", "backend.type: wireguard is not available"),
         ("nonMasqueradeCIDRs=192.0.2.1/24", "nonMasqueradeCIDRs: '192.0.2.1/24' is not a network prefix"),
+        ("link.hairpin=promiscuous", "link.hairpin: promiscuous is not available"),
         ("link.bridge=plx", "link.bridge: 'plx'"),
         ("services.mode=socket", "services.mode: socket is not available"),
         ("backend.vni=0", "backend.vni"),

@@ -7,16 +7,16 @@ from pathlib import Path
 
 from podlane.agent.options import AgentOptions
 from podlane.cni import plugins
-from podlane.cni.attacher import Attacher
+from podlane.cni.attacher import Attacher, Ports
 from podlane.cni.leases import Leases
 from podlane.cni.plugins.podlane import Podlane
 from podlane.cni.service import CniService
 from podlane.compile import facts
 from podlane.compile.engine import Compiler
-from podlane.compile.tables import Table, VxlanLink
-from podlane.compile.vxlan import DEVICE
+from podlane.compile.vxlan import link_mtu_bytes
 from podlane.errors import ConfigError
 from podlane.model.addresses import Prefix
+from podlane.model.config import Hairpin, Link, LinkMode
 from podlane.model.local import Attachment
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -33,7 +33,13 @@ class Attachments:
         self._compiler = compiler
         boot_id = BOOT_ID.read_text().strip()
         self._leases = Leases(state / "leases.sqlite", boot_id)
-        self._attacher = Attacher(self._leases, self._pools, on_change, mtu_bytes=self._mtu_bytes)
+        self._attacher = Attacher(
+            self._leases,
+            self._pools,
+            on_change,
+            mtu_bytes=self._mtu_bytes,
+            ports=_ports(compiler.view.config.link),
+        )
         types = plugins.load() | {"podlane": Podlane(self._attacher)}
         self._service = CniService(state, Path(options.cni_socket), boot_id, types)
 
@@ -67,5 +73,10 @@ class Attachments:
         return list(prefixes.values())
 
     def _mtu_bytes(self) -> int:
-        tunnel = self._compiler.tables[Table.LINKS].get(DEVICE)
-        return tunnel.mtu_bytes if isinstance(tunnel, VxlanLink) else 0
+        return link_mtu_bytes(self._compiler.view)
+
+
+def _ports(link: Link) -> Ports | None:
+    if link.mode is not LinkMode.BRIDGE:
+        return None
+    return Ports(link.bridge, hairpin=link.hairpin is Hairpin.VETH)

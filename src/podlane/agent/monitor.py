@@ -48,11 +48,7 @@ def judge(message: Message, desired: Desired, name_of: NameOf) -> Notice | None:
         link = links.unpack(message)
         if link.name in desired[Table.BRIDGES]:
             row = desired[Table.BRIDGES][link.name]
-            right = link.up and (link.mac, link.mtu_bytes, link.promiscuous) == (
-                row.mac,
-                row.mtu_bytes,
-                row.promiscuous,
-            )
+            right = link.up and (link.mac, link.mtu_bytes) == (row.mac, row.mtu_bytes)
             # Of a bridge there are other notices too: those of its own family tell of its ports.
             gone = kind == links.RTM_DELLINK and message.body[0] == socket.AF_UNSPEC
             return Notice(Table.BRIDGES) if gone or not right else None

@@ -28,7 +28,7 @@ from podlane.compile.view import CONFIG, UNDERLAY, Change, View
 from podlane.compile.vxlan import link_mtu_bytes
 from podlane.errors import ConfigError
 from podlane.model.addresses import Address, Interface, Prefix
-from podlane.model.config import Hairpin, LinkMode
+from podlane.model.config import LinkMode
 
 NAME: Final = "bridge"
 DEVICE: Final = UnitKey(NAME, "device")
@@ -59,7 +59,6 @@ def compile_unit(key: UnitKey, view: View) -> Rows:
         mac=bridge_mac(me.name),
         mtu_bytes=mtu_bytes,
         addresses=tuple(map(gateway_interface, own.values())),
-        promiscuous=link.hairpin is Hairpin.PROMISCUOUS,
     )
     return {Table.BRIDGES: {bridge.name: bridge}, Table.ROUTES: routes} if own else NOTHING
 

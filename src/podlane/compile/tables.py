@@ -37,14 +37,13 @@ class BridgeLink(Struct, frozen=True):
     """A bridge whose ports are pods' links.
 
     mac: deterministic, so that it does not follow its ports. addresses: pods' gateways, with the length of
-    the node's CIDR; they bring no route of their own. promiscuous: hairpin by taking every frame in.
+    the node's CIDR; they bring no route of their own.
     """
 
     name: str
     mac: str
     mtu_bytes: int
     addresses: tuple[Interface, ...]
-    promiscuous: bool = False
 
 
 class Port(Struct, frozen=True):
@@ -148,12 +147,13 @@ class BackendList(Struct, frozen=True):
 
     affinity_timeout_s: 0 for no session affinity (ClientIP). still_serving: endpoints that no new flow
     chooses but that still answer, so that flows they have are left alone; filled in for UDP only,
-    where a flow ends by being forgotten.
+    where a flow ends by being forgotten. sources: who may come in by the list's guarded frontends.
     """
 
     backends: tuple[Backend, ...]
     affinity_timeout_s: int = 0
     still_serving: tuple[Backend, ...] = ()
+    sources: tuple[Prefix, ...] = ()
 
 
 class FrontendKey(NamedTuple):
@@ -182,12 +182,14 @@ class Frontend(Struct, frozen=True):
     """A virtual address and port, and the list that answers for it.
 
     backends: the list new flows choose from. short_circuit: EXTERNAL_LOCAL only, the cluster-wide
-    list that pods and the node itself use instead. None for DROP and REJECT.
+    list that pods and the node itself use instead. None for DROP and REJECT. guarded: EXTERNAL and
+    EXTERNAL_LOCAL only, the sources of `backends` alone may come in, and others get no answer.
     """
 
     kind: FrontendClass
     backends: ListKey | None
     short_circuit: ListKey | None = None
+    guarded: bool = False
 
 
 Rows: TypeAlias = Mapping[Table, Mapping[Any, Any]]

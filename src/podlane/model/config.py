@@ -60,7 +60,7 @@ class Hairpin(enum.StrEnum):
     """How a pod reaches itself through a service when it is the port of a bridge."""
 
     VETH = "veth"  # ports send frames back where they came from
-    PROMISCUOUS = "promiscuous"  # the bridge takes every frame in, and sends it out again
+    PROMISCUOUS = "promiscuous"  # the bridge takes every frame in and sends it out again: not any more
 
 
 class Link(_Section, frozen=True):
@@ -239,6 +239,9 @@ def validate(config: NetworkConfig, where: str) -> NetworkConfig:
                 if p.version == other.version and p.overlaps(other):
                     raise refuse(key, f"{p} overlaps {other} of {other_key}")
             seen.append((key, p))
+    if config.link.hairpin is not Hairpin.VETH:
+        why = "since Linux 6.9 a bridge forgets the connections of what it takes in promiscuously"
+        raise refuse("link.hairpin", f"{config.link.hairpin} is not available: {why}; use veth")
     for text in config.non_masquerade_cidrs:
         try:
             prefix(text)

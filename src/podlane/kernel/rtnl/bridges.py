@@ -32,15 +32,13 @@ def create(row: BridgeLink) -> list[Request]:
 def repair(row: BridgeLink, present: Link, held: Iterable[InterfaceAddress]) -> list[Request]:
     """Changes to a bridge. Empty if all of it is right. The address that goes does so after the new one."""
     requests: list[Request] = []
-    right = present.up, present.alias, present.mac, present.mtu_bytes, present.promiscuous
-    if right != (True, ALIAS, row.mac, row.mtu_bytes, row.promiscuous):
+    if (present.up, present.alias, present.mac, present.mtu_bytes) != (True, ALIAS, row.mac, row.mtu_bytes):
         change = links.change(
             present.index,
             up=True,
             alias=ALIAS,
             mac=row.mac if row.mac != present.mac else "",
             mtu_bytes=row.mtu_bytes if row.mtu_bytes != present.mtu_bytes else 0,
-            promiscuous=row.promiscuous,
             what=row.name,
         )
         requests.append(change)
@@ -60,8 +58,6 @@ def rows(bridges: Iterable[Link], held: Iterable[InterfaceAddress]) -> dict[str,
         if each.scope == SCOPE_UNIVERSE:
             by_link.setdefault(each.link, []).append(each.address)
     return {
-        link.name: BridgeLink(
-            link.name, link.mac, link.mtu_bytes, tuple(by_link.get(link.index, ())), link.promiscuous
-        )
+        link.name: BridgeLink(link.name, link.mac, link.mtu_bytes, tuple(by_link.get(link.index, ())))
         for link in bridges
     }
