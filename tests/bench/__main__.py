@@ -7,7 +7,7 @@ import importlib
 import json
 import sys
 
-PARTS = ("lab", "path")
+PARTS = ("lab", "path", "cni")
 
 
 def main() -> int:
