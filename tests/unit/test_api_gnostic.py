@@ -198,6 +198,7 @@ SCHEMA: Any = {
                     "properties": {"a": {}},
                 },
                 "any": {"type": "object", "additionalProperties": True, "properties": {}},
+                "odd": {"$ref": "#/nowhere", "type": "object", "additionalProperties": "no"},
             },
         },
         "left": {"type": "array", "nullable": True, "items": {"type": "string"}},
@@ -227,6 +228,7 @@ def test_definitions_of_custom_resources_are_lowered(encoded: Fields) -> None:
     assert spec["x-port"] == {"x-kubernetes-int-or-string": True}
     assert spec["*"] == {"type": "object", "additionalProperties": {"type": "string"}}
     assert spec["free"] == {"x-kubernetes-preserve-unknown-fields": True}
+    assert spec["odd"] == {"type": "object"}
     assert spec["any"] == {"type": "object", "additionalProperties": True}
 
 

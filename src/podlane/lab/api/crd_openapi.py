@@ -98,7 +98,7 @@ def _lowered(schema: Schema) -> Schema:
     What may be null, or hold unknown fields, has neither type nor parts (the rules are those of
     ToStructuralOpenAPIV2 in apiextensions-apiserver v0.28).
     """
-    known = gnostic.schema_fields() - {"allOf"}
+    known = gnostic.schema_fields() - {"$ref", "allOf"}
     found = {k: v for k, v in schema.items() if v is not None and (k in known or k.startswith("x-"))}
     if schema.get("nullable") or schema.get(PRESERVE):
         found.pop("items", None)
@@ -117,6 +117,8 @@ def _lowered(schema: Schema) -> Schema:
     for part in ("items", "additionalProperties"):
         if isinstance(found.get(part), dict):
             found[part] = _lowered(found[part])
+        elif not isinstance(found.get(part), bool):
+            found.pop(part, None)
     return found
 
 
