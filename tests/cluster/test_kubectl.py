@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster.conftest import Lab, kubectl_minor, until
+from tests.cluster.conftest import PODLANE, Lab, kubectl_minor, until
 
 
 @pytest.fixture(scope="module")
@@ -167,3 +167,38 @@ def test_commands_in_pods_and_nodes_end_as_a_shell_would_tell(shared: Lab) -> No
         refused = run_in("/etc")
         assert refused.returncode != 0
         assert refused.stderr == "podlane: /etc: Permission denied\n"
+
+
+LOAD = """
+import http.client, sys, time
+done, failed, until_s = 0, [], time.time() + 6
+while time.time() < until_s:
+    connection = http.client.HTTPConnection(sys.argv[1], 80, timeout=5)
+    try:
+        connection.request("GET", "/hostname")
+        done += connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException) as error:
+        failed.append(repr(error))
+    connection.close()
+    time.sleep(0.002)
+print(done, failed)
+"""
+
+
+def test_no_request_fails_while_a_deployment_rolls(shared: Lab) -> None:
+    shared.kubectl("create", "deployment", "rolling", "--image=v1", "--port=80", "--replicas=3")
+    shared.kubectl("expose", "deployment", "rolling", "--port=80")
+    shared.kubectl("rollout", "status", "deploy/rolling", "--timeout=30s")
+    address = shared.get("service", "rolling")["spec"]["clusterIP"]
+    load = subprocess.Popen(
+        [PODLANE, "exec", "--lab", shared.name, "client", "--", "python3", "-c", LOAD, address],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    for image in ("v2", "v3", "v4"):
+        shared.kubectl("set", "image", "deploy/rolling", f"*={image}")
+        shared.kubectl("rollout", "status", "deploy/rolling", "--timeout=30s")
+    shared.kubectl("scale", "deploy/rolling", "--replicas=1")
+    done, _, failed = load.communicate(timeout=60)[0].partition(" ")
+    assert (int(done) > 100, failed) == (True, "[]\n")
+    shared.kubectl("delete", "deploy,svc", "rolling")

@@ -117,3 +117,23 @@ def test_one_family_is_enough(
     with socket.create_connection((present, port)) as client:
         client.sendall(b"hello")
         assert ask(served, client, bool) == b"hello"
+
+
+def test_until_nobody_comes_any_more_the_end_is_put_off(
+    served: Responder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(responder, "QUIET_S", 0.05)
+    port = free_port(socket.SOCK_STREAM)
+    served.configure(Config(WHO, [Port(port)]))
+    with socket.create_connection(("127.0.0.1", port)) as kept:
+        kept.sendall(b"GET /hostname HTTP/1.1\r\n\r\n")
+        assert b"keep-alive" in ask(served, kept, lambda got: got.endswith(b"web-0"))
+        served.end()
+        assert not served.ended
+        with socket.create_connection(("127.0.0.1", port)) as late:
+            late.sendall(b"GET /hostname HTTP/1.1\r\n\r\n")
+            assert ask(served, late, lambda _: False).endswith(b"web-0")
+        kept.sendall(b"GET /hostname HTTP/1.1\r\n\r\n")
+        assert b"Connection: close" in ask(served, kept, lambda _: False)
+    while not served.ended:
+        served.step(1.0)

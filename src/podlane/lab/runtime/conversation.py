@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 from msgspec import Struct
@@ -76,13 +76,13 @@ class _Mode(enum.Enum):
 
 
 class Conversation:
-    """client: the peer's address, as text.
+    """client: the peer's address, as text. ending: the server is about to end; no request is asked for then.
 
     `receive` and `eof` return what is to be sent; after that, `finished` says whether to close.
     """
 
-    def __init__(self, identity: Identity, client: str) -> None:
-        self._identity, self._client = identity, client
+    def __init__(self, identity: Identity, client: str, ending: Callable[[], bool] = lambda: False) -> None:
+        self._identity, self._client, self._ending = identity, client, ending
         self._mode = _Mode.UNDECIDED
         self._buffer = b""
         self._left_bytes = 0
@@ -169,7 +169,9 @@ class Conversation:
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
             lowered[name.lower()] = value
         connection = lowered.get("connection", "").lower()
-        self._close_after = "close" in connection or (minor == b"0" and "keep-alive" not in connection)
+        self._close_after = (
+            "close" in connection or (minor == b"0" and "keep-alive" not in connection) or self._ending()
+        )
         if path.partition("?")[0] == "/hostname" and method in ("GET", "HEAD"):
             kind, body = "text/plain; charset=utf-8", self._identity.pod.encode()
         else:

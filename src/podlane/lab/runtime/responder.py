@@ -29,6 +29,9 @@ IP_PKTINFO = 8
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
 READ_BYTES = 1 << 16
 ACCEPT_AT_ONCE = 64
+# After SIGTERM it goes on answering until nobody new has come for so long: those who balance the load learn a
+# moment later than the pod that it ends, and a well-behaved server loses no request for that.
+QUIET_S, LONGEST_END_S = 0.5, 3.0
 DECIDE_AFTER_S = 0.5  # first bytes that could still become HTTP are echoed then
 _ANCILLARY_BYTES = socket.CMSG_SPACE(64)
 
@@ -47,28 +50,35 @@ class Config(Struct, frozen=True):
 
 
 def serve(config_fd: int, ready: Callable[[], None]) -> NoReturn:
-    """Answers until SIGTERM. Calls ready once every port listens. Raises LabError before that."""
+    """Answers until SIGTERM, and a little longer. Calls ready once every port listens.
+
+    Raises LabError before that.
+    """
     responder = Responder(_say)
     wake_reader, wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.set_wakeup_fd(wake_writer, warn_on_full_buffer=False)
     signal.signal(signal.SIGHUP, lambda *_: None)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # As process 1 of its namespace it would not hear them otherwise.
-        signal.signal(number, lambda *_: os._exit(0))
+    # As process 1 of its namespace it would not hear them otherwise.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(0))
+    signal.signal(signal.SIGTERM, lambda *_: None)
     responder.configure(_read(config_fd))
     ready()
 
     def woken() -> None:
-        if signal.SIGHUP in os.read(wake_reader, 64):
+        numbers = os.read(wake_reader, 64)
+        if signal.SIGTERM in numbers:
+            responder.end()
+        if signal.SIGHUP in numbers:
             try:
                 responder.configure(_read(config_fd))
             except (LabError, msgspec.DecodeError) as error:
                 _say(f"kept the ports there were: {error}")
 
     responder.watch(wake_reader, woken)
-    while True:
+    while not responder.ended:
         responder.step()
+    os._exit(0)
 
 
 def _read(fd: int) -> Config:
@@ -88,6 +98,22 @@ class Responder:
         self._identity = Identity("", "", "")
         self._sockets: dict[tuple[str, int], list[socket.socket]] = {}
         self._undecided: dict[_Connection, float] = {}
+        self._last_arrival_s = self._ending_since_s = 0.0
+
+    def end(self) -> None:
+        """From now on connections are closed after an answer; `ended` when nobody comes any more."""
+        if not self._ending_since_s:
+            self._last_arrival_s = self._ending_since_s = time.monotonic()
+
+    @property
+    def ending(self) -> bool:
+        return self._ending_since_s > 0
+
+    @property
+    def ended(self) -> bool:
+        now_s = time.monotonic()
+        quiet = now_s - self._last_arrival_s >= QUIET_S or now_s - self._ending_since_s >= LONGEST_END_S
+        return self.ending and quiet
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
         self._selector.register(fd, selectors.EVENT_READ, callback)
@@ -124,8 +150,8 @@ class Responder:
             self._say("listens on " + ", ".join(f"{p.lower()} {n}" for p, n in sorted(opened)))
 
     def step(self, timeout_s: float | None = None) -> None:
-        if self._undecided:
-            timeout_s = DECIDE_AFTER_S
+        if self._undecided or self.ending:
+            timeout_s = min(DECIDE_AFTER_S, QUIET_S)
         for key, _ in self._selector.select(timeout_s):
             if self._selector.get_map().get(key.fd) is key:
                 key.data()
@@ -151,7 +177,9 @@ class Responder:
             except OSError as error:
                 self._say(f"accept: {error.strerror}")
                 return
-            _Connection(self._selector, self._undecided, peer, Conversation(self._identity, address[0]))
+            self._last_arrival_s = time.monotonic()
+            conversation = Conversation(self._identity, address[0], lambda: self.ending)
+            _Connection(self._selector, self._undecided, peer, conversation)
 
     def _datagram(self, sock: socket.socket) -> None:
         """The answer leaves from the address that was asked: a host may have several."""
@@ -159,6 +187,7 @@ class Responder:
             _, ancillary, _, address = sock.recvmsg(READ_BYTES, _ANCILLARY_BYTES)
         except OSError:  # nothing there after all, or an ICMP error of an earlier answer
             return
+        self._last_arrival_s = time.monotonic()
         body = answer(self._identity, address[0])
         with contextlib.suppress(OSError):  # a datagram may be lost
             sock.sendmsg([body], _reply_from(ancillary), 0, address)
