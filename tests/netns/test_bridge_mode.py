@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import socket
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from typing import Any
@@ -116,15 +117,16 @@ def test_a_service_needs_the_frames_of_the_bridge_shown_to_nftables(tmp_path: Pa
         server = one.add_pod("server")
         serve(api, one, server, "node-1")
         netns.write_sysctl(one.fd, "net/bridge/bridge-nf-call-iptables", 0)
-        with Echo(one.pods["server"], server["IPv4"]) as echo:
-            echo.socket.settimeout(1)
-            with netns.socket_in(one.pods["client"], 2, 2) as client:
-                client.settimeout(0.5)
-                client.connect((SERVICE_IP["IPv4"], 80))
-                client.send(b"?")
-                echo.answer()
-                with pytest.raises((TimeoutError, ConnectionError)):
-                    client.recv(100)
+        with (
+            Echo(one.pods["server"], server["IPv4"]) as echo,
+            netns.socket_in(one.pods["client"], socket.AF_INET, socket.SOCK_DGRAM) as client,
+        ):
+            client.settimeout(0.5)
+            client.connect((SERVICE_IP["IPv4"], 80))
+            client.send(b"?")
+            echo.answer()
+            with pytest.raises((TimeoutError, ConnectionError)):
+                client.recv(100)
 
 
 def test_kill_9_and_start_again_finds_nothing_to_do(tmp_path: Path) -> None:

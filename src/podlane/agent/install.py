@@ -93,7 +93,9 @@ def _program(directory: Path, options: AgentOptions) -> None:
 
 
 def _conflist() -> bytes:
-    document = {"cniVersion": "1.1.0", "name": NETWORK, "plugins": [{"type": PROGRAM}]}
+    # What the runtime shall hand on: containers' hostPorts, and the pod's bandwidth annotations.
+    plugin = {"type": PROGRAM, "capabilities": {"portMappings": True, "bandwidth": True}}
+    document = {"cniVersion": "1.1.0", "name": NETWORK, "plugins": [plugin]}
     return (json.dumps(document, indent=2) + "\n").encode()
 
 
