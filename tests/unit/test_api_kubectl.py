@@ -110,7 +110,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 class Kubectl:
     def __init__(self, lab: Lab, home: Path, namespace: str) -> None:
         self._command = [str(KUBECTL), "--kubeconfig", str(lab.kubeconfig), "-n", namespace]
-        self._environment = {"HOME": str(home), "PATH": "/usr/bin:/bin"}
+        self._environment = {"HOME": str(home), "TMPDIR": str(home), "PATH": "/usr/bin:/bin"}
         self.namespace = namespace
 
     def run(
