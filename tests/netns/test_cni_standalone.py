@@ -1,0 +1,223 @@
+"""The agent without an API, driven by its executables as container runtimes and cnitool do."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address, ip_interface
+from pathlib import Path
+
+import pytest
+
+from podlane.cni import plugins
+from podlane.kernel.rtnl import Rtnl
+from tests.netns import packets
+from tests.netns.agent_nodes import wait_until
+from tests.netns.standalone import REFERENCE, Caller, Refusal, Standalone
+
+
+def config(where: Path, kind: str = "bridge", **changes):
+    return {
+        "cniVersion": "1.0.0",
+        "name": "mynet",
+        "type": kind,
+        "ipam": {
+            "type": "host-local",
+            "ranges": [[{"subnet": "10.244.0.0/16"}]],
+            "routes": [{"dst": "0.0.0.0/0"}],
+            "dataDir": str(where / "networks"),
+        },
+        **({"bridge": "cni0", "isGateway": True} if kind == "bridge" else {}),
+        **changes,
+    }
+
+
+def veths(node: int) -> list[str]:
+    with Rtnl(node) as rt:
+        return [link.name for link in rt.links() if link.kind == "veth"]
+
+
+def test_everything_is_made_and_nothing_of_others_replaced(namespaces, tmp_path):
+    foreign = tmp_path / "opt" / "bin" / "bridge"
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text("#!/bin/sh\n")
+    with Standalone(namespaces(), tmp_path) as agent:
+        assert foreign.read_text() == "#!/bin/sh\n"
+        assert list(agent.conf.iterdir()) == []  # made, and without a conflist
+        names = {path.name for path in agent.bin.iterdir()}
+        assert names >= {"podlane", *plugins.load()}
+        assert stat.S_IMODE((tmp_path / "run" / "cni.sock").stat().st_mode) == 0o600
+
+
+def test_the_tutorials_network_through_its_executables(namespaces, tmp_path):
+    node, pods = namespaces(), {name: namespaces() for name in ("a", "b")}
+    with Rtnl(node) as rt:
+        rt.set_up("lo")
+    with Standalone(node, tmp_path) as agent:
+        call = agent.caller.call
+        first = config(tmp_path, cniVersion="0.2.0", ipMasq=True)
+        lo = {"cniVersion": "0.2.0", "name": "lo", "type": "loopback"}
+        held = {}
+        for name, pod in pods.items():
+            assert call("ADD", name, pod, lo, ifname="lo")["ip4"]["ip"] == "127.0.0.1/8"
+            held[name] = ip_interface(call("ADD", name, pod, first)["ip4"]["ip"]).ip
+        assert packets.tcp(pods["a"], pods["b"], held["b"]) == held["a"]
+        agent.kill()
+        assert packets.udp(pods["b"], pods["a"], held["a"]) == held["b"]
+        assert call("DEL", "a", pods["a"], first) == {}  # kept for the next agent
+        with pytest.raises(Refusal) as refused:
+            call("ADD", "c", pods["a"], first)
+        assert refused.value.code == 11
+        agent.start()
+        wait_until(lambda: len(veths(node)) == 1, "the DEL that was kept is done")
+        call("DEL", "b", pods["b"], first)
+        assert veths(node) == []
+        assert sorted(p.name for p in (tmp_path / "networks" / "mynet").iterdir()) == [
+            "last_reserved_ip.0",
+            "lock",
+        ]
+
+
+def test_adds_at_once_with_an_agent_killed_between_share_no_address(namespaces, tmp_path):
+    node, pods = namespaces(), [namespaces() for _ in range(12)]
+    with Standalone(node, tmp_path) as agent:
+        text = json.dumps(config(tmp_path)).encode()
+
+        def add(place: int) -> tuple[int, dict]:
+            environment = {"CNI_CONTAINERID": f"c{place}", "CNI_IFNAME": "eth0"}
+            netns = f"/proc/{os.getpid()}/fd/{pods[place]}"
+            status, stdout = agent.caller.raw("ADD", "bridge", text, CNI_NETNS=netns, **environment)
+            return status, json.loads(stdout)
+
+        with ThreadPoolExecutor(6) as threads:
+            running = [threads.submit(add, place) for place in range(12)]
+            running[2].result()
+            agent.kill()
+            answers = [each.result() for each in running]
+        assert {status for status, _ in answers} == {0, 1}
+        assert {answer["code"] for status, answer in answers if status} == {11}
+        agent.start()
+        # What was not answered for is gone, or whole: a runtime asks again, and has all of them then.
+        answers = [add(place) for place in range(12)]
+        held = [answer["ips"][0]["address"] for status, answer in answers if not status]
+        assert len(held) == len(set(held)) == 12
+        assert len(veths(node)) == 12
+        leases = {p.name for p in (tmp_path / "networks" / "mynet").iterdir()} - {
+            "lock",
+            "last_reserved_ip.0",
+        }
+        assert leases == {address.partition("/")[0] for address in held}
+        for pod, address in zip(pods[1:], held[1:], strict=True):
+            packets.udp(pods[0], pod, ip_interface(address).ip)
+
+
+@pytest.fixture
+def reference() -> Path:
+    if not (REFERENCE / "bridge").exists():
+        pytest.skip("the reference plugins are not installed (apt-get install containernetworking-plugins)")
+    return REFERENCE
+
+
+def same_shape(result):
+    """What does not differ from run to run."""
+    shown = json.loads(json.dumps(result))
+    for interface in shown.get("interfaces", ()):
+        interface["mac"] = bool(interface.get("mac"))
+        if "sandbox" not in interface and interface["name"].startswith("veth"):
+            interface["name"] = "veth"
+        if "sandbox" in interface:
+            interface["sandbox"] = True
+    return shown
+
+
+DUAL = {"ranges": [[{"subnet": "10.9.0.0/24"}], [{"subnet": "fd00:9::/64"}]]}
+COMPARED = {
+    "bridge": {},
+    "bridge, default gateway": {"isDefaultGateway": True, "ipam": {"routes": []}},
+    "bridge, 0.3.1": {"cniVersion": "0.3.1"},
+    "bridge, 0.2.0": {"cniVersion": "0.2.0"},
+    "bridge, no gateway": {"isGateway": False},
+    "bridge, both families": {"ipam": DUAL},
+    "bridge, dns": {"dns": {"nameservers": ["10.0.0.53"], "domain": "x", "search": ["y"], "options": ["z"]}},
+    "bridge, a route by a gateway": {"ipam": {"routes": [{"dst": "10.1.0.0/16", "gw": "10.244.0.9"}]}},
+    "bridge, an address asked for": {"runtimeConfig": {"ips": ["10.244.7.7"]}, "capabilities": {"ips": True}},
+    "ptp": {"type": "ptp"},
+    "ptp, both families": {"type": "ptp", "ipam": DUAL},
+    "loopback": {"type": "loopback"},
+    "host-local": {"type": "host-local"},
+    "host-local, both families": {"type": "host-local", "ipam": DUAL},
+    "static": {
+        "type": "static",
+        "ipam": {"type": "static", "addresses": [{"address": "10.5.0.5/24", "gateway": "10.5.0.1"}]},
+    },
+}
+
+
+@pytest.mark.parametrize("case", COMPARED)
+def test_results_are_the_reference_plugins(namespaces, tmp_path, reference, case):
+    changes = dict(COMPARED[case])
+    node, other = namespaces(), namespaces()
+    answers, files = [], []
+    with Standalone(node, tmp_path) as agent:
+        for caller, where in ((agent.caller, "ours"), (Caller(other, reference), "theirs")):
+            whole = config(tmp_path / where, changes.get("type", "bridge"))
+            whole |= {k: v for k, v in changes.items() if k != "ipam"}
+            whole["ipam"] = whole["ipam"] | changes.get("ipam", {})
+            if whole["type"] == "loopback":
+                del whole["ipam"]
+            pod, ifname = namespaces(), "lo" if whole["type"] == "loopback" else "eth0"
+            result = caller.call("ADD", "c1", pod, whole, ifname)
+            answers.append(same_shape(result))
+            if whole["cniVersion"] >= "0.4.0" and whole["type"] not in ("host-local", "static"):
+                caller.call("CHECK", "c1", pod, whole | {"prevResult": result}, ifname)
+            leases = tmp_path / where / "networks" / "mynet"
+            held = [p for p in leases.iterdir() if p.name != "lock"] if leases.exists() else []
+            files.append({p.name: p.read_bytes() for p in held})
+            caller.call("DEL", "c1", pod, whole, ifname)
+    assert answers[0] == answers[1]
+    assert files[0] == files[1]
+
+
+def test_leases_pass_between_the_reference_and_us(namespaces, tmp_path, reference):
+    """A node that changes over keeps its pods' addresses, both ways."""
+    node, pods = namespaces(), [namespaces() for _ in range(4)]
+    whole = config(tmp_path)
+    theirs = Caller(node, reference)
+    theirs.call("ADD", "c0", pods[0], whole)
+    with Standalone(node, tmp_path) as agent:
+        result = agent.caller.call("ADD", "c1", pods[1], whole)
+        assert result["ips"][0]["address"] == "10.244.0.3/16"
+        packets.udp(pods[0], pods[1], ip_address("10.244.0.3"))
+        result = theirs.call("ADD", "c2", pods[2], whole)
+        assert result["ips"][0]["address"] == "10.244.0.4/16"
+        agent.caller.call("DEL", "c0", pods[0], whole)
+        theirs.call("DEL", "c1", pods[1], whole)
+        leases = tmp_path / "networks" / "mynet"
+        assert {p.name for p in leases.iterdir()} == {"10.244.0.4", "lock", "last_reserved_ip.0"}
+        with Rtnl(pods[0]) as rt:
+            assert rt.find_link("eth0") is None
+
+
+def test_their_main_plugin_with_our_addresses_and_ours_with_their(namespaces, tmp_path, reference):
+    node, pod = namespaces(), namespaces()
+    with Standalone(node, tmp_path) as agent:
+        (tmp_path / "theirs").mkdir()
+        (tmp_path / "theirs" / "bridge").symlink_to(reference / "bridge")
+        mixed = Caller(node, f"{tmp_path / 'theirs'}:{agent.bin}")
+        whole = config(tmp_path)
+        assert mixed.call("ADD", "c1", pod, whole)["ips"][0]["address"] == "10.244.0.2/16"
+        assert (tmp_path / "networks" / "mynet" / "10.244.0.2").read_bytes() == b"c1\r\neth0"
+        mixed.call("DEL", "c1", pod, whole)
+        assert not (tmp_path / "networks" / "mynet" / "10.244.0.2").exists()
+        (tmp_path / "theirs" / "elsewhere").symlink_to(reference / "host-local")
+        ours = Caller(node, f"{agent.bin}:{tmp_path / 'theirs'}")
+        whole["ipam"] = whole["ipam"] | {"type": "elsewhere"}
+        assert ours.call("ADD", "c2", pod, whole)["ips"][0]["address"] == "10.244.0.3/16"
+        ours.call("DEL", "c2", pod, whole)
+        assert not (tmp_path / "networks" / "mynet" / "10.244.0.3").exists()
+        whole["ipam"] = whole["ipam"] | {"type": "nowhere"}
+        with pytest.raises(Refusal, match="none of ours, and CNI_PATH"):
+            ours.call("ADD", "c3", pod, whole)
+        assert veths(node) == []
