@@ -217,6 +217,23 @@ def test_volumes(site: Site, tmp_path: Path) -> None:
         site.supervisor.start_container(escape)
 
 
+def test_what_is_written_to_a_volume_of_the_host_is_discarded(site: Site, tmp_path: Path) -> None:
+    of_host = tmp_path.with_name(f"{tmp_path.name}-host")
+    (of_host / "sub").mkdir(parents=True)
+    (of_host / "sub" / "file").write_text("there\n")
+    mounts = [
+        Mount(source=str(of_host), target="/a", of_host=True),
+        Mount(source=str(of_host), target="/b", of_host=True, sub_path="made/here"),
+        Mount(source=str(of_host), target="/c", of_host=True, read_only=True),
+        Mount(source=str(of_host / "sub" / "file"), target="/d", of_host=True),
+    ]
+    script = "cat /a/sub/file; echo x > /a/new; echo x > /b/new; echo x > /d; rm -r /a/sub; cat /d; ls /a /c"
+    assert site.shell(script, mounts=mounts) == "there\nx\n/a:\nnew\n\n/c:\nsub"
+    assert "Read-only" in site.shell("touch /c/new 2>&1 || true", mounts=mounts)
+    assert [str(p.relative_to(of_host)) for p in sorted(of_host.rglob("*"))] == ["sub", "sub/file"]
+    assert (of_host / "sub" / "file").read_text() == "there\n"
+
+
 def test_exit_status_is_kept_until_forgotten(site: Site) -> None:
     pid = site.supervisor.start_container(site.spec("sh", "-c", "exit 3")).pid
     assert site.supervisor.wait(pid) == 3

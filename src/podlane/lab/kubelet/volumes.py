@@ -64,9 +64,10 @@ class PodVolumes:
                         os.chown(directory, -1, gid)
                     directory.chmod(0o2777 if gid is not None else 0o777)
             case volumes.HostPath():
-                self._host_path(plan)
+                self._host_path(name, plan)
 
-    def _host_path(self, plan: volumes.HostPath) -> None:
+    def _host_path(self, name: str, plan: volumes.HostPath) -> None:
+        """What is to be made is made among the pod's files: a manifest changes nothing of the host."""
         real = os.path.realpath(plan.path)
         for own in self._node.hidden:
             if os.path.commonpath([real, os.path.realpath(own)]) in (real, os.path.realpath(own)):
@@ -74,28 +75,31 @@ class PodVolumes:
                     f"hostPath {plan.path} holds podlane's own files; choose another directory"
                 )
         path = Path(real)
+        if real.split("/")[1] in ("proc", "sys", "dev"):
+            raise VolumeMissing(f"hostPath {plan.path}: a container has its own, and cannot have the host's")
+        if not path.exists() and plan.type in ("", "DirectoryOrCreate", "FileOrCreate"):
+            own_path = self._files.volume(name)
+            own_path.parent.mkdir(parents=True, exist_ok=True)
+            if plan.type == "FileOrCreate":
+                own_path.touch()
+            else:
+                own_path.mkdir(exist_ok=True)
+            return
         match plan.type:
-            case "" | "DirectoryOrCreate":
-                if not path.exists():
-                    path.mkdir(parents=True)
-                ok = not plan.type or path.is_dir()
-            case "FileOrCreate":
-                path.touch(exist_ok=True)
-                ok = path.is_file()
-            case "Directory":
+            case "":
+                ok = path.is_dir() or path.is_file()
+            case "Directory" | "DirectoryOrCreate":
                 ok = path.is_dir()
-            case "File":
+            case "File" | "FileOrCreate":
                 ok = path.is_file()
-            case "Socket":
-                ok = path.is_socket()
-            case "CharDevice":
-                ok = path.is_char_device()
-            case "BlockDevice":
-                ok = path.is_block_device()
             case _:
-                ok = False
+                raise VolumeMissing(
+                    f"hostPath {plan.path}: a {plan.type} of the host is out of a pod's reach"
+                )
         if not ok:
-            raise VolumeMissing(f"hostPath type check failed: {plan.path} is not a {plan.type}")
+            raise VolumeMissing(
+                f"hostPath type check failed: {plan.path} is not a {plan.type or 'directory'}"
+            )
 
     @property
     def tmpfs(self) -> list[tuple[str, int]]:
@@ -115,12 +119,21 @@ class PodVolumes:
             if plan is None:
                 continue  # the API has refused it already
             sub_path = mount.get("subPath") or env.expand(mount.get("subPathExpr") or "", variables)
-            source = plan.path if isinstance(plan, volumes.HostPath) else self._files.volume(mount["name"])
+            source = self._files.volume(mount["name"])
+            of_host = isinstance(plan, volumes.HostPath) and not source.exists()
+            if isinstance(plan, volumes.HostPath) and of_host:
+                source = Path(plan.path)
             read_only = bool(mount.get("readOnly")) or isinstance(plan, volumes.Files)
             target = os.path.normpath(os.path.join("/", mount["mountPath"]))
             targets.add(target)
             found.append(
-                Mount(source=str(source), target=target, sub_path=sub_path.strip("/"), read_only=read_only)
+                Mount(
+                    source=str(source),
+                    target=target,
+                    sub_path=sub_path.strip("/"),
+                    read_only=read_only,
+                    of_host=of_host,
+                )
             )
         if _wants_service_account(pod) and TOKEN_MOUNT not in targets:
             account = str(self._node.service_account(pod["metadata"]["namespace"]))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,8 +109,10 @@ def enter(spec: ContainerSpec, place: str) -> None:
     for path in (*spec.hidden, "/root"):
         if os.path.isdir(path) and path not in ("/run", "/tmp"):
             _tmpfs(path, "mode=700,size=64m")
-    for mount, source in zip(spec.mounts, sources, strict=True):
-        _volume(mount, source)
+    for number, (mount, source) in enumerate(zip(spec.mounts, sources, strict=True)):
+        if mount.of_host:
+            source = _discarding(source, f"{OLD_ROOT}{place}/volume-{number}")
+        _volume(mount, _beneath(source, mount.sub_path))
     # Only now: until here the sources' names led through it.
     syscalls.unmount(OLD_ROOT)
     os.rmdir(OLD_ROOT)
@@ -176,13 +179,17 @@ def _mask(path: str) -> None:
 def _open_source(mount: Mount) -> int:
     """A descriptor of what is to be mounted, before the host's root is out of reach."""
     try:
-        base = os.open(mount.source, os.O_PATH | os.O_CLOEXEC)
+        return os.open(mount.source, os.O_PATH | os.O_CLOEXEC)
     except OSError as error:
         raise KernelError.of(error.errno or 0, f"volume {mount.source}") from None
-    if not mount.sub_path:
+
+
+def _beneath(base: int, sub_path: str) -> int:
+    """Takes descriptor `base` over."""
+    if not sub_path:
         return base
     try:
-        return _open_or_make_beneath(base, mount.sub_path)
+        return _open_or_make_beneath(base, sub_path)
     finally:
         os.close(base)
 
@@ -211,6 +218,25 @@ def _volume(mount: Mount, source: int) -> None:
         os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
     _bind(f"/proc/self/fd/{source}", target, read_only=mount.read_only)
     os.close(source)
+
+
+def _discarding(source: int, place: str) -> int:
+    """A descriptor of what looks like directory `source`, with a layer for writes in directory `place`, which
+    is made. Mounts below it are not in it, nor do its sockets lead anywhere. A file is copied.
+    """
+    os.makedirs(place)
+    path = f"/proc/self/fd/{source}"
+    if stat.S_ISDIR(os.fstat(source).st_mode):
+        for directory in ("upper", "work", "root"):
+            os.mkdir(f"{place}/{directory}")
+        layers = f"lowerdir={path},upperdir={place}/upper,workdir={place}/work"
+        syscalls.mount("overlay", f"{place}/root", "overlay", MS_NODEV | MS_NOSUID, layers)
+        copy = f"{place}/root"
+    else:
+        copy = f"{place}/file"
+        shutil.copy(path, copy)
+    os.close(source)
+    return os.open(copy, os.O_PATH | os.O_CLOEXEC)
 
 
 def _data_mounts() -> Sequence[str]:

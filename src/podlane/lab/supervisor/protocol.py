@@ -24,13 +24,15 @@ class Mount(Struct, frozen=True, kw_only=True):
     """A directory or file of the host inside a container.
 
     source: absolute path on the host; sub_path: below it, no link leads out; made when it is absent.
-    target: path in the container, made when it is absent.
+    target: path in the container, made when it is absent. of_host: a directory or file that is not the lab's:
+    what the container writes there is its own, and gone with it.
     """
 
     source: str
     target: str
     sub_path: str = ""
     read_only: bool = False
+    of_host: bool = False
 
 
 class ContainerSpec(Struct, frozen=True, kw_only=True):
