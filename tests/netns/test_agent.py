@@ -395,6 +395,29 @@ def test_a_service_of_a_pod_on_the_other_node(tmp_path: Path, families: str) -> 
                 assert ask(one.pods["near"], SERVICE_IP[family], 80, server) == near[family]
 
 
+@pytest.mark.parametrize(
+    "command", ["delete table ip podlane", "flush map ip podlane frontends", "flush ruleset"]
+)
+def test_a_ruleset_changed_by_hand_is_repaired(tmp_path: Path, command: str) -> None:
+    with running(tmp_path) as (api, one, two):
+        near, far = one.add_pod("near"), two.add_pod("far")
+        put_service(api, {f: [far[f]] for f in FAMILIES["both"]}, "node-2")
+        wait_until(lambda: services_applied(one) and services_applied(two), "the service is programmed")
+
+        def ruleset() -> bytes:
+            return netns.inside(one.fd, lambda: subprocess.check_output(["nft", "-s", "list", "ruleset"]))
+
+        before = ruleset()
+        netns.inside(one.fd, lambda: subprocess.check_call(["nft", command]))
+        wait_until(lambda: len(ruleset()) == len(before), "the rules are back")
+        with Echo(two.pods["far"], far["IPv4"]) as server:
+            assert ask(one.pods["near"], SERVICE_IP["IPv4"], 80, server) == near["IPv4"]
+        # The repair is no news that asks for another repair.
+        resyncs = wait_until(lambda: one.wait_ready()["resyncs"], "it has compared")
+        time.sleep(0.3)
+        assert one.status()["resyncs"] <= resyncs + 1
+
+
 def test_a_second_start_with_services_finds_nothing_to_do(tmp_path: Path) -> None:
     with running(tmp_path) as (api, one, two):
         one.add_pod("near")

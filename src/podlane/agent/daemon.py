@@ -21,6 +21,7 @@ from podlane.agent.attachments import Attachments
 from podlane.agent.monitor import Monitor
 from podlane.agent.options import AgentOptions
 from podlane.agent.reconciler import EVERY_ROW, Reconciler
+from podlane.agent.ruleset_monitor import RulesetMonitor
 from podlane.compile import facts
 from podlane.compile.engine import Compiler, capabilities
 from podlane.compile.tables import Table
@@ -88,6 +89,9 @@ class Agent:
                 self._uplink_changed,
             )
             stack.callback(monitor.close)
+            if self.options.services:
+                ruleset = RulesetMonitor(lambda: self.reconciler.request_resync(Table.SETS))
+                stack.callback(ruleset.close)
             tasks: list[asyncio.Task[Any]] = [asyncio.create_task(self.reconciler.run(), name="reconciler")]
             tasks += [
                 asyncio.create_task(follow(source, self._api, self._deliver, self._heard), name=source.kind)

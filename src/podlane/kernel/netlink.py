@@ -18,6 +18,7 @@ import os
 import socket
 import struct
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -64,12 +65,13 @@ class Truncated(ValueError):
 
 
 class Message(NamedTuple):
-    """body: what follows the header, without padding."""
+    """body: what follows the header, without padding. port: of the socket that asked for what it tells."""
 
     type: int
     flags: int
     sequence: int
     body: bytes
+    port: int = 0
 
 
 class Request(NamedTuple):
@@ -106,10 +108,10 @@ def unpack_messages(data: bytes) -> Iterator[Message]:
     while offset < end:
         if end - offset < HEADER_BYTES:
             raise Truncated(f"{end - offset} bytes left, a header has {HEADER_BYTES}")
-        size, type_, flags, sequence, _ = _HEADER.unpack_from(data, offset)
+        size, type_, flags, sequence, port = _HEADER.unpack_from(data, offset)
         if not HEADER_BYTES <= size <= end - offset:
             raise Truncated(f"message of {size} bytes, {end - offset} left")
-        yield Message(type_, flags, sequence, data[offset + HEADER_BYTES : offset + size])
+        yield Message(type_, flags, sequence, data[offset + HEADER_BYTES : offset + size], port)
         offset += (size + 3) & ~3
 
 
@@ -207,6 +209,13 @@ def unpack_answer(message: Message) -> Answer:
 
 # --- socket ---------------------------------------------------------------------------------------
 
+_own_ports: Counter[int] = Counter()  # ports are unique in one namespace and protocol only
+
+
+def is_own(port: int) -> bool:
+    """Whether a socket of this process has the port: a notice that carries it tells of our own doing."""
+    return port in _own_ports
+
 
 class Netlink:
     """A netlink socket in the caller's network namespace, or in that of netns_fd.
@@ -227,6 +236,7 @@ class Netlink:
             raise KernelError.of(error.errno or 0, f"netlink socket of protocol {protocol}") from None
         try:
             self._socket.bind((0, 0))
+            self._port: int = self._socket.getsockname()[0]
             for option in (_NETLINK_EXT_ACK, _NETLINK_CAP_ACK, _NETLINK_GET_STRICT_CHK):
                 self._socket.setsockopt(_SOL_NETLINK, option, 1)
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
@@ -238,6 +248,7 @@ class Netlink:
         except OSError as error:
             self._socket.close()
             raise KernelError.of(error.errno or 0, "netlink socket options") from None
+        _own_ports[self._port] += 1
         self._turn = threading.Lock()
         self._send_buffer_bytes = _BUFFER_BYTES
         self._sequence = int.from_bytes(os.urandom(2), "big")
@@ -251,6 +262,10 @@ class Netlink:
         self.close()
 
     def close(self) -> None:
+        if self._socket.fileno() >= 0:
+            _own_ports.subtract([self._port])
+            if not _own_ports[self._port]:
+                del _own_ports[self._port]
         self._socket.close()
 
     def fileno(self) -> int:

@@ -1,0 +1,76 @@
+"""The kernel tells when someone else changes podlane's nft tables.
+
+Every change of a ruleset is told with the netlink port of the socket that asked for it; what came
+through a socket of this process is no news. (`nft`, run by the driver to load the skeleton, is another
+process: that costs one more comparison.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from podlane.errors import KernelError
+from podlane.kernel import netlink
+from podlane.kernel.netlink import NETLINK_NETFILTER, Message, Netlink, attributes
+from podlane.kernel.nft import skeleton
+
+log = logging.getLogger(__name__)
+
+# linux/netfilter/nfnetlink.h, nf_tables.h
+_NFNLGRP_NFTABLES: Final = 7
+_SUBSYSTEM_NFTABLES: Final = 10
+_NEWGEN: Final = 15
+_HEADER_BYTES: Final = 4
+_TABLE_ATTRIBUTE: Final = 1  # NFTA_TABLE_NAME, and the table of chains, rules, sets and elements alike
+
+DEBOUNCE_S: Final = 0.02
+
+
+def concerns(message: Message, table: str) -> bool:
+    """Whether a notice tells of a change to the table (of any family) or to something in it."""
+    if message.type >> 8 != _SUBSYSTEM_NFTABLES or message.type & 0xFF == _NEWGEN:
+        return False
+    name = attributes(message.body, _HEADER_BYTES).get(_TABLE_ATTRIBUTE, b"")
+    return netlink.unpack_text(name) == table
+
+
+class RulesetMonitor:
+    """Listens on the running loop; calls damaged() a moment after a foreign change, or lost notices."""
+
+    def __init__(self, damaged: Callable[[], None], netns_fd: int | None = None) -> None:
+        self._damaged = damaged
+        self._netlink = Netlink(NETLINK_NETFILTER, netns_fd, groups=(_NFNLGRP_NFTABLES,))
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop.add_reader(self._netlink.fileno(), self._readable)
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._netlink.fileno())
+        self._netlink.close()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _readable(self) -> None:
+        try:
+            heard = self._netlink.receive()
+        except KernelError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            log.warning("notices of the ruleset were lost; comparing everything")
+            self._soon()
+            return
+        if any(not netlink.is_own(m.port) and concerns(m, skeleton.TABLE) for m in heard):
+            self._soon()
+
+    def _soon(self) -> None:
+        if self._timer is None:
+            self._timer = self._loop.call_later(DEBOUNCE_S, self._tell)
+
+    def _tell(self) -> None:
+        self._timer = None
+        log.info("someone changed the nft tables %s; comparing", skeleton.TABLE)
+        self._damaged()
