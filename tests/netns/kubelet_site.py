@@ -15,6 +15,7 @@ from typing import Any
 from podlane.kernel import netns
 from podlane.lab import cgroups
 from podlane.lab.api.server import ApiServer
+from podlane.lab.api.streams import LogOptions
 from podlane.lab.client import Obj
 from podlane.lab.kubelet.kubelet import Kubelet, NodeFacts
 from podlane.lab.paths import LabPaths
@@ -124,16 +125,7 @@ class KubeletSite:
         return status, output.decode()
 
     async def log(self, pod: str, container: str = "c0", **options: Any) -> str:
-        given = {
-            "follow": False,
-            "previous": False,
-            "tail_lines": None,
-            "since_s": None,
-            "limit_bytes": None,
-            "timestamps": False,
-            **options,
-        }
-        chunks = [chunk async for chunk in self.kubelet.logs("default", pod, container, **given)]
+        chunks = [c async for c in self.kubelet.logs("default", pod, container, LogOptions(**options))]
         return b"".join(chunks).decode()
 
 

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import msgspec
 import pytest
 from kubernetes import client, config, watch
 from kubernetes.stream import stream
 
 from podlane.errors import ApiError
 from podlane.lab.api import auth
+from podlane.lab.api.streams import LogOptions
 from tests.unit.api_lab import Lab, pod, running
 
 Obj = dict[str, Any]
@@ -80,14 +82,16 @@ class Runtime:
         self.asked: Obj = {}
         self.closed, self.killed = threading.Event(), threading.Event()
 
-    async def logs(self, namespace: str, pod: str, container: str, **options: Any) -> AsyncIterator[bytes]:
-        self.asked = {"pod": f"{namespace}/{pod}", "container": container, **options}
-        if options["previous"]:
+    async def logs(
+        self, namespace: str, pod: str, container: str, options: LogOptions
+    ) -> AsyncIterator[bytes]:
+        self.asked = {"pod": f"{namespace}/{pod}", "container": container, **msgspec.structs.asdict(options)}
+        if options.previous:
             message = f'previous terminated container "{container}" in pod "{pod}" not found'
             raise ApiError(message, code=400, reason="BadRequest")
         try:
             yield b"one\n"
-            while options["follow"]:
+            while options.follow:
                 await asyncio.sleep(0.05)
                 yield b"more\n"
         finally:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from podlane.lab.api.streams import LogOptions
 from podlane.lab.kubelet import logs
 from podlane.lab.supervisor import logpipe
 from podlane.lab.supervisor.logpipe import LogPipe
@@ -86,25 +87,17 @@ def write(path: Path, *lines: tuple[float, bytes]) -> None:
 
 
 async def read(path: Path, **options: Any) -> bytes:
-    given: dict[str, Any] = {
-        "follow": False,
-        "ended": lambda: True,
-        "tail_lines": None,
-        "since_s": None,
-        "limit_bytes": None,
-        "timestamps": False,
-        **options,
-    }
-    return b"".join([chunk async for chunk in logs.read(path, **given)])
+    chunks = logs.read(path, LogOptions(**options), lambda: True)
+    return b"".join([chunk async for chunk in chunks])
 
 
 def test_what_is_shown(tmp_path: Path) -> None:
     path = tmp_path / "0.log"
     now_s = 1_700_000_000.0
     lines = [logs.stamp(now_s - age_s) + b" x" for age_s in (30, 20, 10)]
-    assert len(logs.select(lines, tail_lines=None, since_s=25, now_s=now_s)) == 2
-    assert len(logs.select(lines, tail_lines=1, since_s=25, now_s=now_s)) == 1
-    assert logs.select(lines, tail_lines=0, since_s=None, now_s=now_s) == []
+    assert len(logs.select(lines, LogOptions(since_s=25), now_s)) == 2
+    assert len(logs.select(lines, LogOptions(tail_lines=1, since_s=25), now_s)) == 1
+    assert logs.select(lines, LogOptions(tail_lines=0), now_s) == []
     write(tmp_path / "0.log.1", (1.0, b"old"))
     write(path, (2.0, b"new"))
     assert asyncio.run(read(path)) == b"old\nnew\n"
@@ -118,15 +111,7 @@ def test_following_goes_on_in_the_next_file(tmp_path: Path) -> None:
 
     async def run() -> None:
         over = asyncio.Event()
-        chunks = logs.read(
-            path,
-            follow=True,
-            ended=over.is_set,
-            tail_lines=None,
-            since_s=None,
-            limit_bytes=None,
-            timestamps=False,
-        )
+        chunks = logs.read(path, LogOptions(follow=True), over.is_set)
         got = [await anext(chunks)]
         write(path, (2.0, b"two"))
         got.append(await anext(chunks))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from podlane.errors import ApiError
-from podlane.lab.api.streams import ExecSession, Kubelets
+from podlane.lab.api.streams import ExecSession, Kubelets, LogOptions
 from podlane.lab.client import ApiClient
 
 
@@ -32,31 +32,10 @@ class NodeKubelets:
         return self._kubelets[node]
 
     async def logs(
-        self,
-        namespace: str,
-        pod: str,
-        container: str,
-        *,
-        follow: bool,
-        previous: bool,
-        tail_lines: int | None,
-        since_s: float | None,
-        limit_bytes: int | None,
-        timestamps: bool,
+        self, namespace: str, pod: str, container: str, options: LogOptions
     ) -> AsyncIterator[bytes]:
         kubelet = await self._of(namespace, pod)
-        chunks = kubelet.logs(
-            namespace,
-            pod,
-            container,
-            follow=follow,
-            previous=previous,
-            tail_lines=tail_lines,
-            since_s=since_s,
-            limit_bytes=limit_bytes,
-            timestamps=timestamps,
-        )
-        async for chunk in chunks:
+        async for chunk in kubelet.logs(namespace, pod, container, options):
             yield chunk
 
     async def exec(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -19,7 +18,17 @@ from podlane.lab.api.registry import Registry
 from podlane.lab.api.request import Target
 from podlane.lab.api.resources import Resource
 from podlane.lab.api.store import decode, encode
-from podlane.lab.api.streams import CLOSE, ERROR, RESIZE, STDERR, STDIN, STDOUT, ExecSession, Kubelets
+from podlane.lab.api.streams import (
+    CLOSE,
+    ERROR,
+    RESIZE,
+    STDERR,
+    STDIN,
+    STDOUT,
+    ExecSession,
+    Kubelets,
+    LogOptions,
+)
 from podlane.lab.client import Obj
 
 PROTOCOLS = ("v5.channel.k8s.io", "v4.channel.k8s.io")
@@ -77,10 +86,7 @@ class Remote:
             if then is None:
                 raise status.bad_request(f"sinceTime: {query['sinceTime']!r} is not a time (RFC 3339)")
             age_s = max(time.time() - then, 0.0)
-        chunks = self._runtime().logs(
-            target.namespace,
-            target.name,
-            container,
+        options = LogOptions(
             follow=requests.boolean(query, "follow"),
             previous=requests.boolean(query, "previous"),
             tail_lines=tail_lines,
@@ -88,8 +94,7 @@ class Remote:
             limit_bytes=limit_bytes,
             timestamps=requests.boolean(query, "timestamps"),
         )
-        if inspect.isawaitable(chunks):
-            chunks = await chunks
+        chunks = self._runtime().logs(target.namespace, target.name, container, options)
         return await _send_lines(request, chunks)
 
     # --- exec ------------------------------------------------------------------------------------

@@ -10,12 +10,25 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Final, Protocol
 
+from msgspec import Struct
+
 STDIN: Final = 0
 STDOUT: Final = 1
 STDERR: Final = 2
 ERROR: Final = 3
 RESIZE: Final = 4
 CLOSE: Final = 255
+
+
+class LogOptions(Struct, frozen=True, kw_only=True):
+    """core/v1 PodLogOptions. since_s: only lines of the last so many seconds."""
+
+    follow: bool = False
+    previous: bool = False
+    tail_lines: int | None = None
+    since_s: float | None = None
+    limit_bytes: int | None = None
+    timestamps: bool = False
 
 
 class ExecSession(Protocol):
@@ -57,18 +70,12 @@ class Kubelets(Protocol):
         namespace: str,
         pod: str,
         container: str,
-        *,
-        follow: bool,
-        previous: bool,
-        tail_lines: int | None,
-        since_s: float | None,
-        limit_bytes: int | None,
-        timestamps: bool,
+        options: LogOptions,
     ) -> AsyncIterator[bytes]:
         """An async generator (`async def` with yield). Errors are raised before the first chunk.
 
-        since_s: only lines written in the last so many seconds. Ends by itself unless `follow`, then when the
-        container is gone for good. The caller closes it (`aclose`) when the client leaves.
+        Ends by itself unless `follow`, then when the container is gone for good. The caller closes it
+        (`aclose`) when the client leaves.
         """
         ...
 

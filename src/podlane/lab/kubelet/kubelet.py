@@ -16,7 +16,7 @@ from pathlib import Path
 
 from podlane.errors import AlreadyExistsError, ApiError, ConflictError, LabError, NotFoundError
 from podlane.kernel import netns
-from podlane.lab.api.streams import ExecSession
+from podlane.lab.api.streams import ExecSession, LogOptions
 from podlane.lab.client import ApiClient, Obj
 from podlane.lab.kubelet import logs as log_files
 from podlane.lab.kubelet import node as node_objects
@@ -200,24 +200,14 @@ class Kubelet:
         raise NotFoundError(f'pod "{pod}" is not on node {self.name}, or has no container "{container}"')
 
     async def logs(
-        self,
-        namespace: str,
-        pod: str,
-        container: str,
-        *,
-        follow: bool,
-        previous: bool,
-        tail_lines: int | None,
-        since_s: float | None,
-        limit_bytes: int | None,
-        timestamps: bool,
+        self, namespace: str, pod: str, container: str, options: LogOptions
     ) -> AsyncIterator[bytes]:
         worker, runner = self._runner(namespace, pod, container)
         files = PodFiles.of(self.facts, worker.pod)
-        restart = runner.state.restarts - (1 if previous else 0)
+        restart = runner.state.restarts - options.previous
         path = files.log(container, restart)
         if not path.exists():
-            if previous:
+            if options.previous:
                 text = f'previous terminated container "{container}" in pod "{pod}" not found'
             else:
                 reason = runner.state.waiting[0] or "ContainerCreating"
@@ -227,16 +217,7 @@ class Kubelet:
         def ended() -> bool:
             return not runner.pid or runner.state.restarts != restart
 
-        chunks = log_files.read(
-            path,
-            follow=follow,
-            ended=ended,
-            tail_lines=tail_lines,
-            since_s=since_s,
-            limit_bytes=limit_bytes,
-            timestamps=timestamps,
-        )
-        async for chunk in chunks:
+        async for chunk in log_files.read(path, options, ended):
             yield chunk
 
     async def exec(

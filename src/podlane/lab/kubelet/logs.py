@@ -8,6 +8,8 @@ import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+from podlane.lab.api.streams import LogOptions
+
 CHUNK_BYTES = 1 << 16
 LOOK_AGAIN_S = 0.1  # while somebody follows
 STAMP_BYTES = len("2026-01-02T03:04:05.678901Z")
@@ -35,12 +37,13 @@ def stamp(at_s: float) -> bytes:
     return text.encode()
 
 
-def select(found: list[bytes], *, tail_lines: int | None, since_s: float | None, now_s: float) -> list[bytes]:
-    if since_s is not None:
-        first = stamp(now_s - since_s)
+def select(found: list[bytes], options: LogOptions, now_s: float) -> list[bytes]:
+    """The lines that since_s and tail_lines leave."""
+    if options.since_s is not None:
+        first = stamp(now_s - options.since_s)
         found = [line for line in found if line[:STAMP_BYTES] >= first]
-    if tail_lines is not None:
-        found = found[-tail_lines:] if tail_lines > 0 else []
+    if options.tail_lines is not None:
+        found = found[-options.tail_lines :] if options.tail_lines > 0 else []
     return found
 
 
@@ -48,18 +51,9 @@ def shown(line: bytes, timestamps: bool) -> bytes:
     return line if timestamps else line[STAMP_BYTES + 1 :]
 
 
-async def read(
-    path: Path,
-    *,
-    follow: bool,
-    ended: Callable[[], bool],
-    tail_lines: int | None,
-    since_s: float | None,
-    limit_bytes: int | None,
-    timestamps: bool,
-) -> AsyncIterator[bytes]:
+async def read(path: Path, options: LogOptions, ended: Callable[[], bool]) -> AsyncIterator[bytes]:
     """ended: nothing more will be written."""
-    left = limit_bytes
+    left = options.limit_bytes
     file = open(path, "rb")  # noqa: SIM115 - it outlives rotations below
     try:
         replaced = path.with_name(f"{path.name}.1")
@@ -69,8 +63,7 @@ async def read(
         if whole and not whole[-1].endswith(b"\n"):
             pending = whole.pop()
         batch = b"".join(
-            shown(line, timestamps)
-            for line in select(whole, tail_lines=tail_lines, since_s=since_s, now_s=time.time())
+            shown(line, options.timestamps) for line in select(whole, options, now_s=time.time())
         )
         while True:
             for start in range(0, len(batch), CHUNK_BYTES):
@@ -80,7 +73,7 @@ async def read(
                 yield chunk
                 if left is not None and left <= 0:
                     return
-            if not follow:
+            if not options.follow:
                 return
             over = ended()
             data = file.read(CHUNK_BYTES)
@@ -93,7 +86,7 @@ async def read(
                     return
                 await asyncio.sleep(LOOK_AGAIN_S)
             *complete, pending = (pending + data).split(b"\n")
-            batch = b"".join(shown(line + b"\n", timestamps) for line in complete)
+            batch = b"".join(shown(line + b"\n", options.timestamps) for line in complete)
     finally:
         file.close()
 
