@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 from podlane.cni import protocol
 from podlane.cni.protocol import Request
 from podlane.cni.results import IpInterface, Result
-from podlane.errors import CniError
+from podlane.errors import CniError, PodlaneError
 
 if TYPE_CHECKING:
     from podlane.cni.host_ports import HostPorts
@@ -174,5 +174,7 @@ async def gather_failures(steps: Sequence[Awaitable[None]]) -> None:
             await step
         except CniError as error:
             failures.append(error)
+        except (PodlaneError, OSError) as error:
+            failures.append(CniError(protocol.KERNEL_REFUSED, str(error)))
     if failures:
         raise CniError(failures[0].code, "; ".join(failure.message for failure in failures))

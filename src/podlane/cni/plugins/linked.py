@@ -9,9 +9,11 @@ finds that it has no link and runs its DEL.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Awaitable, Collection, Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -22,7 +24,7 @@ from podlane.cni.ipam import read_dns
 from podlane.cni.plugins.base import Call, Host, Owner, PluginType, gather_failures
 from podlane.cni.protocol import Request, Verb
 from podlane.cni.results import Dns, Result
-from podlane.errors import CniError
+from podlane.errors import CniError, KernelError
 from podlane.kernel.rtnl import Rtnl
 
 
@@ -136,11 +138,12 @@ class LinkedType(PluginType):
             "environment": dict(call.environment),
         }
         host.records.put(self.name, owner, note)
+        leased: Result | None = None
         try:
             leased = await host.delegate(common.ipam, call, Verb.ADD) if common.ipam else Result()
             if common.ipam and not leased.ips:
                 raise CniError(protocol.INVALID_CONFIG, f"IPAM {common.ipam} gave no address")
-            result = await host.run(lambda: self.make(call, leased, device))
+            result = await host.run(partial(self.make, call, leased, device))
             if common.dns != Dns():
                 result = msgspec.structs.replace(result, dns=common.dns)
             if common.ip_masq and result.ips:
@@ -148,7 +151,9 @@ class LinkedType(PluginType):
             made = {"result": results.document(result, protocol.NEWEST)}
             host.records.put(self.name, owner, note | made)
         except BaseException:
-            await self._remove(call, note)
+            # An IPAM type that refused has nothing. What cannot be undone now stays noted: it is collected.
+            with contextlib.suppress(CniError, KernelError):
+                await self._remove(call, note, leased=leased is not None)
             raise
         return results.merge(call.previous, result)
 
@@ -203,7 +208,7 @@ class LinkedType(PluginType):
 
         return known if await call.host.run(holds) else None
 
-    async def _remove(self, call: Call, note: Mapping[str, Any]) -> None:
+    async def _remove(self, call: Call, note: Mapping[str, Any], *, leased: bool = True) -> None:
         """Everything of the attachment; goes on after a failure, so that the rest is gone."""
         common, _ = read_common(call.request)
         device = note.get("device") or device_of(call.owner)
@@ -212,7 +217,7 @@ class LinkedType(PluginType):
             call.host.run(lambda: self.undo(call, note)),
             call.host.remove_links([device]),
         ]
-        if common.ipam:
+        if common.ipam and leased:
             steps.append(_without_result(call.host.delegate(common.ipam, call, Verb.DEL)))
         await gather_failures(steps)
         call.host.records.remove(self.name, call.owner)
