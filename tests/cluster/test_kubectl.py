@@ -62,6 +62,14 @@ def test_apply_is_idempotent_and_delete_removes(shared: Lab) -> None:
     assert "deleted" in shared.kubectl("delete", "-f", "-", input=manifest).stdout
 
 
+def test_kubectl_finds_nothing_to_change_in_what_was_applied(shared: Lab) -> None:
+    files = [f"--filename=examples/{name}.yaml" for name in ("web", "client", "two-containers")]
+    shared.podlane("apply", "--lab", shared.name, *files)
+    told = shared.kubectl("apply", *files).stdout.splitlines()
+    assert [line for line in told if not line.endswith(" unchanged")] == []
+    assert len(told) >= 5
+
+
 def test_logs(shared: Lab) -> None:
     talker = (
         "apiVersion: v1\nkind: Pod\nmetadata: {name: talker}\nspec: {restartPolicy: Never, containers: "

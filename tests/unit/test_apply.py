@@ -13,9 +13,10 @@ from click.testing import CliRunner
 from podlane.cli.apply import command as apply_command
 from podlane.cli.convert import command as convert_command
 from podlane.cli.delete import command as delete_command
-from podlane.errors import ApiError, ConfigError, ConflictError, LabError, NotFoundError
+from podlane.cli.manifests import require_some
+from podlane.errors import ApiError, ConfigError, ConflictError, LabError, NotFoundError, UsageError
 from podlane.lab import manifests
-from podlane.lab.apply import Applied, apply_objects, delete_objects
+from podlane.lab.apply import Applied, annotated, apply_objects, delete_objects
 from podlane.lab.rest import MERGE_PATCH, Client
 from podlane.lab.three_way import LAST_APPLIED
 from tests.unit import api_lab
@@ -304,3 +305,17 @@ def test_convert_command(tmp_path: Path) -> None:
     (new,) = manifests.load([str(tmp_path / "new.yaml")])
     assert new.object["metadata"]["name"] == "y"
     assert new.object["spec"]["defaultBackend"]["service"] == {"name": "web", "port": {"number": 80}}
+
+
+def test_the_last_applied_configuration_is_kubectls_to_the_byte() -> None:
+    obj = {"kind": "ConfigMap", "metadata": {"name": "c"}, "data": {"a": "1 < 2 && 3 > 2 \u00e9\u2028"}}
+    text = annotated(obj)["metadata"]["annotations"][LAST_APPLIED]
+    escaped = "1 \\u003c 2 \\u0026\\u0026 3 \\u003e 2 \u00e9\\u2028"
+    assert text == (
+        f'{{"data":{{"a":"{escaped}"}},"kind":"ConfigMap","metadata":{{"annotations":{{}},"name":"c"}}}}\n'
+    )
+
+
+def test_files_without_an_object_are_told() -> None:
+    with pytest.raises(UsageError, match=r"empty\.yaml: no object here"):
+        require_some([], [], ["empty.yaml"])

@@ -22,5 +22,6 @@ def command(files: tuple[str, ...], lab: str, kubeconfig: str | None, context: s
     with common.client_for(lab, kubeconfig, context) as client:
         objects, errors = manifests.read(files, common.note)
         common.refuse(errors)
+        common.require_some(objects, errors, files)
         results = apply.apply_objects(client, objects, common.reporter(output))
     common.finish("ApplyResult", results, errors, output)

@@ -31,6 +31,7 @@ def command(
     with common.client_for(lab, kubeconfig, context) as client:
         objects, errors = manifests.read(files)
         common.refuse(errors)
+        common.require_some(objects, errors, files)
         report = common.reporter(output)
         results = apply.delete_objects(client, objects, wait=wait, timeout_s=timeout_s, report=report)
     common.finish("DeleteResult", results, errors, output)

@@ -11,6 +11,7 @@ import click
 if TYPE_CHECKING:
     from podlane.errors import ConfigError
     from podlane.lab.apply import Applied
+    from podlane.lab.manifests import Manifest
     from podlane.lab.rest import Client
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -65,6 +66,14 @@ def note(text: str) -> None:
 def refuse(errors: Sequence[ConfigError]) -> None:
     for error in errors:
         click.echo(f"podlane: {error}", err=True)
+
+
+def require_some(objects: Sequence[Manifest], errors: Sequence[ConfigError], files: Sequence[str]) -> None:
+    """Raises UsageError for files without an object: a silent success would hide a wrong name."""
+    from podlane.errors import UsageError
+
+    if not objects and not errors:
+        raise UsageError(f"{', '.join(files)}: no object here; a manifest has apiVersion, kind and metadata")
 
 
 def reporter(output: str) -> Callable[[Applied], None]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _ATTEMPTS = 5
 _ESTABLISHED_S = 5.0
 _POLL_S = 0.05
+_GO_ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 _FIRST = ("Namespace", "CustomResourceDefinition")
 
 
@@ -121,11 +122,15 @@ def _place(client: Client, manifest: Manifest) -> tuple[Resource, str]:
 
 
 def annotated(obj: Obj) -> Obj:
-    """A copy with the annotation that holds it, in kubectl's form (annotations shown, newline at the end)."""
+    """A copy with the annotation that holds it, in kubectl's form to the byte: else it would find a change.
+
+    Annotations are shown, characters escaped as Go's encoding/json does, a newline is at the end.
+    """
     meta = dict(obj["metadata"])
     annotations = {k: v for k, v in (meta.get("annotations") or {}).items() if k != LAST_APPLIED}
     plain = {**obj, "metadata": {**meta, "annotations": annotations}}
     text = json.dumps(plain, separators=(",", ":"), ensure_ascii=False, sort_keys=True) + "\n"
+    text = text.translate(_GO_ESCAPES)
     return {**obj, "metadata": {**meta, "annotations": {**annotations, LAST_APPLIED: text}}}
 
 
