@@ -211,7 +211,7 @@ def _ensure_gateways(node: Rtnl, bridge: Link, own: Result, settings: Settings) 
             node.delete_address(bridge.index, other)
             held.remove(other)
         with contextlib.suppress(KernelExistsError):
-            node.add_address(bridge.index, wanted, nodad=not settings.dad)
+            node.add_address(bridge.index, wanted)
         held.append(wanted)
         node.settle([wanted.ip])
 
