@@ -6,6 +6,7 @@ import ipaddress
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from ipaddress import collapse_addresses
 from typing import Any
 
 from hypothesis import strategies as st
@@ -57,7 +58,10 @@ def list_key(service: str, protocol: Protocol, family: Family, scope: str) -> Li
 def lists(draw: st.DrawFn, family: Family) -> BackendList:
     numbers = draw(st.lists(st.integers(1, 6), max_size=6))
     timeout_s = draw(st.sampled_from([0, 0, 60, 90]))
-    return BackendList(tuple(backend(family, n) for n in numbers), timeout_s)
+    sources = draw(st.lists(st.sampled_from([p for p in PREFIXES if (":" in p) == (family is Family.IPV6)])))
+    return BackendList(
+        tuple(backend(family, n) for n in numbers), timeout_s, sources=tuple(map(prefix, sources))
+    )
 
 
 @st.composite
@@ -66,8 +70,11 @@ def frontends(draw: st.DrawFn, protocol: Protocol, family: Family) -> Frontend:
     cluster, local = (list_key(service, protocol, family, scope) for scope in ("cluster", "local"))
     if kind in (FrontendClass.DROP, FrontendClass.REJECT):
         return Frontend(kind, None)
+    guarded = kind is not FrontendClass.INTERNAL and draw(st.booleans())
     if kind is FrontendClass.EXTERNAL_LOCAL:
-        return Frontend(kind, local, cluster)
+        return Frontend(kind, local, cluster, guarded)
+    if kind is FrontendClass.EXTERNAL:
+        return Frontend(kind, draw(st.sampled_from([cluster, local])), guarded=guarded)
     return Frontend(kind, draw(st.sampled_from([cluster, local])))
 
 
@@ -101,6 +108,8 @@ _CLASSES = {
     1: FrontendClass.INTERNAL,
     2: FrontendClass.EXTERNAL,
     3: FrontendClass.EXTERNAL_LOCAL,
+    4: FrontendClass.EXTERNAL,
+    5: FrontendClass.EXTERNAL_LOCAL,
     14: FrontendClass.DROP,
     15: FrontendClass.REJECT,
 }
@@ -132,18 +141,27 @@ class Kernel:
         return found
 
     def behaviour(self, family: Family, data: bytes | None) -> Any:
-        """(class, endpoints, timeout, the short circuit's endpoints and timeout)"""
+        """(class, who may come in, endpoints, timeout, the short circuit's endpoints and timeout)"""
         assert data is not None
         (mark,) = struct.unpack("=I", data)
         klass = mark >> 28
         kind = _CLASSES[klass if klass > 13 else klass & 7]
         if klass > 13:
-            return kind, *self.endpoints(family, 0), None
+            return kind, None, *self.endpoints(family, 0), None
         short = None
         other = self.map(family, "short-circuits").get(struct.pack("=I", mark & 0x3FFFF))
         if kind is FrontendClass.EXTERNAL_LOCAL and other is not None:
             short = self.endpoints(family, *struct.unpack("=I", other))
-        return kind, *self.endpoints(family, mark), short
+        sources = self.sources(family, mark & 0x3FFFF) if klass & 7 in (4, 5) else None
+        return kind, sources, *self.endpoints(family, mark), short
+
+    def sources(self, family: Family, number: int) -> list[tuple[int, int]]:
+        """Ranges [first, last] that may use the list's guarded frontends."""
+        return sorted(
+            (int.from_bytes(e.key[4:], "big"), int.from_bytes((e.last or e.key)[4:], "big"))
+            for e in self.dump.get((family, "source-ranges"), ())
+            if e.key[:4] == struct.pack("!I", number)
+        )
 
     def endpoints(self, family: Family, mark: int) -> tuple[Counter[Any], int]:
         """What the chain of the mark's count may draw, and for how long a client keeps it."""
@@ -186,7 +204,20 @@ def wanted_frontends(desired: Tables) -> dict[Any, Any]:
         for key, row in desired[table].items():
             short = list_of(desired, row.short_circuit) if row.kind is FrontendClass.EXTERNAL_LOCAL else None
             place = key.family if isinstance(key, NodePortKey) else key.address
-            found[place, key.protocol.number, key.port] = (row.kind, *list_of(desired, row.backends), short)
+            sources = sources_of(desired, row.backends) if row.guarded else None
+            where = place, key.protocol.number, key.port
+            found[where] = (row.kind, sources, *list_of(desired, row.backends), short)
+    return found
+
+
+def sources_of(desired: Tables, key: ListKey | None) -> list[tuple[int, int]]:
+    """As ranges that neither overlap nor touch."""
+    found: list[tuple[int, int]] = []
+    for each in collapse_addresses(desired[Table.BACKENDS].get(key, BackendList(())).sources):
+        first, last = int(each.network_address), int(each.broadcast_address)
+        if found and found[-1][1] + 1 == first:
+            first = found.pop()[0]
+        found.append((first, last))
     return found
 
 

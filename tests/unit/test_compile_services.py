@@ -317,31 +317,105 @@ def test_load_balancer_ingress(ingress: LoadBalancerIngress, expected: bool) -> 
 
 
 @pytest.mark.parametrize(
-    ("ranges", "served"),
+    ("ranges", "sources"),
     [
-        ([], True),
-        (["198.51.100.0/24"], False),
-        ([" 198.51.100.0/24 "], False),
-        (["198.51.100.0/24", "0.0.0.0/0"], True),
-        (["2001:db8::/32"], True),
-        (["2001:db8::/32", "198.51.100.0/24"], False),
+        ([], None),
+        (["198.51.100.0/24"], ["198.51.100.0/24"]),
+        ([" 198.51.100.0/24 ", "198.51.100.0/24"], ["198.51.100.0/24"]),
+        (["198.51.100.0/24", "0.0.0.0/0"], None),
+        (["198.51.100.0/24", "203.0.113.7/0"], None),
+        (["2001:db8::/32"], None),
+        (["::/0"], None),
+        (["2001:db8::/32", "198.51.100.0/24"], ["198.51.100.0/24"]),
+        (["203.0.113.000/025"], ["203.0.113.0/25"]),
+        (["198.51.100.77/24"], ["198.51.100.0/24"]),
+        # The node may come in, so it may from the virtual address as well.
+        (["172.30.1.0/24"], ["172.30.1.0/24", f"{VIP}/32"]),
+        (["172.30.2.0/24"], ["172.30.2.0/24"]),
     ],
 )
-def test_a_load_balancer_address_whose_sources_are_restricted_is_not_opened_to_all(
-    ranges: list[str], served: bool
+@pytest.mark.parametrize("policy", ["Cluster", "Local"])
+def test_source_ranges_guard_the_load_balancers_addresses_alone(
+    ranges: list[str], sources: list[str] | None, policy: str
 ) -> None:
     guarded = service(
         type="LoadBalancer",
         ingress=[LoadBalancerIngress(ip=VIP)],
         external_ips=[EXTERNAL_IP],
+        external_traffic_policy=policy,
         load_balancer_source_ranges=ranges,
+    )
+    compiled = tables(guarded, piece(LOCAL))
+    rows = compiled[Table.FRONTENDS]
+    assert {key.address for key, row in rows.items() if row.guarded} == (
+        set() if sources is None else {address(VIP)}
+    )
+    assert not any(row.guarded for row in compiled.get(Table.NODE_PORTS, {}).values())
+    found = compiled[Table.BACKENDS][rows[front(VIP)].backends].sources
+    assert [str(each) for each in found] == (sources or [])
+
+
+@pytest.mark.parametrize(
+    ("source", "has", "expected"),
+    [
+        ("198.51.100.10", [LOCAL], Action.TRANSLATE),
+        ("192.0.2.1", [LOCAL], Action.DROP),
+        ("10.244.1.77", [LOCAL], Action.DROP),  # a pod counts by its own address
+        ("198.51.100.10", [], Action.REFUSED),
+        ("192.0.2.1", [], Action.DROP),
+    ],
+)
+@pytest.mark.parametrize("policy", ["Cluster", "Local"])
+def test_who_is_not_let_in_gets_no_answer(
+    source: str, has: list[Endpoint], expected: Action, policy: str
+) -> None:
+    guarded = service(
+        type="LoadBalancer",
+        ingress=[LoadBalancerIngress(ip=VIP)],
+        external_ips=[EXTERNAL_IP],
+        external_traffic_policy=policy,
+        load_balancer_source_ranges=["198.51.100.0/24"],
+    )
+    compiled = tables(guarded, piece(*has))
+    verdict = resolve(compiled, flow(source, VIP))
+    assert verdict.action is expected
+    assert ("198.51.100.0/24" in verdict.why) is (expected is Action.DROP)
+    elsewhere = Action.TRANSLATE if has else Action.REFUSED
+    assert resolve(compiled, flow(source, EXTERNAL_IP)).action is elsewhere
+
+
+def test_a_source_range_that_is_none_lets_nobody_in() -> None:
+    guarded = service(
+        type="LoadBalancer",
+        ingress=[LoadBalancerIngress(ip=VIP)],
+        load_balancer_source_ranges=["198.51.100.0"],
     )
     compiler = Compiler(ME, NetworkConfig())
     compiler.apply([Change("Service", None, guarded), Change("EndpointSlice", None, piece(LOCAL))])
-    # externalIPs and the ClusterIP are not meant by it.
-    expected = {front(CLUSTER_IP), front(EXTERNAL_IP)} | ({front(VIP)} if served else set())
-    assert set(compiler.tables[Table.FRONTENDS]) == expected
-    assert bool(compiler.refused) is not served
+    assert resolve(compiler.tables, flow("198.51.100.0", VIP)).action is Action.DROP
+    (sentences,) = compiler.refused.values()
+    assert sentences == (
+        "service default/web: spec.loadBalancerSourceRanges: '198.51.100.0' is not a network prefix",
+    )
+
+
+def test_source_ranges_follow_the_nodes_address() -> None:
+    guarded = service(
+        type="LoadBalancer",
+        ingress=[LoadBalancerIngress(ip=VIP)],
+        load_balancer_source_ranges=["192.0.2.0/24"],
+    )
+    moved = Node(
+        metadata=ObjectMeta(name=ME),
+        status=NodeStatus(addresses=[NodeAddress("InternalIP", "192.0.2.7")]),
+    )
+    compiler = Compiler(ME, NetworkConfig())
+    compiler.apply([Change("Service", None, guarded), Change("EndpointSlice", None, piece(LOCAL))])
+    before = compiler.tables[Table.BACKENDS][list_key()].sources
+    compiler.apply([Change("Node", None, moved)])
+    after = compiler.tables[Table.BACKENDS][list_key()].sources
+    assert [str(each) for each in before] == ["192.0.2.0/24"]
+    assert [str(each) for each in after] == ["192.0.2.0/24", f"{VIP}/32"]
 
 
 def test_addresses_with_leading_zeros() -> None:

@@ -101,10 +101,11 @@ def _known(endpoint: Endpoint, port: int, family: Family) -> Known | None:
 
 
 class Place(NamedTuple):
-    """Where this node is. zone: "" when it has no zone label."""
+    """Where this node is. zone: "" when it has no zone label. addresses: its InternalIPs."""
 
     node: str
     zone: str = ""
+    addresses: tuple[Address, ...] = ()
 
 
 class Selection(NamedTuple):

@@ -8,6 +8,8 @@ One Service with its EndpointSlices is one unit. For each family and port of the
     no usable endpoint on any node                 REJECT for all of them
     traffic policy Local, none on this node        DROP where internal; where external, pods and the
                                                    node itself still reach the cluster's list
+    loadBalancerSourceRanges                       load-balancer addresses, and they alone, are guarded:
+                                                   other sources get no answer, not even a refusal
 
 A ClusterIP is also a member of `cluster-ips` (a port that is not served is refused there), and an
 endpoint of this node one of `local-endpoints` (what it sends to its own service comes back to it).
@@ -19,8 +21,12 @@ Behaviour: kube-proxy v1.36, pkg/proxy/{serviceport,topology}.go and the nftable
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import ip_network
 from typing import Any, Final, NamedTuple
 
+from msgspec import structs
+
+from podlane.compile import facts
 from podlane.compile.endpoints import (
     PROTOCOLS,
     Known,
@@ -48,7 +54,7 @@ from podlane.compile.tables import (
 )
 from podlane.compile.view import CONFIG, ZONE_LABEL, Change, View, service_of, since
 from podlane.errors import ConfigError
-from podlane.model.addresses import Address, Family, Protocol, address, family_of, host_prefix
+from podlane.model.addresses import Address, Family, Prefix, Protocol, address, family_of, host_prefix
 from podlane.model.objects import EndpointSlice, Node, Service, ServicePort
 
 NAME: Final = "services"
@@ -68,7 +74,7 @@ def units_of(change: Change, view: View) -> Iterator[UnitKey]:
             if name:
                 yield _unit(namespace, name)
     elif change.kind == CONFIG or (change.kind == "Node" and _moved(change, view)):
-        # The families, or this node's zone: every service may look different.
+        # The families, or this node's zone or addresses: every service may look different.
         for key in view.services:
             yield _unit(*key)
 
@@ -80,7 +86,7 @@ def compile_unit(key: UnitKey, view: View) -> Rows | Compiled:
     return compile_service(
         service,
         view.slices_of(key.namespace, key.name),
-        here=Place(view.me.name, view.me.zone),
+        here=place_of(view.me.name, view.me.node),
         families=view.config.ip_families,
     )
 
@@ -93,10 +99,15 @@ def _unit(namespace: str, name: str) -> UnitKey:
 
 
 def _moved(change: Change, view: View) -> bool:
-    def zone(node: Node | None) -> str:
-        return node.metadata.labels.get(ZONE_LABEL, "") if node is not None else ""
+    name = change.name
+    return name == view.me.name and place_of(name, change.old) != place_of(name, change.new)
 
-    return change.name == view.me.name and zone(change.old) != zone(change.new)
+
+def place_of(name: str, node: Node | None) -> Place:
+    """node: None as long as the API does not have it."""
+    if node is None:
+        return Place(name)
+    return Place(name, node.metadata.labels.get(ZONE_LABEL, ""), tuple(facts.internal_addresses(node)))
 
 
 def ours(service: Service) -> bool:
@@ -116,7 +127,7 @@ def compile_service(
     known = endpoints(slices)
     rows = _Rows()
     for family in families:
-        where = _Addresses.of(service, family, rows.refused)
+        where = _Addresses.of(service, family, here, rows.refused)
         if where is None:
             continue
         rows.member(SetName.CLUSTER_IPS, where.cluster)
@@ -134,14 +145,17 @@ def compile_service(
 
 
 class _Addresses(NamedTuple):
-    """A service's own addresses of one family."""
+    """A service's own addresses of one family. guarded: load-balancer addresses that only `sources`
+    may use."""
 
     family: Family
     cluster: Address
     external: tuple[Address, ...]  # externalIPs and load-balancer addresses
+    guarded: frozenset[Address] = frozenset()
+    sources: tuple[Prefix, ...] = ()
 
     @classmethod
-    def of(cls, service: Service, family: Family, refused: list[str]) -> _Addresses | None:
+    def of(cls, service: Service, family: Family, here: Place, refused: list[str]) -> _Addresses | None:
         """None without a ClusterIP of the family: the service then does not exist in it."""
 
         def parse(text: str, field: str) -> Address | None:
@@ -156,29 +170,62 @@ class _Addresses(NamedTuple):
         if cluster is None or family_of(cluster) is not family:
             return None
         found = [parse(text, "spec.externalIPs") for text in service.spec.external_ips]
-        guarded = _source_ranges(service, family)
-        for ingress in service.status.load_balancer.ingress:
+        vips = [
+            parse(ingress.ip, "status.loadBalancer.ingress")
+            for ingress in service.status.load_balancer.ingress
             # ipMode Proxy: traffic shall go through the load balancer itself (KEP-1860). No ip: a hostname.
-            if not ingress.ip or ingress.ip_mode not in (None, "", "VIP"):
-                continue
-            vip = parse(ingress.ip, "status.loadBalancer.ingress")
-            if guarded and vip is not None and family_of(vip) is family:
-                refused.append(
-                    f"service {service.namespace}/{service.name}: spec.loadBalancerSourceRanges is not "
-                    f"enforced by this version, so {vip} is not served; without them it is, for everyone"
-                )
-                continue
-            found.append(vip)
-        mine = (each for each in found if each is not None and family_of(each) is family)
-        return cls(family, cluster, tuple(dict.fromkeys(mine)))
+            if ingress.ip and ingress.ip_mode in (None, "", "VIP")
+        ]
+        mine = [each for each in (*found, *vips) if each is not None and family_of(each) is family]
+        guarded = (
+            frozenset(each for each in vips if each in mine) if _guards(service, family) else frozenset()
+        )
+        sources = _sources(service, family, here, guarded, refused) if guarded else ()
+        return cls(family, cluster, tuple(dict.fromkeys(mine)), guarded, sources)
 
 
-def _source_ranges(service: Service, family: Family) -> bool:
-    """Only some sources of this family may use the load-balancer addresses. Ranges of the other family
-    alone, or one that holds every address, restrict nothing."""
+def _source_ranges(service: Service, family: Family) -> list[str]:
+    """The ranges of one family; spaces around them are of no meaning."""
     texts = [text.strip() for text in service.spec.load_balancer_source_ranges]
-    mine = [text for text in texts if (":" in text) == (family is Family.IPV6)]
-    return bool(mine) and not any(text.endswith("/0") for text in mine)
+    return [text for text in texts if (":" in text) == (family is Family.IPV6)]
+
+
+def _guards(service: Service, family: Family) -> bool:
+    """Only some sources may use the load-balancer addresses. Ranges of the other family alone, or one
+    that holds every address, restrict nothing."""
+    texts = _source_ranges(service, family)
+    return bool(texts) and not any(_bits(text) == 0 for text in texts)
+
+
+def _bits(text: str) -> int | None:
+    bits = text.partition("/")[2]
+    return int(bits) if bits.isdecimal() else None
+
+
+def _sources(
+    service: Service, family: Family, here: Place, vips: frozenset[Address], refused: list[str]
+) -> tuple[Prefix, ...]:
+    """Who may come in. What is no range lets nobody in. A node that may come in may do so from a virtual
+    address too: where load balancers give it to the node, that is the source of what the node sends."""
+    found: list[Prefix] = []
+    for text in _source_ranges(service, family):
+        try:
+            found.append(_range(text))
+        except ConfigError as error:
+            where = f"service {service.namespace}/{service.name}: spec.loadBalancerSourceRanges"
+            refused.append(f"{where}: {error}")
+    own = next((a for a in here.addresses if family_of(a) is family), None)
+    if own is not None and any(own in each for each in found):
+        found += [host_prefix(vip) for vip in sorted(vips, key=int)]
+    return tuple(dict.fromkeys(found))
+
+
+def _range(text: str) -> Prefix:
+    """As generous as old objects need: leading zeros, host bits. Raises ConfigError."""
+    where, bits = address(text.partition("/")[0]), _bits(text)
+    if bits is None or bits > where.max_prefixlen:
+        raise ConfigError(f"{text!r} is not a network prefix")
+    return ip_network((where, bits), strict=False)
 
 
 def _cluster_ip(service: Service, family: Family) -> str:
@@ -257,19 +304,24 @@ def _affinity_s(service: Service) -> int:
 def _port(port: _Port, chosen: Selection, known: Mapping[Backend, Known], here: Place, rows: _Rows) -> None:
     internal, external = _frontends(port, chosen)
     rows.frontend(FrontendKey(port.where.cluster, port.protocol, port.number), internal)
+    behind_guard = _guarded(port, external)
     for where in port.where.external:
-        rows.frontend(FrontendKey(where, port.protocol, port.number), external)
+        row = behind_guard if where in port.where.guarded else external
+        rows.frontend(FrontendKey(where, port.protocol, port.number), row)
     if port.node_port:
         rows.node_ports[NodePortKey(port.where.family, port.protocol, port.node_port)] = external
     from_outside = bool(port.where.external or port.node_port)
     named = [internal.backends, *((external.backends, external.short_circuit) if from_outside else ())]
+    guarded_list = behind_guard.backends if port.where.guarded else None
+    named = list(dict.fromkeys([*named, guarded_list]))
     lists = {CLUSTER: chosen.cluster, LOCAL: chosen.local}
     for key in named:
         if key is not None:
             members = lists[key.scope] or ()
             backends = tuple(e.backend for e in members)
             others = still_serving(known, backends) if port.protocol is Protocol.UDP else ()
-            rows.lists[key] = BackendList(backends, port.affinity_timeout_s, others)
+            sources = port.where.sources if key == guarded_list else ()
+            rows.lists[key] = BackendList(backends, port.affinity_timeout_s, others, sources)
             rows.local_endpoints(members, here)
 
 
@@ -285,6 +337,14 @@ def _frontends(port: _Port, chosen: Selection) -> tuple[Frontend, Frontend]:
     if port.external_local:
         external = Frontend(FrontendClass.EXTERNAL_LOCAL, local, short_circuit=cluster)
     return internal, external
+
+
+def _guarded(port: _Port, external: Frontend) -> Frontend:
+    """The external frontend for some sources only. Refusing is for them as well: without endpoints it is
+    the empty list that refuses."""
+    if external.backends is None:
+        external = Frontend(FrontendClass.EXTERNAL, port.lists._replace(scope=CLUSTER))
+    return structs.replace(external, guarded=True)
 
 
 _REJECT: Final = Frontend(FrontendClass.REJECT, None)

@@ -114,12 +114,19 @@ def _frontend(
         case FrontendClass.EXTERNAL_LOCAL:
             why, masquerade, chosen = "externalTrafficPolicy Local: the source stays", False, row.backends
     lists: Mapping[ListKey, BackendList] = tables.get(Table.BACKENDS, {})
+    if row.guarded and row.backends is not None:
+        sources = lists.get(row.backends, _EMPTY).sources
+        if not any(flow.source.version == s.version and flow.source in s for s in sources):
+            allowed = ", ".join(map(str, sources)) or "nobody"
+            why = f"loadBalancerSourceRanges let in {allowed}, and {flow.source} is not among them"
+            return Verdict(Action.DROP, why, frontend=key, list=row.backends)
+        why += "; its source is within loadBalancerSourceRanges"
     found = lists.get(chosen, _EMPTY) if chosen is not None else _EMPTY
     if not found.backends:
         if row.kind is FrontendClass.EXTERNAL_LOCAL and chosen == row.backends:
             why = "externalTrafficPolicy is Local and this node has no endpoint"
             return Verdict(Action.DROP, why, frontend=key, list=chosen)
-        return Verdict(Action.REFUSED, "its list is empty", frontend=key, list=chosen)
+        return Verdict(Action.REFUSED, "the service has no endpoint on any node", frontend=key, list=chosen)
     backends = frozenset(found.backends)
     return Verdict(
         Action.TRANSLATE,

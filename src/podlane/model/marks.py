@@ -58,16 +58,20 @@ AFFINITY: Final = 8  # added to a class: choose by client address (sessionAffini
 
 
 class Class(enum.IntEnum):
-    """Values of CLASS. 4 to 6 and, with affinity, 12 and 13 are kept for loadBalancerSourceRanges."""
+    """Values of CLASS. Guarded: only some sources may come in (loadBalancerSourceRanges)."""
 
     NONE = 0
     INTERNAL = 1
     EXTERNAL = 2
     EXTERNAL_LOCAL = 3
+    EXTERNAL_GUARDED = 4
+    EXTERNAL_LOCAL_GUARDED = 5
     STICKY = AFFINITY  # affinity has chosen: COUNT holds the slot of the endpoint
     INTERNAL_AFFINITY = AFFINITY | INTERNAL
     EXTERNAL_AFFINITY = AFFINITY | EXTERNAL
     EXTERNAL_LOCAL_AFFINITY = AFFINITY | EXTERNAL_LOCAL
+    EXTERNAL_GUARDED_AFFINITY = AFFINITY | EXTERNAL_GUARDED
+    EXTERNAL_LOCAL_GUARDED_AFFINITY = AFFINITY | EXTERNAL_LOCAL_GUARDED
     DROP = 14
     REJECT = 15
 

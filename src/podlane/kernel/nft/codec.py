@@ -13,6 +13,9 @@ numgen are in host byte order, ports and addresses in network byte order.
 An interval [first, last] of a set with `flags interval` is two elements: first, and last + 1 with the
 flag INTERVAL_END (none if last is the highest value). They come and go together and one right after the
 other, or the kernel does not find the end.
+
+An interval of a set whose key is a concatenation is one element with the key's first and last value
+(NFTA_SET_ELEM_KEY_END). In such sets nft has marks in network byte order.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ DELETE_ELEMENTS: Final = SUBSYSTEM << 8 | 14
 INTERVAL_END: Final = 1  # NFT_SET_ELEM_INTERVAL_END
 
 _TABLE, _SET, _ELEMENTS = 1, 2, 3  # NFTA_SET_ELEM_LIST_*
-_KEY, _DATA, _FLAGS = 1, 2, 3  # NFTA_SET_ELEM_*
+_KEY, _DATA, _FLAGS, _KEY_END = 1, 2, 3, 10  # NFTA_SET_ELEM_*
 _VALUE, _VERDICT = 1, 2  # NFTA_DATA_*
 _VERDICT_CHAIN = 2
 _LIST_ELEMENT = 1
@@ -56,12 +59,14 @@ _ATTRIBUTE = struct.Struct("=HH")
 
 class Element(NamedTuple):
     """key: the padded fields. data: a map's value, None in a set and for verdicts. flags: INTERVAL_END.
-    chain: where a verdict of a dump jumps to (podlane writes no verdicts)."""
+    chain: where a verdict of a dump jumps to (podlane writes no verdicts). last: the end of an interval
+    of concatenations, empty when it is the key itself."""
 
     key: bytes
     data: bytes | None = None
     flags: int = 0
     chain: str = ""
+    last: bytes = b""
 
 
 # --- fields ---------------------------------------------------------------------------------------
@@ -141,6 +146,8 @@ def pack_element(element: Element) -> bytes:
     body = _nest(_KEY, _nest(_VALUE, element.key, flag=0))
     if element.data is not None:
         body += _nest(_DATA, _nest(_VALUE, element.data, flag=0))
+    if element.last:
+        body += _nest(_KEY_END, _nest(_VALUE, element.last, flag=0))
     if element.flags:
         body += netlink.attribute(_FLAGS, netlink.be32(element.flags))
     return _nest(_LIST_ELEMENT, body)
@@ -196,7 +203,8 @@ def _unpack_element(body: bytes) -> Element:
     key = netlink.attributes(found.get(_KEY, b"")).get(_VALUE, b"")
     flags = int.from_bytes(found.get(_FLAGS, b"\0"), "big")
     if _DATA not in found:
-        return Element(key, None, flags)
+        last = netlink.attributes(found.get(_KEY_END, b"")).get(_VALUE, b"")
+        return Element(key, None, flags, last=last if last != key else b"")
     data = netlink.attributes(found[_DATA])
     if _VERDICT in data:
         chain = netlink.attributes(data[_VERDICT]).get(_VERDICT_CHAIN, b"")

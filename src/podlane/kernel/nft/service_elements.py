@@ -7,6 +7,7 @@ picks             list id . index : mark STICKY|slot|list id        lists with s
 slots             slot|list id : address . port                     have these two instead
 short-circuits    id of a local list : mark that leads to the cluster's list
 sticky-T          list id
+source-ranges     list id . first address - list id . last address
 local-endpoints   address . the same address
 the other sets    address, or interval
 """
@@ -14,6 +15,7 @@ the other sets    address, or interval
 from __future__ import annotations
 
 import ipaddress
+import struct
 from typing import Final
 
 from podlane.compile.tables import Backend, FrontendKey, NodePortKey, SetMember, SetName
@@ -57,6 +59,12 @@ def sticky(list_id: int) -> Element:
     return Element(mark_field(list_id))
 
 
+def source_range(list_id: int, first: int, last: int, family: Family) -> Element:
+    """first, last: addresses as numbers."""
+    low, high = (struct.pack("!I", list_id) + n.to_bytes(family.bits // 8, "big") for n in (first, last))
+    return Element(low, last=high if high != low else b"")
+
+
 def member(row: SetMember) -> Element:
     """Of a set that is no interval set. Raises ValueError for a prefix of several addresses."""
     if row.value.num_addresses != 1:
@@ -93,6 +101,12 @@ def unpack_slot(key: bytes) -> tuple[int, int]:
     """(list id, slot) of an element of slots"""
     word = unpack_mark(key)
     return marks.LIST.of(word), marks.COUNT.of(word)
+
+
+def unpack_source_range(element: Element) -> tuple[int, int, int]:
+    """(list id, first, last)"""
+    key, last = element.key, element.last or element.key
+    return int.from_bytes(key[:4], "big"), int.from_bytes(key[4:], "big"), int.from_bytes(last[4:], "big")
 
 
 def unpack_backend(data: bytes) -> Backend:

@@ -73,7 +73,7 @@ class Plan:
 
 class List(NamedTuple):
     """One endpoint list as it lies in the kernel. slots: empty without session affinity. keep: endpoints
-    whose flows may go on."""
+    whose flows may go on. sources: who may come in by guarded frontends, ready to be written."""
 
     id: int
     layout: tuple[Backend, ...] = ()
@@ -81,19 +81,23 @@ class List(NamedTuple):
     slots: Mapping[Backend, int] = {}
     timeout_s: int = 0
     keep: frozenset[Backend] = frozenset()
+    sources: tuple[Element, ...] = ()
 
     def elements(self) -> Iterator[tuple[str, Element]]:
         for index, backend in enumerate(self.layout):
             yield self.at(index, backend)
-        yield from self.affinity()
+        yield from self.beside()
 
     def at(self, index: int, backend: Backend) -> tuple[str, Element]:
         if self.timeout_s:
             return skeleton.PICKS, pack.pick(self.id, index, self.slots[backend])
         return skeleton.ENDPOINTS, pack.endpoint(self.id, index, backend)
 
-    def affinity(self) -> Iterator[tuple[str, Element]]:
+    def beside(self) -> Iterator[tuple[str, Element]]:
+        """What belongs to the list as a whole."""
         if self.timeout_s:
             for backend, number in self.slots.items():
                 yield skeleton.SLOTS, pack.slot(self.id, number, backend)
             yield f"{skeleton.STICKY}{self.timeout_s}", pack.sticky(self.id)
+        for element in self.sources:
+            yield skeleton.SOURCE_RANGES, element

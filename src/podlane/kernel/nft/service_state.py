@@ -45,6 +45,10 @@ _CLASSES: Final = {
     FrontendClass.DROP: Class.DROP,
     FrontendClass.REJECT: Class.REJECT,
 }
+_GUARDED: Final = {
+    FrontendClass.EXTERNAL: Class.EXTERNAL_GUARDED,
+    FrontendClass.EXTERNAL_LOCAL: Class.EXTERNAL_LOCAL_GUARDED,
+}
 
 
 class ServiceState:
@@ -231,7 +235,8 @@ class ServiceState:
                 timeout_s = 0
         layout = tuple(lists.arrange(old.layout, backends)) if backends else ()
         keep = frozenset(row.backends + row.still_serving)
-        return List(old.id, layout, lists.size_for(len(backends)).code, slots, timeout_s, keep)
+        sources = tuple(pack.source_range(old.id, *each, key.family) for each in intervals(row.sources))
+        return List(old.id, layout, lists.size_for(len(backends)).code, slots, timeout_s, keep, sources)
 
     def _forget(self, key: ListKey, old: List, new: List, plan: Plan) -> None:
         if key.protocol is Protocol.UDP and not old.keep <= new.keep:
@@ -246,7 +251,7 @@ class ServiceState:
             after = new.at(index, now) if now is not None else None
             for name in {each[0] for each in (before, after) if each is not None}:
                 plan.exchange((key.family, name), _in(name, before), _in(name, after), owner)
-        before_all, after_all = dict.fromkeys(old.affinity()), dict.fromkeys(new.affinity())
+        before_all, after_all = dict.fromkeys(old.beside()), dict.fromkeys(new.beside())
         for name, element in before_all:
             if (name, element) not in after_all:
                 plan.exchange((key.family, name), element, None, owner)
@@ -283,7 +288,7 @@ class ServiceState:
         plan.exchange((_family(key), name), before, after, (table, key))
 
     def _mark(self, row: Frontend) -> int:
-        return self._mark_to(row.backends, _CLASSES[row.kind])
+        return self._mark_to(row.backends, (_GUARDED if row.guarded else _CLASSES)[row.kind])
 
     def _mark_to(self, key: ListKey | None, klass: Class) -> int:
         if key is None:

@@ -37,6 +37,7 @@ _MAPS: Final = (
     skeleton.SHORT_CIRCUITS,
     skeleton.PICKS,
     skeleton.SLOTS,
+    skeleton.SOURCE_RANGES,
     *SetName,
 )
 _ROUNDS: Final = 5

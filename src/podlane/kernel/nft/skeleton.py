@@ -11,6 +11,8 @@ chains, here for IPv4; each name is one that `nft list table ip podlane` shows:
       internal, external, external-local, dropped, refused
                        one chain a class: decides on masquerade, and on the short circuit of pods and
                        the node past externalTrafficPolicy Local
+      guarded, guarded-local
+                       first drop what comes from none of the list's `source-ranges`
       choose           by the map `counts` on to the chain of the list's count,
                      say count-3 (counts.py): draws 0, 1 or 2, and translates to what `endpoints`
                      has for (list id, number)
@@ -58,6 +60,7 @@ PICKS: Final = "picks"
 SLOTS: Final = "slots"
 AFFINITY: Final = "affinity"
 COUNTS: Final = "counts"
+SOURCE_RANGES: Final = "source-ranges"
 STICK: Final = "stick"
 STICKY: Final = "sticky-"  # and the timeout in seconds: ids of the lists that have it
 
@@ -168,6 +171,10 @@ def _body(family: Family, config: NetworkConfig) -> str:
 		flags dynamic,timeout
 	}}
 {sets}
+	set {SOURCE_RANGES} {{
+		typeof ct mark . {ip} saddr
+		flags interval
+	}}
 	set {SetName.LOCAL_ENDPOINTS} {{
 		typeof {ip} saddr . {ip} daddr
 	}}
@@ -214,6 +221,14 @@ def _body(family: Family, config: NetworkConfig) -> str:
 		{_COUNT} == 0 drop
 		goto choose
 	}}
+	chain guarded {{
+		({_LIST}) . {ip} saddr != @{SOURCE_RANGES} drop
+		goto external
+	}}
+	chain guarded-local {{
+		({_LIST}) . {ip} saddr != @{SOURCE_RANGES} drop
+		goto external-local
+	}}
 	chain classes {{
 		{_CLASS} vmap {{
 			{classes}
@@ -247,9 +262,13 @@ _CLASSES: Final = {
     Class.INTERNAL: "internal",
     Class.EXTERNAL: "external",
     Class.EXTERNAL_LOCAL: "external-local",
+    Class.EXTERNAL_GUARDED: "guarded",
+    Class.EXTERNAL_LOCAL_GUARDED: "guarded-local",
     Class.INTERNAL_AFFINITY: "internal",
     Class.EXTERNAL_AFFINITY: "external",
     Class.EXTERNAL_LOCAL_AFFINITY: "external-local",
+    Class.EXTERNAL_GUARDED_AFFINITY: "guarded",
+    Class.EXTERNAL_LOCAL_GUARDED_AFFINITY: "guarded-local",
     Class.DROP: "dropped",
     Class.REJECT: "refused",
 }

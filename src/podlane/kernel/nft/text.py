@@ -27,6 +27,9 @@ def elements(family: Family, name: str, members: Iterable[Element]) -> str:
 
 def _show(name: str, family: Family, element: Element) -> str:
     key, data = element.key, element.data
+    if name == skeleton.SOURCE_RANGES:
+        list_id, first, last = unpack.unpack_source_range(element)
+        return f"{list_id:#x} . {_interval(first, last, family)}"
     if show := _SHOW.get(name):
         return show(family, key, data or b"")
     if name.startswith(skeleton.STICKY):
