@@ -151,6 +151,23 @@ def test_adding_again_in_another_namespace_moves_the_attachment_there(namespaces
     asyncio.run(run())
 
 
+def test_a_second_interface_stands_behind_the_first(namespaces, tmp_path):
+    async def run() -> None:
+        async with CniNode(namespaces(), tmp_path) as node:
+            pod, other = namespaces(), namespaces()
+            await node.call("ADD", "b", other)
+            results = {name: await node.call("ADD", "a", pod, ifname=name) for name in ("eth0", "net1")}
+            for name, result in results.items():
+                assert await node.call("CHECK", "a", pod, ifname=name, prevResult=result) == {}
+            own = addresses_of(results["eth0"])[0]
+            assert packets.udp(pod, other, ip_address("10.244.1.2")) == own
+            await node.call("DEL", "a", pod)
+            own = addresses_of(results["net1"])[0]
+            assert packets.udp(pod, other, ip_address("10.244.1.2")) == own
+
+    asyncio.run(run())
+
+
 def test_deleting_again_and_deleting_what_never_was_succeed(namespaces, tmp_path):
     async def run() -> None:
         async with CniNode(namespaces(), tmp_path) as node:

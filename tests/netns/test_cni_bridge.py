@@ -15,7 +15,6 @@ from tests.netns.cni_node import CniNode
 from tests.netns.test_cni import refusal
 from tests.netns.test_cni_types import left, network
 
-
 LIST = ["nft", "list", "table", "bridge", "podlane-cni"]
 
 

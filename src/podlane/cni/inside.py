@@ -98,12 +98,13 @@ def next_hop(route: RouteEntry, ips: Iterable[Ip]) -> Address | None:
     return next((gateway for gateway in of_family if gateway is not None), None)
 
 
-def add_route(pod: Rtnl, index: int, entry: RouteEntry, via: Address | None) -> None:
+def add_route(pod: Rtnl, index: int, entry: RouteEntry, via: Address | None, *, onlink: bool = False) -> None:
     """One that is there is left alone; a default route of another link comes before this one."""
     route = KernelRoute(
         entry.destination,
         via,
         index,
+        onlink=onlink,
         mtu_bytes=entry.mtu_bytes,
         metric=entry.priority or 0,
         table=entry.table or routes.MAIN_TABLE,

@@ -25,13 +25,15 @@ import os
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from podlane.cni import inside
 from podlane.cni.leases import Lease
 from podlane.cni.protocol import INVALID_ENVIRONMENT, KERNEL_REFUSED, TRY_AGAIN_LATER
+from podlane.cni.results import RouteEntry
 from podlane.compile import bridge
 from podlane.errors import CniError, KernelError, KernelExistsError
 from podlane.kernel import netns
 from podlane.kernel.netlink import Request
-from podlane.kernel.rtnl import KernelRoute, Rtnl, addresses, links, neighbours, routes
+from podlane.kernel.rtnl import Rtnl, addresses, links, neighbours
 from podlane.model.addresses import Address, Family, Interface, Prefix, family_of
 
 GATEWAYS: Final[dict[Family, Address]] = {
@@ -137,7 +139,11 @@ class PodLinks:
                 )
                 gateway_mac = master.mac if master else host_mac(lease.device)
                 index = pod.link_index(lease.ifname)
-                pod.do(*_inside(lease.ifname, index, ways(lease, pools), gateway_mac))
+                inner = ways(lease, pools)
+                pod.do(*_inside(lease.ifname, index, inner, gateway_mac))
+                for gateway in dict.fromkeys(way.gateway for way in inner):
+                    anywhere = RouteEntry(ANYWHERE[family_of(gateway)])
+                    inside.add_route(pod, index, anywhere, gateway, onlink=True)
                 pod.settle(lease.addresses)
                 if master is not None:
                     self._host.settle_port(lease.device)
@@ -237,7 +243,6 @@ def _inside(ifname: str, index: int, inner: Sequence[Way], gateway_mac: str) -> 
     requests += [addresses.add(index, way.interface, nodad=True, what=ifname) for way in inner]
     for gateway in dict.fromkeys(way.gateway for way in inner):
         requests.append(neighbours.set_neighbour(index, gateway, gateway_mac))
-        requests.append(routes.add(KernelRoute(ANYWHERE[family_of(gateway)], gateway, index, onlink=True)))
     return requests
 
 
