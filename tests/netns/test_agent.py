@@ -230,7 +230,7 @@ def test_two_nodes_that_claim_one_prefix_are_told_and_the_older_has_it(tmp_path:
 
 
 @pytest.mark.parametrize(
-    "what", ["route", "neighbour", "forwarding entry", "device", "device down", "address"]
+    "what", ["route", "neighbour", "forwarding entry", "device", "device down", "pod's link down", "address"]
 )
 def test_what_someone_removes_by_hand_is_repaired(tmp_path: Path, what: str) -> None:
     with running(tmp_path) as (_, one, two):
@@ -250,6 +250,9 @@ def test_what_someone_removes_by_hand_is_repaired(tmp_path: Path, what: str) -> 
                     rt.delete_link("plvxlan")
                 case "device down":
                     rt.set_down("plvxlan")
+                case "pod's link down":
+                    rows = before[Table.ROUTES].values()
+                    rt.set_down(next(r.device for r in rows if r.device != "plvxlan"))
                 case "address":
                     held = rt.addresses("plvxlan")
                     rt.delete_address("plvxlan", held[0].address)

@@ -250,8 +250,19 @@ class _Batch:
         for step, error in zip(steps, self._rt.execute([step.request for step in steps]), strict=True):
             if step.table is Table.ROUTES and isinstance(error, KernelExistsError):
                 error = self._take_over(step, error)
+            elif error is not None and error.errno == errno.ENETDOWN and step.row.device.startswith(PREFIX):
+                error = self._put_up(step)
             if error is not None:
                 self._failures.append(Failure(step.table, step.key, error))
+
+    def _put_up(self, step: _Step) -> KernelError | None:
+        """Somebody set our link down, and its routes went: it is set up, and they come back."""
+        self._operations += 2
+        try:
+            self._rt.set_up(step.row.device)
+        except KernelError as error:
+            return error
+        return self._rt.execute([step.request])[0]
 
     def _take_over(self, step: _Step, refusal: KernelError) -> KernelError | None:
         """An added route's place is taken: ours is replaced, another's is left alone and told."""
