@@ -62,6 +62,10 @@ def test_every_form_is_understood(text: str, expected: Target) -> None:
         ("[fd00::1", "[ADDRESS]:PORT"),
         ("10.0.0.256", "neither a name nor an address"),
         ("", "neither"),
+        ("[::1]:80", "::1"),
+        ("127.0.0.1:80", "127.0.0.1"),
+        ("0.0.0.0", "0.0.0.0"),
+        ("ff02::1", "ff02::1"),
     ],
 )
 def test_nonsense_is_told_with_what_would_work(text: str, words: str) -> None:

@@ -58,7 +58,7 @@ def command(
         click.echo(f"{time.monotonic() - started_s:6.2f} s  {line}", err=True)
 
     level = (context.parent.params if context.parent else {}).get("log_level", "warning")
-    record = up(
+    up(
         name,
         config,
         nodes=nodes,
@@ -68,7 +68,7 @@ def command(
         log_level="info" if level == "warning" else level,
         progress=progress,
     )
-    progress(f"lab {name} is ready: {len(record.nodes)} nodes")
+    progress(f"lab {name} is ready: {nodes} node{'s' * (nodes > 1)}")
     if sys.stderr.isatty():
         click.echo(
             f"talk to it: kubectl --kubeconfig $(podlane kubeconfig {name}) get pods -A -o wide", err=True

@@ -80,7 +80,7 @@ def _make(
     records.save(record)
     supervisor = _connect(paths, process)
 
-    progress(f"making {len(plan.nodes)} nodes")
+    progress(f"making {len(plan.nodes)} node{'s' * (len(plan.nodes) > 1)}")
     pids = {
         anchor: supervisor.start_anchor(anchor, hostname=anchor, cgroup=cgroup)
         for anchor in ("fabric", "control", "outside")

@@ -140,10 +140,15 @@ def _named(where: str, namespace: str, text: str, role: str) -> Target:
 
 def _address(where: str, text: str, role: str) -> Target:
     try:
-        return Target(TargetKind.ADDRESS, address=address(where))
+        found = address(where)
     except ConfigError:
         hint = f" (did you mean pod/{where} or svc/{where}?)" if _NAME.fullmatch(where) else ""
         raise UsageError(f"{role} {text!r} is neither a name nor an address{hint}; write {_FORMS}") from None
+    if found.is_loopback or found.is_unspecified or found.is_multicast:
+        raise UsageError(
+            f"{role} {text!r}: no packet of one host's to another has {found} there; write {_FORMS}"
+        )
+    return Target(TargetKind.ADDRESS, address=found)
 
 
 def close(name: str, known: Iterable[str]) -> str:
