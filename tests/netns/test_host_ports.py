@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import socket
 import subprocess
@@ -55,12 +56,15 @@ def ruleset(node: TestNode) -> str:
 
 
 def elements(node: TestNode) -> list[str]:
-    """Lines of the tables that have elements."""
+    """All elements of both tables, in no order of nft's."""
     found = []
-    for table in ruleset(node).split("\ntable "):
-        if "podlane-ports" in table.partition("\n")[0]:
-            found += [line.strip() for line in table.splitlines() if "elements" in line]
-    return found
+    for family in ("ip", "ip6"):
+        _, there, table = ruleset(node).partition(f"table {family} podlane-ports {{")
+        for inside in re.findall(
+            r"elements = {(.*?)}", table.partition("\n}")[0] if there else "", re.DOTALL
+        ):
+            found += [" ".join(f"{family} {each}".split()) for each in inside.split(",")]
+    return sorted(found)
 
 
 def assert_refused(fd: int, address: str, port: int) -> None:

@@ -217,6 +217,8 @@ class _Batch:
             for key, change in changes[table].changed.items():
                 writes += self._set(table, key, change.old, change.new)
         for table in reversed(tables):
+            if table is Table.PORTS:
+                continue  # a port goes with its link; one without a row is being made by CNI at this moment
             for key, row in changes[table].removed.items():
                 link = self._index(row.device)
                 if link is not None:
@@ -307,8 +309,6 @@ def _write(table: Table, old: Any, new: Any, link: int, master: int | None) -> l
 
 def _remove(table: Table, row: Any, link: int) -> Request:
     match table:
-        case Table.PORTS:
-            return links.change(link, master=0, what=row.device)
         case Table.NEIGHBOURS:
             return neighbours.delete_neighbour(link, row.address)
         case Table.FDB:
