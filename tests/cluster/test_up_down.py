@@ -22,6 +22,7 @@ KINDS = {
     "pod-service",
     "node-service",
     "outside-nodeport",
+    "outside-loadbalancer",
     "no-nat",
 }
 

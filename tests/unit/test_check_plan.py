@@ -139,6 +139,14 @@ def test_load_balancer_addresses_are_asked_from_outside() -> None:
     assert (step.place, step.target, step.port) == ("outside", "default/svc/web:80", 80)
 
 
+def test_a_load_balancer_address_of_a_node_is_answered_as_that_node_would() -> None:
+    own = tuple(a for n in ("node-1", "node-2") for a in ground(2, 1).nodes[n] if a.version == 4)
+    steps = of(plan(ground(2, 1, served(public=own))), "outside-loadbalancer")
+    assert [s.target for s in steps] == [f"default/svc/web:80 at node/node-{n}" for n in (1, 2)]
+    steps = of(plan(ground(2, 1, served(public=own, external_local=True))), "outside-loadbalancer")
+    assert [s.target for s in steps] == ["default/svc/web:80 at node/node-1"]
+
+
 def test_containers_of_one_pod_reach_each_others_ports_over_localhost() -> None:
     ports = tuple(
         Port(name, number, Protocol.TCP, family, json=True)

@@ -3,7 +3,7 @@
     every pod sends once and is sent to once, on its own node and across nodes
     every ordered pair of nodes is crossed: pod to pod, pod to node, node to pod
     every port of every service is asked from every node, and from one pod of every node
-    every node port is asked on every node from outside
+    every node port is asked on every node from outside, and so is every load-balancer address
     every container of a pod reaches every served port of its fellow containers over localhost
 
 All of it once a family. The number grows with pods + nodes², not with pods².
@@ -251,15 +251,14 @@ def _from_outside(ground: Ground, served: Served) -> Iterator[Step]:
                 "outside-nodeport", OUTSIDE, target, to, served.node_port, served.protocol, answering
             )
     for where in served.public:
-        yield _asked(
-            "outside-loadbalancer",
-            OUTSIDE,
-            f"{served.name}:{served.port}{suffix}",
-            where,
-            served.port,
-            served.protocol,
-            served.endpoints,
-        )
+        # A node's own address enters the service there; any other may at every node.
+        owner = next((name for name, addresses in ground.nodes.items() if where in addresses), "")
+        answering = served.answering(owner, external=True) if owner else served.endpoints
+        target = f"{served.name}:{served.port}{suffix}" + (f" at node/{owner}" if owner else "")
+        if answering:
+            yield _asked(
+                "outside-loadbalancer", OUTSIDE, target, where, served.port, served.protocol, answering
+            )
 
 
 def _asked(

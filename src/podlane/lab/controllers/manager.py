@@ -16,6 +16,7 @@ from podlane.lab.controllers.endpointslice import EndpointSlices
 from podlane.lab.controllers.everything import Everything
 from podlane.lab.controllers.garbage import GarbageCollector
 from podlane.lab.controllers.job import Jobs
+from podlane.lab.controllers.loadbalancers import LoadBalancers
 from podlane.lab.controllers.mirroring import Mirroring
 from podlane.lab.controllers.namespaces import Namespaces
 from podlane.lab.controllers.nodes import LostPods, NodePrefixes
@@ -41,6 +42,7 @@ def make_all(context: Context) -> list[Runnable]:
         EndpointSlices(context),
         EndpointsController(context),
         Mirroring(context),
+        LoadBalancers(context),
         Namespaces(context, everything),
         GarbageCollector(context, everything),
         LostPods(context),
