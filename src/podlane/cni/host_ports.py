@@ -128,7 +128,8 @@ class HostPorts:
             came = {k: t for k, t in wanted.items() if before.get(k) != t}
             went = {k: t for k, t in before.items() if wanted.get(k) != t}
             await self._run(lambda: self._change(came, went))
-            self._records.put(_KIND, owner, _note(wanted))
+            if before:
+                self._records.put(_KIND, owner, _note(wanted))
         except BaseException:
             self._give_back(owner)
             if before:
@@ -141,9 +142,10 @@ class HostPorts:
     async def remove(self, owner: Owner) -> None:
         """No error if there is nothing. Raises KernelError."""
         held = self._held.get(owner)
-        if held is not None:
-            await self._run(lambda: self._change({}, held))
-            self._give_back(owner)
+        if held is None:
+            return
+        await self._run(lambda: self._change({}, held))
+        self._give_back(owner)
         self._records.remove(_KIND, owner)
 
     async def faults(
