@@ -218,9 +218,13 @@ def test_delete(client: Client, tmp_path: Path) -> None:
 def test_delete_tells_what_does_not_go(client: Client, tmp_path: Path) -> None:
     text = "{apiVersion: v1, kind: ConfigMap, metadata: {name: held, finalizers: [example.com/hold]}}"
     apply_objects(client, written(tmp_path, text))
-    (result,) = delete_objects(client, written(tmp_path, text), timeout_s=0.1)
-    assert result.action == "failed"
+    told: list[Applied] = []
+    (result,) = delete_objects(client, written(tmp_path, text), timeout_s=0.1, report=told.append)
+    assert [r.action for r in told] == ["deleted", "failed"]
+    assert result == told[-1]
+    assert result.error is not None
     assert "still there after 0.1 s" in str(result.error)
+    assert result.error.exit_status == 1
     client.patch("configmaps", "held", "default", {"metadata": {"finalizers": None}})
 
 

@@ -15,6 +15,7 @@ from podlane.errors import (
     AlreadyExistsError,
     ApiError,
     ConflictError,
+    LabError,
     NotFoundError,
     PodlaneError,
 )
@@ -102,8 +103,10 @@ def delete_objects(
         deadline_s = time.monotonic() + timeout_s
         for i, result in enumerate(results):
             if result.action == "deleted" and not _gone(client, result, deadline_s):
-                why = ApiError(f"still there after {timeout_s:g} s; its finalizers or its pods keep it")
-                results[i] = result._replace(action="failed", error=_located(result.manifest, why))
+                why = f"still there after {timeout_s:g} s; its finalizers or its pods keep it"
+                kept = LabError(result.manifest.message(why))
+                results[i] = result._replace(action="failed", error=kept)
+                report(results[i])
     return results
 
 
