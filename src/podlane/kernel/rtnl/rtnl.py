@@ -302,11 +302,26 @@ class Rtnl:
         protocol: int = PROTOCOL,
         table: int = MAIN_TABLE,
         kind: int = RouteKind.UNICAST,
+        advmss_bytes: int = 0,
+        scope: int | None = None,
         replace: bool = False,
     ) -> None:
         """onlink: the next hop need not be on a connected subnet. source: preferred source address."""
         link = self.link_index(device)
-        route = KernelRoute(destination, via, link, source, onlink, mtu_bytes, metric, protocol, table, kind)
+        route = KernelRoute(
+            destination,
+            via,
+            link,
+            source,
+            onlink,
+            mtu_bytes,
+            metric,
+            protocol,
+            table,
+            kind,
+            advmss_bytes,
+            scope,
+        )
         self.do(routes.add(route, replace=replace))
 
     def delete_route(
