@@ -63,7 +63,7 @@ def test_apply_is_idempotent_and_delete_removes(shared: Lab) -> None:
 
 
 def test_kubectl_finds_nothing_to_change_in_what_was_applied(shared: Lab) -> None:
-    files = [f"--filename=examples/{name}.yaml" for name in ("web", "client", "two-containers")]
+    files = [f"--filename=examples/{name}.yaml" for name in ("web", "client", "two-containers", "tomcat")]
     shared.podlane("apply", "--lab", shared.name, *files)
     told = shared.kubectl("apply", *files).stdout.splitlines()
     assert [line for line in told if not line.endswith(" unchanged")] == []

@@ -243,3 +243,16 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         "download it first",
         "file://host/a: names another host; use file:///PATH",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "told"),
+    [
+        ("v", 'no matches for kind "Pod" in version "v2"', 'a.yaml: Pod v: no matches for kind "Pod" in'),
+        ("web", 'Pod "web" is invalid: spec', 'a.yaml: Pod "web" is invalid'),
+        ("web", 'Pod "web-1" is invalid: spec', 'a.yaml: Pod web: Pod "web-1" is invalid'),
+    ],
+)
+def test_a_message_names_its_object_once(name: str, said: str, told: str) -> None:
+    obj = {"apiVersion": "v2", "kind": "Pod", "metadata": {"name": name}}
+    assert manifests.Manifest("a.yaml", obj).message(said).startswith(told)

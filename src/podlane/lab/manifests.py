@@ -6,6 +6,7 @@ lab is brought up with), `read` gives what is good and what is not (apply: the r
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -42,8 +43,10 @@ class Manifest(NamedTuple):
 
     def message(self, text: str) -> str:
         """text with where the object is written, and its kind and name unless text says them."""
-        name = self.object["metadata"].get("name")
-        return f"{self.where if name and name in text else self.title}: {text}"
+        said = re.search(
+            rf'{self.object["kind"]}\S* "{re.escape(self.object["metadata"].get("name") or "")}"', text
+        )
+        return f"{self.where if said else self.title}: {text}"
 
 
 def describe(obj: Obj) -> str:
