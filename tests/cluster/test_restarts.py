@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cluster.conftest import Lab, until
+from tests.cluster.conftest import PODLANE, Lab, until
 
 STREAM = """
 import socket, sys, time
@@ -55,7 +56,8 @@ spec: {selector: {app: far}, ports: [{name: udp, port: 8080, protocol: UDP}, {na
 """
 
 
-def service_pid(lab: Lab, name: str) -> int:
+def running_pid(lab: Lab, name: str) -> int:
+    """0 while the supervisor waits to start it anew."""
     from podlane.lab.paths import LabPaths
     from podlane.lab.supervisor.client import Supervisor
 
@@ -63,8 +65,14 @@ def service_pid(lab: Lab, name: str) -> int:
         running = [
             p for p in supervisor.list() if (p.kind, p.name) == ("service", name) and p.exit_status is None
         ]
-    assert len(running) == 1, running
-    return running[0].pid
+    assert len(running) <= 1, running
+    return running[0].pid if running else 0
+
+
+def service_pid(lab: Lab, name: str) -> int:
+    pid = running_pid(lab, name)
+    assert pid, f"{name} does not run"
+    return pid
 
 
 @pytest.fixture
@@ -75,10 +83,6 @@ def pair(lab: Lab, tmp_path: Path) -> Lab:
 
 
 def start_stream(lab: Lab, target: str, seconds: float) -> Any:
-    import subprocess
-
-    from tests.cluster.conftest import PODLANE
-
     return subprocess.Popen(
         [
             str(PODLANE),
@@ -148,6 +152,39 @@ def test_a_killed_control_process_comes_back_with_everything(pair: Lab) -> None:
     pair.kubectl("create", "deployment", "late", "--image=absent", "--replicas=2", "--port=80")
     pair.kubectl("rollout", "status", "deployment/late", "--timeout=30s")
     pair.check()
+
+
+CONNECTIONS = """
+import socket, sys, time
+# One new connection after another.
+tried = made = 0
+end = time.monotonic() + float(sys.argv[2])
+while time.monotonic() < end:
+    tried += 1
+    try:
+        socket.create_connection((sys.argv[1], 80), 2).close()
+        made += 1
+    except OSError:
+        pass
+    time.sleep(0.005)
+print(tried, made)
+"""
+
+
+def test_everything_killed_at_once_refuses_no_new_connection(pair: Lab) -> None:
+    """A control process that begins again must not take the pods it finds out of their services."""
+    address = pair.get("service", "far")["spec"]["clusterIP"]
+    script = ["exec", "--lab", pair.name, "near", "--", "python3", "-c", CONNECTIONS, address, "5"]
+    stream = subprocess.Popen([str(PODLANE), *script], stdout=subprocess.PIPE, text=True)
+    time.sleep(0.7)
+    for _ in range(3):
+        for name in ("agent/node-1", "agent/node-2", "control"):
+            os.kill(until(lambda name=name: running_pid(pair, name)), signal.SIGKILL)
+        until(lambda: pair.kubectl("get", "pods", check=False).returncode == 0)
+    tried, made = map(int, stream.communicate(timeout=30)[0].split())
+    assert tried > 100
+    assert made == tried
+    pair.kubectl("wait", "--for=condition=Ready", "pod", "--all", "--timeout=20s")
 
 
 def test_a_device_deleted_by_hand_is_made_again(pair: Lab) -> None:

@@ -134,6 +134,11 @@ class PodWorker:
             if process.kind == "sandbox":
                 if process.exit_status is None:
                     self._sandbox.adopt(process.pid)
+                    # Until the agent has confirmed them: a status without addresses takes the pod out of
+                    # its services.
+                    pod_ips = (self.pod.get("status") or {}).get("podIPs") or ()
+                    self._state.addresses = [each["ip"] for each in pod_ips]
+                    self._state.sandbox = bool(pod_ips)
                 else:
                     self._stale.append(process.pid)
             elif process.kind == "container":
