@@ -183,6 +183,10 @@ def test_a_place_that_is_gone_fails_its_own_checks_alone(nodes: Nodes) -> None:
         "default/pod/server": True,
     }
     assert any("has no network namespace here" in c.detail for c in report.checks)
+    ended = check(steps, ground(), known | {"default/pod/client": "/proc/0/ns/net"})
+    assert [c.detail.rpartition(": ")[2] for c in ended.checks if not c.ok] == [
+        "default/pod/client went away meanwhile"
+    ] * sum(s.place == "default/pod/client" for s in steps)
     nobody = {k: v for k, v in places(nodes).items() if not k.startswith("node/")}
     assert run_in(nobody, steps).passed == 0
 

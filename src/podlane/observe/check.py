@@ -21,6 +21,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct, field
 
+from podlane.errors import KernelNotFoundError
 from podlane.kernel import netns
 from podlane.model.addresses import Address, Protocol, address, family_of
 from podlane.observe.check_plan import Step
@@ -178,7 +179,10 @@ def _socket(places: Mapping[str, str], place: str, family: int, kind: int) -> so
     """A non-blocking socket of that place's namespace."""
     if place not in places:
         raise _Failure(f"{place} has no network namespace here: is it still running?")
-    namespace = netns.open_path(places[place])
+    try:
+        namespace = netns.open_path(places[place])
+    except KernelNotFoundError:
+        raise _Failure(f"{place} went away meanwhile") from None
     try:
         made = netns.socket_in(namespace, family, kind)
     finally:
