@@ -26,6 +26,7 @@ COMMANDS = {
     "outside": ("outside", "Run a command on the host outside the cluster."),
     "check": ("check", "Try every way of communicating, with real packets."),
     "explain": ("explain", "Tell a packet's way and verdict, from the desired tables."),
+    "services": ("services", "Show services, their endpoints, and what each node chooses."),
     "trace": ("trace", "Send one packet and show every link it crosses."),
     "agent": ("agent", "Run the node agent."),
     "version": ("version", "Print the version."),

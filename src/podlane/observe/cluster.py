@@ -66,6 +66,12 @@ class Cluster:
         """In order of name."""
         return self._slices.get(service.key, [])
 
+    def service(self, namespace: str, name: str) -> Service:
+        """Raises ConfigError naming what there is."""
+        target = Target(TargetKind.SERVICE, name, namespace)
+        found: Service = _find(self.services, target, "service", self.pods, "pod")
+        return found
+
     def node_at(self, where: Address) -> Node | None:
         """The node with that InternalIP."""
         return self._nodes_at.get(where)

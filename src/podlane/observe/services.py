@@ -1,0 +1,350 @@
+"""What services are to each node: addresses, endpoints, which of them are chosen, and why. Pure.
+
+Compiled from the same objects by the same code as the agents' tables; nothing here asks a kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from podlane.compile.endpoints import HEADLESS_LABEL, Known, Place, PortKey, endpoints
+from podlane.compile.services import CLUSTER, LOCAL, OTHER_PROXY_LABEL, compile_service, ours, place_of
+from podlane.compile.store import Compiled
+from podlane.compile.tables import (
+    Backend,
+    BackendList,
+    Frontend,
+    FrontendClass,
+    ListKey,
+    Table,
+)
+from podlane.compile.view import ZONE_LABEL
+from podlane.errors import ConfigError
+from podlane.model.addresses import Address, Family, Protocol, address, family_of
+from podlane.model.config import NetworkConfig
+from podlane.model.objects import EndpointSlice, Service, ServicePort
+from podlane.observe.cluster import Cluster
+from podlane.observe.explanation import API_VERSION, end
+
+CLUSTER_IP: Final = "ClusterIP"
+NODE_PORT: Final = "node port"
+LOAD_BALANCER: Final = "load balancer"
+EXTERNAL_IP: Final = "external IP"
+
+
+class Entry(Struct, frozen=True, rename="camel"):
+    """A way in. address: "" for a node port. sources: who alone may use it; None: everyone."""
+
+    kind: str
+    address: str
+    port: int
+    protocol: str
+    sources: list[str] | None = None
+
+
+class End(Struct, frozen=True, rename="camel"):
+    """state: ready, terminating (and serving still) or not ready. target: what has the address."""
+
+    address: str
+    port: int
+    port_name: str
+    protocol: str
+    node: str
+    zone: str
+    state: str
+    target: str
+
+
+class Choice(Struct, frozen=True, rename="camel"):
+    """What new flows may be sent to by one port in one family on these nodes.
+
+    used_by: "internal" (to the ClusterIP), "external", "short circuit" (pods and the node itself to external
+    addresses where externalTrafficPolicy is Local). verdict: translate, refuse or drop.
+    """
+
+    port_name: str
+    protocol: str
+    family: Family
+    used_by: list[str]
+    scope: str
+    verdict: str
+    chosen: list[str]
+    why: str
+    nodes: list[str]
+
+
+class ServiceReport(Struct, frozen=True, rename="camel"):
+    """note: why nothing is served, or how; "" when there is nothing to say. problems: what was refused."""
+
+    namespace: str
+    name: str
+    type: str
+    note: str
+    entries: list[Entry] = []
+    endpoints: list[End] = []
+    choices: list[Choice] = []
+    problems: list[str] = []
+
+
+class ServiceList(Struct, frozen=True, rename="camel"):
+    api_version: str
+    kind: str
+    items: list[ServiceReport]
+
+    def json(self) -> bytes:
+        return msgspec.json.encode(self, enc_hook=str)
+
+
+def services(cluster: Cluster, config: NetworkConfig, wanted: Iterable[Service]) -> ServiceList:
+    return ServiceList(API_VERSION, "ServiceList", [report(cluster, config, each) for each in wanted])
+
+
+def report(cluster: Cluster, config: NetworkConfig, service: Service) -> ServiceReport:
+    known = endpoints(_unlabelled(piece) for piece in cluster.slices_of(service))
+    places = [place_of(n, cluster.nodes[n]) for n in sorted(cluster.nodes, key=lambda n: (len(n), n))]
+    ends = list(_ends(cluster, known))
+    if not ours(service):
+        return ServiceReport(
+            service.namespace, service.name, service.spec.type, _left_alone(service), endpoints=ends
+        )
+    compiled = [
+        (here, compile_service(service, cluster.slices_of(service), here=here, families=config.ip_families))
+        for here in places or [Place("")]
+    ]
+    choices: dict[bytes, Choice] = {}
+    for here, each in compiled if places else ():
+        for choice in _choices(service, each, known, here):
+            key = msgspec.json.encode(msgspec.structs.replace(choice, nodes=[]))
+            choices.setdefault(key, msgspec.structs.replace(choice, nodes=[])).nodes.append(here.node)
+    return ServiceReport(
+        service.namespace,
+        service.name,
+        service.spec.type,
+        _policies(service),
+        list(_entries(service, compiled[0][1])),
+        ends,
+        list(choices.values()),
+        list(dict.fromkeys(text for _, each in compiled for text in each.refused)),
+    )
+
+
+def _unlabelled(piece: EndpointSlice) -> EndpointSlice:
+    """A proxy passes over the slices of headless services; here they are shown."""
+    labels = {k: v for k, v in piece.metadata.labels.items() if k != HEADLESS_LABEL}
+    metadata = msgspec.structs.replace(piece.metadata, labels=labels)
+    return msgspec.structs.replace(piece, metadata=metadata)
+
+
+def _left_alone(service: Service) -> str:
+    if OTHER_PROXY_LABEL in service.metadata.labels:
+        return f"another proxy serves it (label {OTHER_PROXY_LABEL})"
+    if service.spec.type == "ExternalName":
+        return "a name in DNS; no packet is sent to it"
+    return "headless: it has no address of its own, names lead to the endpoints"
+
+
+def _policies(service: Service) -> str:
+    spec = service.spec
+    parts = []
+    if spec.internal_traffic_policy == "Local":
+        parts.append("internalTrafficPolicy Local")
+    if spec.type != "ClusterIP" and spec.external_traffic_policy == "Local":
+        parts.append("externalTrafficPolicy Local")
+    if spec.session_affinity == "ClientIP":
+        parts.append("sessionAffinity ClientIP")
+    return ", ".join(parts)
+
+
+def _entries(service: Service, compiled: Compiled) -> Iterator[Entry]:
+    rows = compiled.rows
+    vips = {i.ip for i in service.status.load_balancer.ingress}
+    own = _cluster_ips(service)
+    lists: Mapping[ListKey, BackendList] = rows.get(Table.BACKENDS, {})
+    for key, row in rows.get(Table.FRONTENDS, {}).items():
+        text = str(key.address)
+        kind = CLUSTER_IP if key.address in own else LOAD_BALANCER if text in vips else EXTERNAL_IP
+        sources = [str(s) for s in lists[row.backends].sources] if row.guarded else None
+        yield Entry(kind, text, key.port, key.protocol, sources)
+    for port in dict.fromkeys((key.port, key.protocol) for key in rows.get(Table.NODE_PORTS, {})):
+        yield Entry(NODE_PORT, "", *port)
+
+
+def _ends(cluster: Cluster, known: Mapping[PortKey, Mapping[Backend, Known]]) -> Iterator[End]:
+    for (name, protocol, _), there in known.items():
+        for each in sorted(there.values(), key=lambda k: (int(k.address), k.port)):
+            node = cluster.nodes.get(each.node)
+            yield End(
+                str(each.address),
+                each.port,
+                name,
+                protocol,
+                each.node,
+                node.metadata.labels.get(ZONE_LABEL, "") if node else "",
+                state_of(each),
+                cluster.name_of(each.address),
+            )
+
+
+def state_of(each: Known) -> str:
+    return "ready" if each.ready else "terminating" if each.draining else "not ready"
+
+
+def _choices(
+    service: Service, compiled: Compiled, known: Mapping[PortKey, Mapping[Backend, Known]], here: Place
+) -> Iterator[Choice]:
+    """Every port in every family that the service has, with the lists its traffic uses."""
+    lists: Mapping[ListKey, BackendList] = compiled.rows.get(Table.BACKENDS, {})
+    for port in service.spec.ports:
+        for family in Family:
+            uses: dict[tuple[str, str, tuple[Backend, ...]], list[str]] = {}
+            for use, row, key in _uses(service, compiled, port, family):
+                chosen = lists[key].backends if key is not None else ()
+                scope = key.scope if key is not None else LOCAL if row.kind is FrontendClass.DROP else CLUSTER
+                verdict = "translate" if chosen else "drop" if scope == LOCAL else "refuse"
+                uses.setdefault((scope, verdict, chosen), []).append(use)
+            for (scope, verdict, chosen), used_by in uses.items():
+                there = known.get((port.name, Protocol(port.protocol), family), {})
+                why = reason(there.values(), frozenset(chosen), here, scope)
+                shown = [end(b.address, b.port) for b in dict.fromkeys(chosen)]
+                yield Choice(
+                    port.name, port.protocol, family, used_by, scope, verdict, shown, why, [here.node]
+                )
+
+
+def _uses(
+    service: Service, compiled: Compiled, port: ServicePort, family: Family
+) -> Iterator[tuple[str, Frontend, ListKey | None]]:
+    """(use, the row that decides, the list it leads to)"""
+    own = _cluster_ips(service)
+    external = None
+    for key, row in compiled.rows.get(Table.FRONTENDS, {}).items():
+        if (key.protocol, key.port) == (port.protocol, port.port) and family_of(key.address) is family:
+            if key.address in own:
+                yield "internal", row, row.backends
+            else:
+                external = row
+    for key, row in compiled.rows.get(Table.NODE_PORTS, {}).items():
+        if (key.family, key.protocol, key.port) == (family, port.protocol, port.node_port):
+            external = row
+    if external is not None:
+        yield "external", external, external.backends
+        if external.short_circuit is not None:
+            yield "short circuit", external, external.short_circuit
+
+
+def _cluster_ips(service: Service) -> frozenset[Address]:
+    found = set()
+    for text in service.spec.cluster_ips or [service.spec.cluster_ip]:
+        with suppress(ConfigError):  # the compiler refuses it, with words
+            found.add(address(text))
+    return frozenset(found)
+
+
+def reason(known: Iterable[Known], chosen: frozenset[Backend], here: Place, scope: str) -> str:
+    """Why of all endpoints of a port these are chosen on this node."""
+    ends = list(known)
+    if not ends:
+        return "there are no endpoints"
+    ready = [e for e in ends if e.ready]
+    draining = [e for e in ends if not e.ready and e.draining]
+    parts = []
+    if scope == LOCAL:
+        mine = [e for e in ends if e.node == here.node]
+        parts.append(f"{_count(e.ready for e in mine)} of {len(ready)} ready on this node")
+        last = [e for e in mine if e in draining]
+        fallback = bool(last) and not any(e.ready for e in mine)
+    else:
+        last, fallback = draining, not ready
+        parts.append(f"{len(ready)} ready" if ready else "none ready")
+    if draining:
+        unused = len(draining) - (len(last) if fallback else 0)
+        parts += [f"{len(last)} terminating used for want of better"] if fallback else []
+        parts += [f"{unused} terminating unused"] if unused else []
+    if idle := len(ends) - len(ready) - len(draining):
+        parts.append(f"{idle} not ready")
+    if scope != LOCAL and ready and (text := _hints(ready, chosen, here)):
+        parts.append(text)
+    return ", ".join(parts)
+
+
+def _count(flags: Iterable[bool]) -> int:
+    return sum(1 for each in flags if each)
+
+
+def _hints(ready: list[Known], chosen: frozenset[Backend], here: Place) -> str:
+    """What topology hints did; "" when there are none."""
+    by_node = all(e.node_hints for e in ready) and any(here.node in e.node_hints for e in ready)
+    kept = [e for e in ready if e.backend in chosen]
+    if not any(e.zone_hints or e.node_hints for e in ready):
+        return ""
+    if by_node:
+        return f"hints give node {here.node} {len(kept)} of them"
+    if bare := _count(not e.zone_hints for e in ready):
+        return "hints ignored: " + ("one endpoint has none" if bare == 1 else f"{bare} endpoints have none")
+    if not here.zone:
+        return "hints ignored: the node has no zone"
+    if not any(here.zone in e.zone_hints for e in ready):
+        return f"hints ignored: none is for zone {here.zone}"
+    return f"hints give zone {here.zone} {len(kept)} of them"
+
+
+# --- for people -----------------------------------------------------------------------------------
+
+_MANY: Final = 10
+
+
+def list_lines(told: ServiceList) -> Iterator[str]:
+    """One line a service."""
+    rows = [("SERVICE", "TYPE", "READY", "WAYS IN")]
+    for each in told.items:
+        ready = sum(e.state == "ready" for e in each.endpoints)
+        ways = ", ".join(map(_way_in, each.entries)) or each.note
+        name = f"{each.namespace}/{each.name}"
+        rows.append((name, each.type, f"{ready}/{len(each.endpoints)}", ways))
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    for row in rows:
+        yield "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]])
+
+
+def report_lines(told: ServiceReport) -> Iterator[str]:
+    yield f"{told.namespace}/{told.name}, {told.type}" + (f": {told.note}" if told.note else "")
+    for entry in told.entries:
+        only = "" if entry.sources is None else f", only from {', '.join(entry.sources) or 'nobody'}"
+        where = f"{entry.kind:<14} {_way_in(entry)}"
+        yield f"  {where}{only}"
+    yield "endpoints" if told.endpoints else "no endpoints"
+    places = [
+        (f"{_where(e.address, e.port)}/{e.protocol}", e.state, e.node or "no node", e.zone or "-")
+        for e in told.endpoints
+    ]
+    widths = [max((len(row[i]) for row in places), default=0) for i in range(4)]
+    for row, each in zip(places, told.endpoints, strict=True):
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        yield "  " + "  ".join([*cells, each.target or "no pod"])
+    for choice in told.choices:
+        port = f"{choice.port_name}/{choice.protocol}" if choice.port_name else choice.protocol
+        yield f"{port} {choice.family}, {' and '.join(choice.used_by)}: {', '.join(choice.nodes)}"
+        yield f"  {_few(choice)}"
+        yield f"  {choice.why}"
+    for problem in told.problems:
+        yield f"! {problem}"
+
+
+def _way_in(entry: Entry) -> str:
+    return f"{_where(entry.address or '*', entry.port)}/{entry.protocol}"
+
+
+def _where(text: str, port: int) -> str:
+    return f"[{text}]:{port}" if ":" in text else f"{text}:{port}"
+
+
+def _few(choice: Choice) -> str:
+    if choice.verdict != "translate":
+        return "dropped" if choice.verdict == "drop" else "refused"
+    more = len(choice.chosen) - _MANY
+    return " ".join(choice.chosen[:_MANY]) + (f" and {more} more (-o json has all)" if more > 0 else "")
