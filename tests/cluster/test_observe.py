@@ -48,6 +48,16 @@ spec:
   ipFamilyPolicy: PreferDualStack
   selector: {app: far}
   ports: [{port: 80}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: guarded}
+spec:
+  type: LoadBalancer
+  ipFamilyPolicy: PreferDualStack
+  loadBalancerSourceRanges: [198.51.100.0/24, "2001:db8:100::/64"]
+  selector: {app: far}
+  ports: [{port: 8000, targetPort: 80}]
 """
 
 
@@ -80,6 +90,7 @@ def ask(lab: Lab, command: str, *arguments: str) -> dict[str, Any]:
         ("node/node-2", "svc/far", "delivered"),
         ("node/node-1", "pod/far", "delivered"),
         ("outside", "svc/far", "delivered"),
+        ("outside", "svc/guarded", "delivered"),
         ("pod/near", "svc/far:81", "refused"),
         ("outside", "pod/far", "no route"),
     ],
@@ -100,6 +111,31 @@ def test_explain_and_trace_agree(
         assert f"{arrived['place']} on node-2 gets it" in told["why"]
         if "itself" not in told["why"] and "gets it from node" not in told["why"]:
             assert f"from {arrived['source'].rpartition(':')[0].strip('[]')}" in told["why"]
+
+
+def test_who_is_not_in_the_source_ranges_gets_no_answer(shared: Lab) -> None:
+    (report,) = ask(shared, "services", "guarded")["items"]
+    for entry in report["entries"]:
+        guarded = entry["kind"] == "load balancer"
+        assert (entry["sources"] is not None) == guarded
+        if guarded:
+            where = f"[{entry['address']}]:8000" if ":" in entry["address"] else f"{entry['address']}:8000"
+            told, seen = (ask(shared, command, "pod/near", where) for command in ("explain", "trace"))
+            assert (told["verdict"], seen["verdict"]) == ("dropped", "dropped"), (told["why"], seen["why"])
+            assert "loadBalancerSourceRanges" in told["why"]
+
+
+def test_services_says_what_each_node_chooses(shared: Lab) -> None:
+    (report,) = ask(shared, "services", "far")["items"]
+    assert {(e["node"], e["state"], e["target"]) for e in report["endpoints"]} == {
+        ("node-2", "ready", "default/pod/far")
+    }
+    assert [c["nodes"] for c in report["choices"]] == [["node-1", "node-2"]] * 2
+    shown = shared.podlane("services", "--lab", shared.name).stdout
+    assert "default/empty" in shown
+    missing = shared.podlane("services", "fra", "--lab", shared.name, check=False)
+    assert missing.returncode == 2
+    assert "did you mean 'far'" in missing.stderr
 
 
 def test_a_service_without_endpoints_is_refused_on_the_senders_node(shared: Lab) -> None:
