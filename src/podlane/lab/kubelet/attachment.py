@@ -8,13 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from podlane.cni import capabilities
 from podlane.cni import client as cni
 from podlane.cni.protocol import TRY_AGAIN_LATER
-from podlane.errors import CniError
+from podlane.errors import CniError, ConfigError
 from podlane.kernel import netns
 from podlane.lab.client import Obj
 
-CONFIG = {"cniVersion": "1.1.0", "name": "podlane", "type": "podlane"}
+CONFIG: dict[str, Any] = {"cniVersion": "1.1.0", "name": "podlane", "type": "podlane"}
 ASK_AGAIN_S = 0.05
 PATIENCE_S = 1.0  # an agent that is just starting is no news
 
@@ -34,7 +35,12 @@ class Attachments:
         delay_s = ASK_AGAIN_S
         while True:
             try:
-                return _addresses(await self._call("ADD", pod, sandbox_pid))
+                config = CONFIG | {"runtimeConfig": capabilities.runtime_config(pod)}
+                return _addresses(await self._call("ADD", pod, sandbox_pid, config))
+            except ConfigError as error:
+                trouble(str(error))
+                await asyncio.sleep(delay_s)
+                delay_s = min(2 * delay_s, 5.0)
             except CniError as error:
                 if error.code == TRY_AGAIN_LATER:
                     await self._agent(lambda text=error.message: trouble(text))  # type: ignore[misc]
@@ -48,7 +54,8 @@ class Attachments:
         delay_s = ASK_AGAIN_S
         while True:
             try:
-                await self._call("DEL", pod, 0)
+                # What ADD was asked for stands in the lease: a bad annotation keeps no pod from going.
+                await self._call("DEL", pod, 0, CONFIG)
                 return
             except CniError as error:
                 if error.code == TRY_AGAIN_LATER:
@@ -58,7 +65,7 @@ class Attachments:
                     await asyncio.sleep(delay_s)
                     delay_s = min(2 * delay_s, 5.0)
 
-    async def _call(self, command: str, pod: Obj, sandbox_pid: int) -> dict[str, Any]:
+    async def _call(self, command: str, pod: Obj, sandbox_pid: int, config: dict[str, Any]) -> dict[str, Any]:
         meta = pod["metadata"]
         fd = netns.open_pid(sandbox_pid) if sandbox_pid else None
         try:
@@ -75,7 +82,7 @@ class Attachments:
                     "K8S_POD_UID": meta["uid"],
                     "K8S_POD_INFRA_CONTAINER_ID": meta["uid"],
                 },
-                config=CONFIG,
+                config=config,
                 netns=f"/proc/{sandbox_pid}/ns/net" if sandbox_pid else "",
             )
         finally:
