@@ -208,7 +208,7 @@ def test_scale_down_gives_up_the_pod_that_is_not_ready() -> None:
     async def story(lab: Cluster) -> None:
         await lab.create(SETS, workload("apps/v1", "ReplicaSet", "web", 3))
         # The set's own count, not the pods: a count on its way up passes through 2 as well.
-        await lab.until(lambda: lab.one(SETS, "web")["status"].get("readyReplicas") == 3)
+        await lab.until(lambda: (lab.one(SETS, "web").get("status") or {}).get("readyReplicas") == 3)
         sick = name(lab.pods()[1])
         lab.ready = lambda p: name(p) != sick
         await lab.report()
