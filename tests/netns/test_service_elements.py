@@ -151,6 +151,18 @@ def test_lists_of_any_length(driver: ServicesDriver, number: int, place: int) ->
     assert driver.resync(desired) == Report()
 
 
+def test_a_map_that_is_still_growing_is_read_whole(driver: ServicesDriver, place: int) -> None:
+    """Just filled, it changes its order between the parts of a dump."""
+    elements = Elements(skeleton.TABLE, place)
+    try:
+        for _ in range(4):
+            elements.commit([put(n) for n in range(1, 30001)])
+            assert len({each.key for each in elements.read(Family.IPV4, skeleton.SHORT_CIRCUITS)}) == 30000
+            elements.commit([put(n, add=False) for n in range(1, 30001)])
+    finally:
+        elements.close()
+
+
 def test_a_list_grows_and_shrinks_past_the_exact_counts(driver: ServicesDriver) -> None:
     last = EMPTY
     for number in (510, 512, 513, 700, 699, 512, 3):

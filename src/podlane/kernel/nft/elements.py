@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, Final, NamedTuple
 
-from podlane.errors import KernelError, KernelNotFoundError
+from podlane.errors import KernelBusyError, KernelError, KernelNotFoundError
 from podlane.kernel.netlink import NETLINK_NETFILTER, Netlink, Request
 from podlane.kernel.nft import codec
 from podlane.kernel.nft.codec import Element
@@ -19,6 +20,8 @@ from podlane.model.addresses import Family
 # The kernel asks to begin again: a module was loaded meanwhile, a signal came, another commit was first.
 _AGAIN: Final = frozenset({errno.EAGAIN, errno.EINTR, errno.ERESTART, errno.ENOBUFS})
 _ATTEMPTS: Final = 5
+_DUMPS: Final = 20
+_GROWS_S: Final = 0.005  # a table of a million elements takes about 0.1 s
 
 
 class Operation(NamedTuple):
@@ -65,13 +68,26 @@ class Elements:
             return []
 
     def read(self, family: Family, set_: str) -> list[Element]:
-        """All elements of a set or map, none if it does not exist."""
+        """All elements of a set or map, none if it does not exist. Raises KernelBusyError.
+
+        A hash table that has just been filled is still growing, in a worker of the kernel's. Between two
+        parts of a dump it then changes its order, which no generation and no NLM_F_DUMP_INTR tells of: the
+        dump, continued at a number of elements, has some twice and others not at all. What it misses is
+        as much as it repeats, so a dump without repetition is whole, and any other is begun again.
+        """
         request = codec.get_elements(family, self.table, set_)
-        try:
-            messages = self._netlink.dump(request)
-        except KernelNotFoundError:
-            return []
-        return [element for message in messages for element in codec.unpack_elements(message)]
+        for attempt in range(_DUMPS):
+            try:
+                messages = self._netlink.dump(request)
+            except KernelNotFoundError:
+                return []
+            found = [element for message in messages for element in codec.unpack_elements(message)]
+            if len({each.key for each in found}) == len(found):
+                return found
+            if len({(each.key, each.flags, each.last) for each in found}) == len(found):
+                return found  # an interval's end may have the key of the next one's beginning
+            time.sleep(_GROWS_S * attempt)
+        raise KernelBusyError(errno.EBUSY, request.operation, "its table changed its size during each dump")
 
     def commit(self, operations: Sequence[Operation], first: Sequence[Request] = ()) -> list[Refusal]:
         """`first` and all operations as one transaction, in their order.
