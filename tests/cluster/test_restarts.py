@@ -141,7 +141,7 @@ def test_agents_killed_lose_no_packet_of_a_stream(pair: Lab, family: int, throug
 def test_a_killed_control_process_comes_back_with_everything(pair: Lab) -> None:
     before = {p["metadata"]["name"]: p["status"] for p in pair.get("pods")["items"]}
     os.kill(service_pid(pair, "control"), signal.SIGKILL)
-    until(lambda: pair.kubectl("get", "pods", check=False).returncode == 0)
+    # Nobody is refused meanwhile: the supervisor holds the listening socket, so the first request waits.
     after = {p["metadata"]["name"]: p["status"] for p in pair.get("pods")["items"]}
     for name, status in before.items():
         assert after[name]["podIPs"] == status["podIPs"]

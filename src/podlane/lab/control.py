@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import socket
 from typing import Any
 
-from podlane.kernel import netns
 from podlane.lab import record as records
 from podlane.lab.api import auth
 from podlane.lab.api.bootstrap import API_PORT
@@ -24,23 +22,21 @@ from podlane.lab.nodes import NodeKubelets
 from podlane.lab.record import LabRecord
 from podlane.lab.supervisor.client import AsyncSupervisor
 from podlane.lab.topology import plan
-from podlane.model.addresses import Family, address
-
-IP_FREEBIND = 15
-IPV6_FREEBIND = 78
 
 log = logging.getLogger(__name__)
 
 
 def run(options: dict[str, Any]) -> None:
-    """Entry of the service `control`. options: {"lab": NAME, "log_level": ...}"""
+    """Entry of the service `control`. options: {"lab": NAME, "log_level": ..., "descriptors": listeners}"""
     from podlane.logs import configure
 
     configure(options.get("log_level", "info"))
-    asyncio.run(_main(records.load(options["lab"])))
+    # The supervisor keeps them open, so that who connects while this process is started anew waits.
+    sockets = [socket.socket(fileno=fd) for fd in options["descriptors"]]
+    asyncio.run(_main(records.load(options["lab"]), sockets))
 
 
-async def _main(lab: LabRecord) -> None:
+async def _main(lab: LabRecord, sockets: list[socket.socket]) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -69,7 +65,6 @@ async def _main(lab: LabRecord) -> None:
         running[node.name] = Kubelet(facts, server.client, supervisor)
         kubelets.add(node.name, running[node.name])
 
-    sockets = [_listen_here(lab.api_port), *_listen_in_fabric(lab.pids["control"], fabric_addresses)]
     await supervisor.connect()
     await server.start(sockets, pki.server_context(), pki.token)
     tasks = [asyncio.create_task(manager.run(), name="controllers")]
@@ -102,33 +97,3 @@ def _credentials(lab: LabRecord, fabric_addresses: list[str]) -> auth.Pki:
     for path, url in files.items():
         auth.write_private(path, auth.kubeconfig(pki, url, lab.name).encode())
     return pki
-
-
-def _listen_here(port: int) -> socket.socket:
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(("127.0.0.1", port))
-    listener.listen(1024)
-    return listener
-
-
-def _listen_in_fabric(pid: int, addresses: list[str]) -> list[socket.socket]:
-    """Sockets of the `control` host's namespace. They may be bound before the fabric is built (freebind)."""
-    namespace = netns.open_pid(pid)
-    try:
-        listeners = []
-        for text in addresses:
-            family = Family.IPV4 if address(text).version == 4 else Family.IPV6
-            listener = netns.socket_in(namespace, family.af, socket.SOCK_STREAM)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family is Family.IPV4:
-                listener.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
-            else:
-                listener.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listener.bind((text, API_PORT))
-            listener.listen(1024)
-            listeners.append(listener)
-        return listeners
-    finally:
-        os.close(namespace)

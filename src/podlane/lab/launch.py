@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import yaml
 
 from podlane.errors import LabError, PodlaneError
 from podlane.kernel import netns
-from podlane.lab import cgroups, fabric, preflight, topology
+from podlane.lab import cgroups, fabric, listeners, preflight, topology
 from podlane.lab import record as records
 from podlane.lab.down import down
 from podlane.lab.paths import LabPaths
@@ -44,20 +45,22 @@ def launch(
         raise LabError(
             f"lab {name!r} exists already; `podlane down {name}` removes it, or choose another name"
         )
-    api_port = preflight.require_port(api_port)
+    listener = listeners.on_loopback(api_port)
     try:
-        return _make(paths, config, plan, api_port, log_level, progress)
+        return _make(paths, config, plan, listener, log_level, progress)
     except BaseException:
         # Ctrl-C too: a half-made lab is of no use to anybody.
         down(name)
         raise
+    finally:
+        listener.close()
 
 
 def _make(
     paths: LabPaths,
     config: NetworkConfig,
     plan: topology.Topology,
-    api_port: int,
+    listener: socket.socket,
     log_level: str,
     progress: Progress,
 ) -> LabRecord:
@@ -69,7 +72,7 @@ def _make(
         config=config,
         cgroup=str(cgroup),
         started=time.time(),
-        api_port=api_port,
+        api_port=listener.getsockname()[1],
         outside=plan.outside.plain_addresses,
     )
     records.save(record)
@@ -93,15 +96,7 @@ def _make(
     record = msgspec.structs.replace(record, pids=pids, nodes=members)
     records.save(record)
 
-    options: dict[str, object] = {"lab": paths.name, "log_level": log_level}
-    supervisor.start_service(
-        CONTROL,
-        entry="podlane.lab.control:run",
-        options=options,
-        join=None,
-        cgroup=cgroup,
-        log=paths.run / "control.log",
-    )
+    _start_control(supervisor, record, listener, plan.control.plain_addresses, log_level)
     progress("building the fabric")
     with ExitStack() as open_namespaces:
         namespaces = {}
@@ -113,6 +108,28 @@ def _make(
     for node in members:
         start_agent(supervisor, record, node, log_level)
     return record
+
+
+def _start_control(
+    supervisor: Supervisor,
+    record: LabRecord,
+    listener: socket.socket,
+    addresses: Sequence[str],
+    log_level: str,
+) -> None:
+    with ExitStack() as ours:
+        sockets = [listener]
+        for each in listeners.in_fabric(record.pids["control"], addresses):
+            sockets.append(ours.enter_context(each))
+        supervisor.start_service(
+            CONTROL,
+            entry="podlane.lab.control:run",
+            options={"lab": record.name, "log_level": log_level},
+            join=None,
+            cgroup=Path(record.cgroup),
+            log=record.paths.run / "control.log",
+            descriptors=[each.fileno() for each in sockets],
+        )
 
 
 def start_agent(supervisor: Supervisor, record: LabRecord, node: NodeRecord, log_level: str = "info") -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import sys
 from pathlib import Path
 
@@ -37,20 +36,6 @@ def require() -> None:
     missing += _missing_links()
     if missing:
         raise UnsupportedError("this machine lacks " + "; ".join(missing))
-
-
-def require_port(port: int) -> int:
-    """A port free on 127.0.0.1: `port`, or any when 0. Raises LabError."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise LabError(
-                f"port {port} on 127.0.0.1: {error.strerror}; choose another with --api-port, or leave it out"
-            ) from None
-        chosen: int = probe.getsockname()[1]
-        return chosen
 
 
 def _missing_links() -> list[str]:

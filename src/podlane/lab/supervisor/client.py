@@ -141,13 +141,16 @@ class Supervisor:
         cgroup: Path | None,
         log: Path,
         restart: bool = True,
+        descriptors: Sequence[int] = (),
     ) -> int:
         """entry "module:function" called with options in a process of its own. Returns its pid.
 
         join: a pid whose network, mount and UTS namespaces it enters. With restart, it is started again
-        when it ends, after 0.1 s, doubling up to 5 s.
+        when it ends, after 0.1 s, doubling up to 5 s. descriptors: open in each of its processes, which find
+        them in options["descriptors"].
         """
-        return self._call(_service(name, entry, options, join, cgroup, log, restart), Started).pid
+        request = _service(name, entry, options, join, cgroup, log, restart)
+        return self._call(request, Started, descriptors).pid
 
     def start_sandbox(
         self,

@@ -76,7 +76,7 @@ class Operations:
                 child = spawn.anchor(request, self._pause)
                 self._start(request.name, "anchor", child, started, keep=self._keep_pause)
             case protocol.StartService():
-                self._start_service(Service(request), started)
+                self._first_start(request, descriptors, started)
             case protocol.StartSandbox():
                 self._start_sandbox(request, started)
             case protocol.StartContainer():
@@ -150,12 +150,26 @@ class Operations:
             elif not process.service.begun:
                 self._services.pop(process.name, None)
                 process.service.stopped = True
+                process.service.release()
         elif report.error:
             # It never ran: nobody but the asker knows its pid.
             process.kind = "failed"
             if not process.running:
                 self._processes.pop(process.pid, None)
         start.answer(report)
+
+    def _first_start(
+        self,
+        request: protocol.StartService,
+        descriptors: list[int],
+        started: Callable[[Process, protocol.ChildReport], None],
+    ) -> None:
+        service = Service(request, tuple(os.dup(fd) for fd in descriptors))
+        try:
+            self._start_service(service, started)
+        except BaseException:
+            service.release()
+            raise
 
     def _start_service(
         self, service: Service, started: Callable[[Process, protocol.ChildReport], None]
@@ -166,7 +180,12 @@ class Operations:
         log = os.open(request.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
         try:
             process = self._start(
-                request.name, "service", spawn.service(request), started, stdio=(self._null, log, log)
+                request.name,
+                "service",
+                spawn.service(request, service.descriptors),
+                started,
+                stdio=(self._null, log, log),
+                keep=service.descriptors,
             )
         finally:
             os.close(log)
@@ -177,6 +196,7 @@ class Operations:
         if service is None:
             raise Refusal(f"no service {name!r} in this lab", "NotFound")
         service.stopped = True
+        service.release()
         for process in self._processes.values():
             if process.service is service and process.running:
                 os.kill(process.pid, signal.SIGTERM)
@@ -343,6 +363,7 @@ class Operations:
         if self._ending or service.stopped:
             return
         if not service.request.restart:
+            service.release()
             self._services.pop(process.name, None)
             return
         self._start_later(service, time.monotonic() - process.started_clock_s)

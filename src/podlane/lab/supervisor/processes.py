@@ -19,10 +19,12 @@ Waiter = Callable[["Process"], None]
 class Service:
     """A process that is started again when it ends. delay_s: before the next start.
 
-    begun: it has been set up once; what fails before that is not tried again.
+    begun: it has been set up once; what fails before that is not tried again. descriptors: open in each of
+    its processes, until it is stopped.
     """
 
     request: protocol.StartService
+    descriptors: tuple[int, ...] = ()
     delay_s: float = BACKOFF_FIRST_S
     begun: bool = False
     stopped: bool = False
@@ -33,6 +35,11 @@ class Service:
         delay_s = self.delay_s
         self.delay_s = min(2 * delay_s, BACKOFF_LAST_S)
         return delay_s
+
+    def release(self) -> None:
+        for fd in self.descriptors:
+            os.close(fd)
+        self.descriptors = ()
 
 
 @dataclass(eq=False)

@@ -83,7 +83,12 @@ class StartAnchor(Struct, frozen=True, tag="start_anchor", kw_only=True):
 
 
 class StartService(Struct, frozen=True, tag="start_service", kw_only=True):
-    """entry: "module:function", called with options. join: pid whose net, mnt and uts it enters; 0: none."""
+    """entry: "module:function", called with options. join: pid whose net, mnt and uts it enters; 0: none.
+
+    Descriptors that come with it stay open for as long as the service is wanted; each process of it finds
+    their numbers in options["descriptors"]. So a listening socket outlives the process that serves it, and
+    who connects in between waits instead of being refused.
+    """
 
     name: str
     entry: str

@@ -161,7 +161,7 @@ def anchor(request: protocol.StartAnchor, pause_fd: int) -> Child:
     return run
 
 
-def service(request: protocol.StartService) -> Child:
+def service(request: protocol.StartService, descriptors: Sequence[int]) -> Child:
     def run(report: Report) -> None:
         syscalls.set_process_name(f"pl-{request.name}")
         # A lab without its supervisor is over; containers end with the cgroup.
@@ -174,6 +174,8 @@ def service(request: protocol.StartService) -> Child:
         os.chdir("/")
         report.done()
         module, _, function = request.entry.partition(":")
-        getattr(importlib.import_module(module), function)(request.options)
+        getattr(importlib.import_module(module), function)(
+            request.options | ({"descriptors": list(descriptors)} if descriptors else {})
+        )
 
     return run
