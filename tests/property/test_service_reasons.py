@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from podlane.compile.endpoints import Known, Place, select
 from podlane.compile.services import CLUSTER
+from podlane.compile.tables import Backend
 from podlane.model.addresses import address
 from podlane.observe.services import reason
 
@@ -20,8 +21,7 @@ def ends(draw: st.DrawFn) -> list[Known]:
     hints = st.frozensets(st.sampled_from(NAMES), max_size=2)
     return [
         Known(
-            address(f"10.0.0.{n}"),
-            80,
+            Backend(address(f"10.0.0.{n}"), 80),
             draw(st.sampled_from(NAMES)),
             draw(st.booleans()),
             draw(st.booleans()),

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from podlane.compile.endpoints import Known, Place, select
 from podlane.compile.services import CLUSTER, LOCAL
+from podlane.compile.tables import Backend
 from podlane.errors import ConfigError
 from podlane.model.addresses import address
 from podlane.model.config import NetworkConfig
@@ -155,9 +156,8 @@ def test_why_of_all_endpoints_these(case: Case) -> None:
     known = {}
     for number, text in enumerate(case.ends, 1):
         node, state, *zones = text.split()
-        each = Known(
-            address(f"10.0.0.{number}"), 80, node, state == "r", state != "n", state == "t", frozenset(zones)
-        )
+        where = Backend(address(f"10.0.0.{number}"), 80)
+        each = Known(where, node, state == "r", state != "n", state == "t", frozenset(zones))
         known[each.backend] = each
     chosen = select(known, case.here, uses_cluster=True, uses_local=True)
     members = (chosen.local if case.scope == LOCAL else chosen.cluster) or ()

@@ -26,8 +26,7 @@ def known(spec: str) -> Known:
     number, _, node = name.partition("@")
     terminating = "terminating" in flags
     return Known(
-        address(f"10.0.0.{number}"),
-        80,
+        Backend(address(f"10.0.0.{number}"), 80),
         node=node,
         ready="unready" not in flags and not terminating,
         serving="unserving" not in flags and "unready" not in flags,

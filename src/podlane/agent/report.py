@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from podlane.agent.reconciler import Counts
-from podlane.compile.tables import Table
+from podlane.compile.tables import Backend, Table
 from podlane.kernel.driver import Failure
 
 API_VERSION = "podlane.dev/v1alpha1"
@@ -74,6 +74,8 @@ def tables(node: str, rows: Mapping[Table, Mapping[Any, Any]]) -> dict[str, Any]
 
 def plain(value: Any) -> Any:
     """Rows and keys as JSON has them: named fields as objects, addresses and prefixes as text."""
+    if isinstance(value, Backend):
+        return {"address": str(value.address), "port": value.port}
     if isinstance(value, msgspec.Struct):
         return {name: plain(getattr(value, name)) for name in value.__struct_fields__}
     if isinstance(value, tuple) and hasattr(value, "_fields"):

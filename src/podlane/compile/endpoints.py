@@ -16,28 +16,32 @@ from typing import Final, NamedTuple, TypeAlias
 
 from podlane.compile.tables import Backend
 from podlane.errors import ConfigError
-from podlane.model.addresses import Address, Family, Protocol, address, family_of
+from podlane.model.addresses import Address, Family, Protocol, packed
 from podlane.model.objects import Endpoint, EndpointSlice
 
 PROTOCOLS: Final = {protocol.value: protocol for protocol in Protocol}
+_NO_HINTS: Final[frozenset[str]] = frozenset()
 HEADLESS_LABEL: Final = "service.kubernetes.io/headless"
 
 
 class Known(NamedTuple):
     """One endpoint of one port, with its conditions resolved (absent: ready and serving, not terminating)."""
 
-    address: Address
-    port: int
+    backend: Backend
     node: str = ""
     ready: bool = True
     serving: bool = True
     terminating: bool = False
-    zone_hints: frozenset[str] = frozenset()
-    node_hints: frozenset[str] = frozenset()
+    zone_hints: frozenset[str] = _NO_HINTS
+    node_hints: frozenset[str] = _NO_HINTS
 
     @property
-    def backend(self) -> Backend:
-        return Backend(self.address, self.port)
+    def address(self) -> Address:
+        return self.backend.address
+
+    @property
+    def port(self) -> int:
+        return self.backend.port
 
     @property
     def draining(self) -> bool:
@@ -61,8 +65,9 @@ def endpoints(slices: Iterable[EndpointSlice]) -> dict[PortKey, dict[Backend, Kn
             continue
         for port_key, number in _ports(piece):
             known = found.setdefault(port_key, {})
+            octets, bits = number.to_bytes(2, "big"), port_key[2].bits
             for endpoint in piece.endpoints or ():
-                each = _known(endpoint, number, port_key[2])
+                each = _known(endpoint, octets, bits)
                 if each is not None and not (each.terminating and each.backend in known):
                     known[each.backend] = each
     return found
@@ -74,29 +79,30 @@ def _ports(piece: EndpointSlice) -> Iterator[tuple[PortKey, int]]:
         return
     for port in piece.ports or ():
         protocol = PROTOCOLS.get(port.protocol)
-        if port.name is not None and port.port and protocol is not None:
-            yield (port.name, protocol, Family(piece.address_type)), port.port
+        number = port.port or 0
+        if port.name is not None and 0 < number <= 0xFFFF and protocol is not None:
+            yield (port.name, protocol, Family(piece.address_type)), number
 
 
-def _known(endpoint: Endpoint, port: int, family: Family) -> Known | None:
+def _known(endpoint: Endpoint, port: bytes, bits: int) -> Known | None:
+    """port: its octets. bits: of an address of the slice's family."""
     if not endpoint.addresses:
         return None
     try:
-        where = address(endpoint.addresses[0])  # further addresses have no meaning (API reference)
+        where = packed(endpoint.addresses[0])  # further addresses have no meaning (API reference)
     except ConfigError:
         return None  # the API validates slices; one bad address must not take the others down
-    if family_of(where) is not family:
+    if 8 * len(where) != bits:
         return None
     conditions, hints = endpoint.conditions, endpoint.hints
     return Known(
-        where,
-        port,
-        node=endpoint.node_name or "",
-        ready=conditions.ready is not False,
-        serving=conditions.serving is not False,
-        terminating=conditions.terminating is True,
-        zone_hints=frozenset(h.name for h in hints.for_zones) if hints else frozenset(),
-        node_hints=frozenset(h.name for h in hints.for_nodes) if hints else frozenset(),
+        Backend.packed(where + port),
+        endpoint.node_name or "",
+        conditions.ready is not False,
+        conditions.serving is not False,
+        conditions.terminating is True,
+        frozenset(h.name for h in hints.for_zones) if hints else _NO_HINTS,
+        frozenset(h.name for h in hints.for_nodes) if hints else _NO_HINTS,
     )
 
 
@@ -118,7 +124,7 @@ class Selection(NamedTuple):
 
 def select(known: Mapping[Backend, Known], here: Place, *, uses_cluster: bool, uses_local: bool) -> Selection:
     """The lists of one port, in order of address and port."""
-    every = [known[backend] for backend in sorted(known, key=_order)]
+    every = [known[backend] for backend in sorted(known)]
     ready = [e for e in every if e.ready]
     usable = ready or [e for e in every if e.draining]
     cluster = local = None
@@ -133,7 +139,7 @@ def select(known: Mapping[Backend, Known], here: Place, *, uses_cluster: bool, u
 def still_serving(known: Mapping[Backend, Known], chosen: Iterable[Backend]) -> tuple[Backend, ...]:
     """The endpoints that answer although they were not chosen: draining, or left to other places."""
     left = known.keys() - set(chosen)
-    return tuple(backend for backend in sorted(left, key=_order) if known[backend].serving)
+    return tuple(backend for backend in sorted(left) if known[backend].serving)
 
 
 def _near(ready: list[Known], here: Place) -> list[Known]:
@@ -146,7 +152,3 @@ def _near(ready: list[Known], here: Place) -> list[Known]:
         if place and all(hints) and any(place in names for names in hints):
             return [e for e, names in zip(ready, hints, strict=True) if place in names]
     return ready
-
-
-def _order(backend: Backend) -> tuple[int, int, int]:
-    return backend.address.version, int(backend.address), backend.port

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
+from ipaddress import ip_address
 from typing import Any, NamedTuple, TypeAlias
 
 from msgspec import Struct
@@ -137,9 +138,37 @@ class ListKey(NamedTuple):
     scope: str
 
 
-class Backend(NamedTuple):
-    address: Address
-    port: int
+class Backend(bytes):
+    """An endpoint's address and port: their octets, in network byte order.
+
+    A cluster has more of these than of anything else, and they are hashed, compared and sorted at every
+    turn: octets are a third of the memory of a tuple of objects, and all of that is done in C. Their order
+    is that of address, then port, within a family.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, where: Address, port: int) -> Backend:
+        return super().__new__(cls, where.packed + port.to_bytes(2, "big"))
+
+    @classmethod
+    def packed(cls, octets: bytes) -> Backend:
+        """octets: 4 or 16 of the address, 2 of the port."""
+        return super().__new__(cls, octets)
+
+    @property
+    def address(self) -> Address:
+        return ip_address(self[:-2])
+
+    @property
+    def port(self) -> int:
+        return int.from_bytes(self[-2:], "big")
+
+    def __str__(self) -> str:
+        return f"{self.address} {self.port}"
+
+    def __repr__(self) -> str:
+        return f"Backend({self.address}, {self.port})"
 
 
 class BackendList(Struct, frozen=True):

@@ -14,6 +14,8 @@ Address: TypeAlias = IPv4Address | IPv6Address
 Prefix: TypeAlias = IPv4Network | IPv6Network
 Interface: TypeAlias = IPv4Interface | IPv6Interface
 
+_LONGEST_IPV4 = len("255.255.255.255")
+
 
 class Family(enum.StrEnum):
     """The value is what Kubernetes writes in ipFamilies and addressType."""
@@ -68,6 +70,17 @@ def address(text: str) -> Address:
             except ValueError:
                 pass
         raise ConfigError(f"{text!r} is not an IP address") from None
+
+
+def packed(text: str) -> bytes:
+    """The octets of `address(text)`, for IPv4 several times as fast. Raises ConfigError."""
+    octets = text.split(".")
+    if len(octets) == 4 and len(text) <= _LONGEST_IPV4 and text.isascii() and all(map(str.isdigit, octets)):
+        try:
+            return bytes(map(int, octets))
+        except ValueError:
+            pass
+    return address(text).packed
 
 
 def prefix(text: str) -> Prefix:

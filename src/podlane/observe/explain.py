@@ -209,7 +209,7 @@ class _Way:
                 why = self._carry(node, flow, backend, verdict)
             except WayEnds as ended:
                 self.stages = before + self.stages
-                which = f"endpoint {end(*backend)}" if len(backends) > 1 else ""
+                which = f"endpoint {end(backend.address, backend.port)}" if len(backends) > 1 else ""
                 raise WayEnds(ended.verdict, f"{which}: {ended.why}" if which else ended.why) from None
             far = any(stage.stage == "underlay" for stage in self.stages)
             if best is None or (far and not best[0]):

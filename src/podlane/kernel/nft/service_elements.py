@@ -26,6 +26,8 @@ from podlane.model.marks import Class
 
 _PROTOCOLS: Final = {protocol.number: protocol for protocol in Protocol}
 _PORT_BYTES: Final = 4  # padded
+_PORT_PADDING: Final = 2
+_BACKEND_BYTES: Final = (6, 18)
 _PROTOCOL_BYTES: Final = 4
 
 
@@ -76,7 +78,7 @@ def member(row: SetMember) -> Element:
 
 
 def _backend(backend: Backend) -> bytes:
-    return fields(backend.address.packed, port_field(backend.port))
+    return fields(backend)  # octets of address and port: what the kernel has too, but for the padding
 
 
 # --- and back ---
@@ -110,8 +112,11 @@ def unpack_source_range(element: Element) -> tuple[int, int, int]:
 
 
 def unpack_backend(data: bytes) -> Backend:
-    size = len(data) - _PORT_BYTES
-    return Backend(ipaddress.ip_address(data[:size]), _port(data, size))
+    """Raises ValueError for what is no address and port."""
+    octets = data[:-_PORT_PADDING]
+    if len(octets) not in _BACKEND_BYTES:
+        raise ValueError(f"{len(data)} bytes are no address and port")
+    return Backend.packed(octets)
 
 
 def _port(field: bytes, offset: int) -> int:
