@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from weakref import WeakKeyDictionary
 
+from podlane.controller.events import Recorder
 from podlane.errors import NotFoundError
 from podlane.lab.client import ApiClient, Obj
-from podlane.lab.controllers.events import Recorder
 from podlane.lab.informer import Informers, key_of
 
 PodHandler = Callable[[Obj | None, Obj | None], None]

@@ -12,9 +12,9 @@ import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
+from podlane.controller.client import ApiClient, Obj
+from podlane.controller.meta import timestamp
 from podlane.errors import ApiError
-from podlane.lab.client import ApiClient, Obj
-from podlane.lab.controllers.facts import timestamp
 
 log = logging.getLogger(__name__)
 

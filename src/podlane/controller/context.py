@@ -1,0 +1,127 @@
+"""What every controller is given, and the base of those that have one queue of one kind's keys."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import ClassVar, Protocol
+
+from podlane.controller.client import ApiClient, Obj
+from podlane.controller.events import Recorder
+from podlane.controller.informer import Informer, Informers, Key, WorkQueue, key_of
+from podlane.errors import NotFoundError
+from podlane.model.config import NetworkConfig
+
+
+class Context:
+    """now: wall clock, seconds since 1970."""
+
+    def __init__(
+        self,
+        client: ApiClient,
+        config: NetworkConfig,
+        *,
+        now: Callable[[], float] = time.time,
+        ca_pem: str = "",
+    ) -> None:
+        self.client, self.config, self.now, self.ca_pem = client, config, now, ca_pem
+        self.informers = Informers(client)
+        self.events = Recorder(client, now)
+
+    def informer(self, resource: str) -> Informer:
+        return self.informers[resource]
+
+    async def create(self, resource: str, obj: Obj, namespace: str = "") -> Obj:
+        return self.informers[resource].wrote(await self.client.create(resource, obj, namespace))
+
+    async def update(self, resource: str, obj: Obj, *, subresource: str = "") -> Obj:
+        return self.informers[resource].wrote(
+            await self.client.update(resource, obj, subresource=subresource)
+        )
+
+    async def patch(self, resource: str, obj: Obj, patch: Obj) -> Obj:
+        """A merge patch of obj as it was read: ConflictError if it is no longer that."""
+        namespace, name = key_of(obj)
+        meta = obj["metadata"]
+        guarded = {**patch, "metadata": {**patch.get("metadata", {}), "uid": meta["uid"]}}
+        guarded["metadata"]["resourceVersion"] = meta["resourceVersion"]
+        answer = await self.client.patch(resource, name, namespace, guarded)
+        return self.informers[resource].wrote(answer)
+
+    async def status(self, resource: str, obj: Obj, status: Obj) -> Obj:
+        """Writes obj's status, unless it is that already."""
+        if (obj.get("status") or {}) == status:
+            return obj
+        return await self.update(resource, {**obj, "status": status}, subresource="status")
+
+    async def delete(
+        self,
+        resource: str,
+        obj: Obj,
+        *,
+        grace_period_s: int | None = None,
+        propagation: str = "Background",
+    ) -> None:
+        """Deletes this incarnation; that it is gone already is as good."""
+        namespace, name = key_of(obj)
+        try:
+            await self.client.delete(
+                resource,
+                name,
+                namespace,
+                grace_period_s=grace_period_s,
+                uid=obj["metadata"]["uid"],
+                propagation=propagation,
+            )
+        except NotFoundError:
+            return
+        self.informers[resource].deleting(obj)
+
+
+class Runnable(Protocol):
+    async def run(self) -> None: ...
+
+    @property
+    def idle(self) -> bool: ...
+
+
+class Controller:
+    """Reconciles the objects of one resource: subclasses set `resource` and write `reconcile`."""
+
+    resource: ClassVar[str]
+    workers: ClassVar[int] = 4
+    settle_s: ClassVar[float] = 0.0
+    """How long changes that come in bursts are collected before the object is looked at again."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.objects = context.informer(self.resource)
+        self.queue: WorkQueue[Key] = WorkQueue(self.resource, self.reconcile, workers=self.workers)
+        self.objects.subscribe(self.changed)
+        self.subscribe()
+
+    def subscribe(self) -> None:
+        """Other informers' handlers that add keys to the queue."""
+
+    def changed(self, old: Obj | None, new: Obj | None) -> None:
+        """A change of an object of the controller's own resource."""
+        if (obj := new or old) is not None:
+            self.queue.add(key_of(obj))
+
+    async def reconcile(self, key: Key) -> float | None:
+        """One look at one object. Returns seconds until it wants another by the clock alone."""
+        raise NotImplementedError
+
+    def soon(self, key: Key) -> None:
+        """Another object made this one worth a look."""
+        if self.settle_s:
+            self.queue.add_after(key, self.settle_s)
+        else:
+            self.queue.add(key)
+
+    async def run(self) -> None:
+        await self.queue.run()
+
+    @property
+    def idle(self) -> bool:
+        return self.queue.idle
