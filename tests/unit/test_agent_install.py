@@ -68,7 +68,10 @@ def test_an_older_file_of_ours_is_replaced(tmp_path: Path) -> None:
     path.parent.mkdir(parents=True)
     path.write_text('{"name": "podlane", "plugins": []}')
     install(options(tmp_path))
-    assert json.loads(path.read_text())["plugins"]
+    document = json.loads(path.read_text())
+    assert document["plugins"]
+    # containerd 1.x knows the one, and refuses results of a newer version; newer runtimes take the other
+    assert (document["cniVersion"], document["cniVersions"]) == ("1.0.0", ["1.0.0", "1.1.0"])
 
 
 def test_the_program_finds_an_agent_with_paths_of_its_own(tmp_path: Path) -> None:

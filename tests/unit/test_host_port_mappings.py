@@ -27,6 +27,8 @@ def test_mappings_are_read_as_runtimes_write_them() -> None:
         {"hostPort": 81, "containerPort": 81, "hostIP": "0.0.0.0"},
         {"containerPort": 9},
         {"hostPort": 82, "containerPort": 82, "protocol": "", "hostIP": ""},
+        # containerd's own spelling (go-cni)
+        {"HostPort": 83, "ContainerPort": 83, "Protocol": "tcp", "HostIP": "172.30.1.11"},
     )
     assert faults == []
     assert found == [
@@ -34,6 +36,7 @@ def test_mappings_are_read_as_runtimes_write_them() -> None:
         PortMapping(53, 53, Protocol.UDP, ip_address("172.30.1.11")),
         PortMapping(81, 81),
         PortMapping(82, 82),
+        PortMapping(83, 83, Protocol.TCP, ip_address("172.30.1.11")),
     ]
 
 

@@ -95,7 +95,10 @@ def _program(directory: Path, options: AgentOptions) -> None:
 def _conflist() -> bytes:
     # What the runtime shall hand on: containers' hostPorts, and the pod's bandwidth annotations.
     plugin = {"type": PROGRAM, "capabilities": {"portMappings": True, "bandwidth": True}}
-    document = {"cniVersion": "1.1.0", "name": NETWORK, "plugins": [plugin]}
+    # A runtime that knows cniVersions takes the newest that it serves too (and then asks STATUS and GC);
+    # older ones, as containerd 1.x, know cniVersion alone, and refuse results of 1.1.0.
+    versions = {"cniVersion": "1.0.0", "cniVersions": ["1.0.0", "1.1.0"]}
+    document = {**versions, "name": NETWORK, "plugins": [plugin]}
     return (json.dumps(document, indent=2) + "\n").encode()
 
 

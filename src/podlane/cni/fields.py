@@ -5,7 +5,9 @@
     gateway = fields.address("gateway")
     fields.faults          # ["mtu is 'x', expected an integer of 0 to 65535"]
 
-A key that is absent or null gives its default, and so does one at fault. Pure.
+A key that is absent or null gives its default, and so does one at fault. Where no key is spelled so,
+one that differs in case counts, as with Go's decoder: containerd writes portMappings as HostPort,
+ContainerPort, Protocol, HostIP. Pure.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ class Fields:
         self.faults: list[str] = [] if faults is None else faults
         self._where = where
         self._config: Mapping[str, Any] = config if isinstance(config, dict) else {}
+        self._folded: dict[str, Any] | None = None
         if not isinstance(config, dict):
             self.faults.append(
                 f"{where.rstrip('.') or 'the configuration'} is {config!r}, expected an object"
@@ -34,10 +37,17 @@ class Fields:
         self.faults.append(f"{self._where}{key} {text}")
 
     def __contains__(self, key: str) -> bool:
-        return self._config.get(key) is not None
+        return self._get(key) is not None
+
+    def _get(self, key: str) -> Any:
+        if key in self._config:
+            return self._config[key]
+        if self._folded is None:
+            self._folded = {str(each).lower(): value for each, value in self._config.items()}
+        return self._folded.get(key.lower())
 
     def _typed(self, key: str, kind: type, expected: str) -> Any:
-        value = self._config.get(key)
+        value = self._get(key)
         if value is None:
             return None
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
