@@ -271,8 +271,9 @@ def test_the_processes_descriptors_do_not_grow(namespaces, tmp_path):
 
             await life()
             before = len(os.listdir("/proc/self/fd"))
-            for _ in range(5):
+            for _ in range(40):
                 await life()
-            assert len(os.listdir("/proc/self/fd")) <= before
+            # A few sockets of deletions that the kernel has not ended yet, whatever their number.
+            assert len(os.listdir("/proc/self/fd")) <= before + 16
 
     asyncio.run(run())

@@ -232,9 +232,15 @@ def set_hairpin(index: int, hairpin: bool, *, what: str = "") -> Request:
     return Request(RTM_NEWLINK, 0, _ifinfo(index) + info, f"set hairpin of {what or index}")
 
 
-def delete(name: str) -> Request:
-    body = _ifinfo() + attribute(_IFLA_IFNAME, text(check_name(name)))
-    return Request(RTM_DELLINK, 0, body, f"delete link {name}")
+def _which(link: str | int) -> bytes:
+    """A link by its name, or by its index."""
+    if isinstance(link, int):
+        return _ifinfo(link)
+    return _ifinfo() + attribute(_IFLA_IFNAME, text(check_name(link)))
+
+
+def delete(link: str | int) -> Request:
+    return Request(RTM_DELLINK, 0, _which(link), f"delete link {link}")
 
 
 def delete_group(group: int) -> Request:
@@ -246,18 +252,20 @@ def delete_group(group: int) -> Request:
     )
 
 
-def get(name: str) -> Request:
-    body = (
-        _ifinfo()
-        + attribute(_IFLA_IFNAME, text(check_name(name)))
-        + attribute(_IFLA_EXT_MASK, u32(_RTEXT_FILTER_SKIP_STATS))
-    )
-    return Request(RTM_GETLINK, 0, body, f"get link {name}")
+def get(link: str | int) -> Request:
+    body = _which(link) + attribute(_IFLA_EXT_MASK, u32(_RTEXT_FILTER_SKIP_STATS))
+    return Request(RTM_GETLINK, 0, body, f"get link {link}")
 
 
 def get_all() -> Request:
     body = _ifinfo() + attribute(_IFLA_EXT_MASK, u32(_RTEXT_FILTER_SKIP_STATS))
     return Request(RTM_GETLINK, 0, body, "list links")
+
+
+def unpack_index(message: Message) -> int:
+    """Of an RTM_NEWLINK, when nothing else is asked."""
+    index: int = _IFINFO.unpack_from(message.body)[2]
+    return index
 
 
 def unpack(message: Message) -> Link:

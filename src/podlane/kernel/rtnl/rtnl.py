@@ -79,7 +79,23 @@ class Rtnl:
 
     def link_index(self, device: Device) -> int:
         """Raises KernelNotFoundError."""
-        return device if isinstance(device, int) else self.link(device).index
+        if isinstance(device, int):
+            return device
+        return links.unpack_index(self._netlink.ask(links.get(device))[0])
+
+    def find_index(self, name: str) -> int:
+        """0 if there is no such link."""
+        try:
+            return links.unpack_index(self._netlink.ask(links.get(name))[0])
+        except KernelNotFoundError:
+            return 0
+
+    def has_index(self, index: int) -> bool:
+        try:
+            self._netlink.ask(links.get(index))
+        except KernelNotFoundError:
+            return False
+        return True
 
     def create_veth(
         self,
@@ -211,15 +227,19 @@ class Rtnl:
                 raise
 
     def delete_links(self, names: Iterable[str]) -> None:
-        """All of them in one go; those that are not there are no error.
+        """All of them in one go; those that are not there are no error."""
+        self.delete_indexes([index for index in map(self.find_index, names) if index])
+
+    def delete_indexes(self, indexes: Sequence[int]) -> None:
+        """All of them in one go; those that went meanwhile are no error.
 
         One deletion takes some 16 ms of waiting for RCU; a group of any size takes that once.
         """
-        found = [link for link in map(self.find_link, names) if link is not None]
-        if len(found) == 1:
-            self.delete_link(found[0].name, missing_ok=True)
-        elif found:
-            marked = self.execute([links.change(x.index, group=_DOOMED, what=x.name) for x in found])
+        if len(indexes) == 1:
+            with contextlib.suppress(KernelNotFoundError):
+                self.do(links.delete(indexes[0]))
+        elif indexes:
+            marked = self.execute([links.change(index, group=_DOOMED) for index in indexes])
             if not all(isinstance(error, KernelNotFoundError) for error in marked):
                 with contextlib.suppress(KernelNotFoundError):  # each went by itself in between
                     self.do(links.delete_group(_DOOMED))
