@@ -435,6 +435,6 @@ def test_a_second_start_with_services_finds_nothing_to_do(tmp_path: Path) -> Non
 def test_without_services_there_is_no_table_of_ours(tmp_path: Path) -> None:
     with two_nodes(tmp_path, FAMILIES["both"]) as (_, one, _two):
         one.start("--services", "off")
-        assert set(one.wait_ready()["applied"]) == {"Node"}
+        assert set(one.wait_ready()["applied"]) == {"Node", "ServiceCIDR"}
         listed = netns.inside(one.fd, lambda: subprocess.check_output(["nft", "list", "tables"]))
         assert listed == b""

@@ -22,7 +22,7 @@ from podlane.kernel.conntrack.flows import Flows
 from podlane.kernel.driver import Report
 from podlane.kernel.nft.services import ServicesDriver
 from podlane.model.addresses import Family, Protocol, address
-from podlane.model.config import NetworkConfig
+from podlane.model.config import NetworkConfig, with_settings
 from podlane.model.objects import (
     ClientIPConfig,
     Endpoint,
@@ -275,6 +275,42 @@ def test_addresses_and_ports_that_no_service_has(net: Net) -> None:
             net.lab.ask(who, net.plan.services.format(10), 81)
         with pytest.raises(Silence):
             net.lab.ask(who, net.plan.services.format(99), 80, timeout_s=0.25)
+
+
+def test_node_ports_of_localhost_where_the_configuration_says_so(built: ServiceLab) -> None:
+    """From the node itself, under its address; what a neighbour sends to 127.0.0.1 is dropped as ever."""
+    plan, family, node_fd = PLANS[Family.IPV4], Family.IPV4, built.fds["node"]
+    config = with_settings(CONFIG, ["services.localhostNodePorts=true"])
+    nodes = [node("node-1", "node", 1), node("node-2", "peer", 2)]
+    web = [service(plan, family, type="NodePort", external_traffic_policy="Local")]
+    netns.write_sysctl(node_fd, "net/ipv4/conf/all/route_localnet", 1)
+    driver = ServicesDriver(config, node_fd)
+    try:
+        for have in (("local-1", "local-2", "remote"), ()):
+            there = [*nodes, *web, piece(plan, family, *have)]
+            assert driver.resync(compile_node(there, node="node-1", config=config)).failures == ()
+            for protocol in (Protocol.TCP, Protocol.UDP):
+                if have:
+                    found = built.answers("node", "127.0.0.1", NODE_PORT, protocol)
+                    assert {a.server for a in found} == set(have)
+                    assert {a.client for a in found} == {plan.node}
+                else:
+                    with pytest.raises(Refused):
+                        built.ask("node", "127.0.0.1", NODE_PORT, protocol)
+        built.listen("node", "127.0.0.1", "secret", port=9100)
+        built.ip("peer", f"route add 127.0.0.1/32 via {plan.node} table 7")
+        built.ip("peer", "rule add pref 1 dport 9100 lookup 7")
+        built.ip("peer", "rule add pref 2 lookup local")
+        built.ip("peer", "rule del pref 0")
+        netns.write_sysctl(built.fds["peer"], "net/ipv4/conf/all/route_localnet", 1)
+        with pytest.raises(Silence):
+            built.ask("peer", "127.0.0.1", 9100, timeout_s=0.3)
+        built.run("node", "nft", "flush", "chain", "ip", "podlane", "no-loopback-from-outside")
+        assert built.ask("peer", "127.0.0.1", 9100).server == "secret"
+    finally:
+        netns.write_sysctl(node_fd, "net/ipv4/conf/all/route_localnet", 0)
+        driver.remove()
+        driver.close()
 
 
 @pytest.fixture

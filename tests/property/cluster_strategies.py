@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from podlane.compile.view import ATTACHMENT, UNDERLAY, Change
 from podlane.model.addresses import Family, address, prefix
-from podlane.model.config import NetworkConfig
+from podlane.model.config import NetworkConfig, Services
 from podlane.model.local import Attachment, Underlay
 from podlane.model.objects import (
     Endpoint,
@@ -26,6 +26,8 @@ from podlane.model.objects import (
     PodSpec,
     PodStatus,
     Service,
+    ServiceCIDR,
+    ServiceCIDRSpec,
     ServicePort,
     ServiceSpec,
 )
@@ -37,6 +39,9 @@ CONFIGS = [
     NetworkConfig(),
     NetworkConfig(ip_families=[Family.IPV6]),
     NetworkConfig(ip_families=[Family.IPV6, Family.IPV4]),
+    NetworkConfig(
+        services=Services(node_port_addresses=["0.0.0.0/0"], localhost_node_ports=True, masquerade_all=True)
+    ),
 ]
 AGES = ["2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z", None]
 
@@ -134,8 +139,15 @@ def attachments(draw: st.DrawFn, container: str) -> Attachment:
 def underlays() -> st.SearchStrategy[Underlay]:
     here = ((address("172.30.1.1"), prefix("172.30.1.0/24")),)
     return st.builds(
-        Underlay, st.sampled_from(["eth0", "eth1"]), st.sampled_from([1500, 9000]), st.just(here)
+        Underlay,
+        st.sampled_from(["eth0", "eth1"]),
+        st.sampled_from([1500, 9000]),
+        st.just(here),
+        st.sampled_from([(), (address("172.30.1.1"), address("192.0.2.1"))]),
     )
+
+
+KINDS = [*3 * ["Node", "Pod", "Service", "EndpointSlice"], "Namespace", "ServiceCIDR", ATTACHMENT, UNDERLAY]
 
 
 @st.composite
@@ -143,7 +155,17 @@ def changes(draw: st.DrawFn) -> Change:
     """One object made, changed or removed. `old` is what the engine must know itself."""
     kind = draw(
         st.sampled_from(
-            ["Node", "Node", "Namespace", "Pod", "Service", "EndpointSlice", ATTACHMENT, UNDERLAY]
+            [
+                "Node",
+                "Node",
+                "Namespace",
+                "ServiceCIDR",
+                "Pod",
+                "Service",
+                "EndpointSlice",
+                ATTACHMENT,
+                UNDERLAY,
+            ]
         )
     )
     namespace = draw(st.sampled_from(["default", "other"]))
@@ -151,6 +173,10 @@ def changes(draw: st.DrawFn) -> Change:
         value = draw(nodes(draw(st.sampled_from(NODES))))
     elif kind == "Namespace":
         value = Namespace(metadata=ObjectMeta(name=namespace, labels=draw(st.sampled_from([{}, {"a": "b"}]))))
+    elif kind == "ServiceCIDR":
+        cidrs = draw(some(["10.97.0.0/16", "10.96.0.0/16", "fd00:10:97::/112", "nonsense"]))
+        name = draw(st.sampled_from(["more", "kubernetes"]))
+        value = ServiceCIDR(metadata=ObjectMeta(name=name), spec=ServiceCIDRSpec(cidrs=cidrs))
     elif kind == "Pod":
         value = draw(pods(namespace, draw(st.sampled_from(["p1", "p2"]))))
     elif kind == "Service":

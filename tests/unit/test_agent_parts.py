@@ -47,6 +47,17 @@ def test_the_uplink_is_the_link_with_the_nodes_address() -> None:
     )
 
 
+def test_the_nodes_addresses_are_those_of_every_link_that_is_not_podlanes() -> None:
+    more = [
+        InterfaceAddress(2, ip_interface("fe80::1/64"), 0, 253),
+        InterfaceAddress(4, ip_interface("10.244.1.0/32"), 0, 0),
+    ]
+    links = [*LINKS, link(4, "plvxlan")]
+    found = underlay.find([ip_address("172.30.1.11")], links, [*HELD, *more], lambda name: name[:2] == "pl")
+    assert found is not None
+    assert list(map(str, found.node_addresses)) == ["172.30.1.11", "192.0.2.1", "fd00:172:30::11"]
+
+
 def test_no_link_with_the_address_is_told_with_what_there_is() -> None:
     wanted = [ip_address("172.30.1.12")]
     assert underlay.find(wanted, LINKS, HELD) is None
@@ -101,6 +112,13 @@ def test_router_advertisements_stay_heard_before_forwarding_begins() -> None:
 def test_strict_reverse_path_filtering_becomes_loose() -> None:
     assert ("net/ipv4/conf/all/rp_filter", "2") in wanted(net__ipv4__conf__eth0__rp_filter="1")
     assert "net/ipv4/conf/all/rp_filter" not in dict(wanted(net__ipv4__conf__all__rp_filter="2"))
+
+
+def test_node_ports_of_localhost_need_packets_from_it_let_out() -> None:
+    state = {**FRESH, "net/ipv4/conf/all/route_localnet": "0"}
+    found = sysctls.wanted(list(Family), "eth0", state.get, from_loopback=True)
+    assert ("net/ipv4/conf/all/route_localnet", "1") in [tuple(each) for each in found]
+    assert "route_localnet" not in str(sysctls.wanted(list(Family), "eth0", state.get))
 
 
 def test_a_kernel_without_conntrack_is_left_alone() -> None:

@@ -18,8 +18,8 @@ from podlane.compile.tables import (
 )
 from podlane.compile.view import ATTACHMENT, UNDERLAY, Change
 from podlane.compile.vxlan import vtep_address, vtep_mac
-from podlane.model.addresses import Family
-from podlane.model.config import Backend, NetworkConfig
+from podlane.model.addresses import Family, address
+from podlane.model.config import Backend, NetworkConfig, with_settings
 from podlane.model.local import Attachment, Underlay
 from podlane.model.objects import (
     Node,
@@ -31,6 +31,8 @@ from podlane.model.objects import (
     PodIP,
     PodSpec,
     PodStatus,
+    ServiceCIDR,
+    ServiceCIDRSpec,
 )
 
 DUAL = ["10.244.{}.0/24", "fd00:10:244:{}::/64"]
@@ -243,6 +245,45 @@ def test_an_ipv6_only_cluster_has_no_ipv4_in_its_sets() -> None:
     found = sets(compiled(node(1), node(2), config=NetworkConfig(ip_families=[Family.IPV6])))
     assert {text for values in found.values() for text in values if ":" not in text} == set()
     assert found[SetName.NODE_PORT_IPS] == {"fd00:172:30::1/128"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "held", "found"),
+    [
+        (["primary"], ["172.30.1.1", "192.0.2.7"], {"172.30.1.1/32", "fd00:172:30::1/128"}),
+        (["192.0.2.0/24"], ["172.30.1.1", "192.0.2.7", "192.0.3.7"], {"192.0.2.7/32"}),
+        (["0.0.0.0/0"], ["172.30.1.1", "192.0.2.7", "2001:db8::7"], {"172.30.1.1/32", "192.0.2.7/32"}),
+        (["172.30.0.0/16", "::/0"], [], {"172.30.1.1/32", "fd00:172:30::1/128"}),  # nobody looked yet
+        (["198.51.100.0/24"], ["172.30.1.1"], set()),
+    ],
+)
+def test_addresses_that_answer_node_ports(settings: list[str], held: list[str], found: set[str]) -> None:
+    config = with_settings(NetworkConfig(), [f"services.nodePortAddresses={','.join(settings)}"])
+    compiler = compiled(node(1), node(2), config=config)
+    here = Underlay("eth0", 1500, node_addresses=tuple(map(address, held)))
+    compiler.apply([Change(UNDERLAY, None, here)])
+    assert sets(compiler).get(SetName.NODE_PORT_IPS, set()) == found
+
+
+def test_localhost_answers_node_ports_where_the_configuration_says_so() -> None:
+    config = with_settings(NetworkConfig(), ["services.localhostNodePorts=true"])
+    found = sets(compiled(node(1), node(2), config=config))
+    assert found[SetName.NODE_PORT_IPS] == {"172.30.1.1/32", "fd00:172:30::1/128", "127.0.0.1/32"}
+
+
+def test_prefixes_of_service_cidrs_come_and_go_beside_the_configured_ones() -> None:
+    def cidr(*texts: str) -> ServiceCIDR:
+        return ServiceCIDR(metadata=ObjectMeta(name="more"), spec=ServiceCIDRSpec(cidrs=list(texts)))
+
+    compiler = compiled(node(1))
+    before = sets(compiler)
+    more = cidr("10.97.0.0/16", "fd00:10:97::/112", "10.98.0.1/16")
+    compiler.apply([Change("ServiceCIDR", None, more)])
+    for name in (SetName.SERVICE_CIDRS, SetName.CLUSTER_CIDRS):
+        assert sets(compiler)[name] == before[name] | {"10.97.0.0/16", "fd00:10:97::/112"}
+    assert "servicecidr more: spec.cidrs: '10.98.0.1/16'" in reasons(compiler)
+    compiler.apply([Change("ServiceCIDR", more, None)])
+    assert sets(compiler) == before
 
 
 def test_pods_of_a_node_outside_of_the_configured_range_are_pods_too() -> None:

@@ -46,6 +46,9 @@ def test_a_document_and_settings_say_the_same() -> None:
         ("nonMasqueradeCIDRs=192.0.2.1/24", "nonMasqueradeCIDRs: '192.0.2.1/24' is not a network prefix"),
         ("link.hairpin=promiscuous", "link.hairpin: promiscuous is not available"),
         ("link.bridge=plx", "link.bridge: 'plx'"),
+        ("services.nodePortAddresses=primary,10.0.0.0/8", "services.nodePortAddresses: write primary alone"),
+        ("services.nodePortAddresses=", "services.nodePortAddresses: write primary alone"),
+        ("services.nodePortAddresses=10.0.0.1/8", "services.nodePortAddresses: '10.0.0.1/8'"),
         ("services.mode=socket", "services.mode: socket is not available"),
         ("backend.vni=0", "backend.vni"),
         ("backend.vni=16777216", "backend.vni"),
@@ -90,3 +93,9 @@ def test_a_bad_document_is_refused_with_the_files_name(document: Any, message: s
         parse(document, "network.yaml")
     assert str(refused.value).startswith("network.yaml")
     assert message in str(refused.value)
+
+
+def test_node_ports_of_localhost_are_of_ipv4_only() -> None:
+    with pytest.raises(ConfigError, match=r"services\.localhostNodePorts: only 127\.0\.0\.1"):
+        with_settings(DEFAULT, ["ipFamilies=IPv6", "services.localhostNodePorts=true"])
+    assert with_settings(DEFAULT, ["services.localhostNodePorts=true"]).services.localhost_node_ports

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from podlane.errors import ApiError, GoneError
+from podlane.errors import ApiError, GoneError, NotFoundError
 from podlane.model.objects import KINDS, Node, Object
 from podlane.watch.http import Unreachable
 from podlane.watch.reflector import (
@@ -238,7 +238,7 @@ class Script:
             yield line
 
 
-def run(script: Script) -> tuple[list[News[Object]], list[float], list[Progress]]:
+def run(script: Script, kind: str = "Node") -> tuple[list[News[Object]], list[float], list[Progress]]:
     news: list[News[Object]] = []
     pauses: list[float] = []
     progress: list[Progress] = []
@@ -248,7 +248,7 @@ def run(script: Script) -> tuple[list[News[Object]], list[float], list[Progress]
 
     async def main() -> None:
         await follow(
-            Source("Node"),
+            Source(kind),
             script,  # type: ignore[arg-type]
             lambda kind, each: news.append(each),
             progress.append,
@@ -271,6 +271,19 @@ def test_the_loop_keeps_everything_while_the_api_is_away() -> None:
     assert pauses[0] < 0.1 < pauses[1]
     assert [q.get("resourceVersion") for q in script.asked] == [None, None, "10", "11", "11", "12"]
     assert {p.error for p in progress} == {"", "nobody there"}
+
+
+def test_a_kind_that_an_older_api_lacks_is_none_until_it_is_there() -> None:
+    lacking = NotFoundError("the server could not find the requested resource")
+    script = Script(lacking, lacking, page(version="7"), [bookmark("8")])
+    news, pauses, progress = run(script, "ServiceCIDR")
+    assert [each.objects for each in news if isinstance(each, Replace)] == [[], [], []]
+    assert len(pauses) == 2
+    assert {p.error for p in progress} == {""}
+    assert all(p.reflector.synced for p in progress)
+    _, _, progress = run(Script(lacking))
+    assert progress[0].error
+    assert not progress[0].reflector.synced
 
 
 def test_the_loop_relists_after_gone_without_a_pause() -> None:

@@ -18,14 +18,14 @@ from typing import Any
 
 from podlane.agent import http, install, report, sysctls, underlay
 from podlane.agent.attachments import Attachments
-from podlane.agent.monitor import Monitor
+from podlane.agent.monitor import OURS, Monitor
 from podlane.agent.options import AgentOptions
 from podlane.agent.reconciler import EVERY_ROW, Reconciler
 from podlane.agent.ruleset_monitor import RulesetMonitor
 from podlane.compile import facts
 from podlane.compile.engine import Compiler, capabilities
 from podlane.compile.tables import Table
-from podlane.compile.view import ATTACHMENT, UNDERLAY, Change, key_of
+from podlane.compile.view import ATTACHMENT, CLUSTER_WIDE, UNDERLAY, Change, key_of
 from podlane.errors import ConfigError, KernelError
 from podlane.kernel.driver import Driver, Failure
 from podlane.kernel.rtnl import Rtnl
@@ -168,7 +168,7 @@ class Agent:
             return
         wanted = facts.internal_addresses(node)
         links, held = await asyncio.to_thread(_read_links)
-        found = underlay.find(wanted, links, held)
+        found = underlay.find(wanted, links, held, self._is_ours)
         if found is None:
             complaint = underlay.complaint(wanted, links, held)
             if complaint != self._uplink_complaint:
@@ -181,6 +181,9 @@ class Agent:
             self.reconciler.submit([Change(UNDERLAY, None, found)])
             self._apply_settings(found.device)
 
+    def _is_ours(self, device: str) -> bool:
+        return device.startswith(OURS) or device in self.compiler.tables[Table.BRIDGES]
+
     def _apply_settings(self, uplink: str) -> None:
         self._settings_refused = sysctls.apply(
             sysctls.wanted(
@@ -188,6 +191,7 @@ class Agent:
                 uplink,
                 sysctls.read,
                 bridged=self.config.link.mode is LinkMode.BRIDGE,
+                from_loopback=self.options.services and self.config.services.localhost_node_ports,
             )
         )
         for error in self._settings_refused:
@@ -321,7 +325,7 @@ def sources(reads: frozenset[str], node_name: str) -> list[Source]:
 
 def _local(kind: str, key: tuple[str, str]) -> Any:
     """The reflector's (namespace, name) as the view's key."""
-    return key[1] if kind in ("Node", "Namespace") else key
+    return key[1] if kind in CLUSTER_WIDE else key
 
 
 def _concerns(failure: Failure, attachment: Attachment) -> bool:

@@ -30,7 +30,9 @@ class Setting(NamedTuple):
     value: str
 
 
-def wanted(families: Iterable[Family], uplink: str, read: Read, *, bridged: bool = False) -> list[Setting]:
+def wanted(
+    families: Iterable[Family], uplink: str, read: Read, *, bridged: bool = False, from_loopback: bool = False
+) -> list[Setting]:
     """What differs, in the order in which it must be written. read(name): None where there is no such name.
 
     - accept_ra 2 on the uplink before forwarding: a router ignores advertisements otherwise, and with
@@ -39,6 +41,8 @@ def wanted(families: Iterable[Family], uplink: str, read: Read, *, bridged: bool
       come by the underlay, not by the tunnel that leads to them;
     - with bridged pods, frames that only cross the bridge shown to nftables, or services would not work
       between two of its ports;
+    - with node ports of 127.0.0.1, packets of that source let out, whose source is then translated (what
+      this opens to neighbours the ruleset closes again, see kernel/nft/skeleton.py);
     - conntrack liberal about TCP windows: one packet it takes for invalid would otherwise pass
       untranslated and reset the connection (kubernetes/kubernetes#74839).
     """
@@ -53,6 +57,8 @@ def wanted(families: Iterable[Family], uplink: str, read: Read, *, bridged: bool
         filters = [read(f"net/ipv4/conf/{each}/rp_filter") for each in ("all", "default", uplink)]
         if "1" in filters:
             rules.append(Setting("net/ipv4/conf/all/rp_filter", "2"))
+        if from_loopback:
+            rules.append(Setting("net/ipv4/conf/all/route_localnet", "1"))
     rules.append(Setting("net/netfilter/nf_conntrack_tcp_be_liberal", "1"))
     found = [rule for rule in rules if read(rule.name) not in (None, rule.value)]
     # Without the module there is no such name, and writing it is refused in words that say so.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from podlane.kernel.rtnl import InterfaceAddress, Link
 from podlane.model.addresses import Address
@@ -10,9 +10,14 @@ from podlane.model.local import Underlay
 
 
 def find(
-    wanted: Sequence[Address], links: Iterable[Link], held: Iterable[InterfaceAddress]
+    wanted: Sequence[Address],
+    links: Iterable[Link],
+    held: Iterable[InterfaceAddress],
+    ours: Callable[[str], bool] = lambda _: False,
 ) -> Underlay | None:
     """The link that has the first of `wanted` which any link has; None if none does.
+
+    ours: whether a link of that name is podlane's; then its addresses are none of the node's.
 
     The addresses of loopback count: some networks route a node's address to it (BGP to the host); but
     then there is no one underlay, and the tunnel's is chosen by the route.
@@ -26,8 +31,16 @@ def find(
                 here = tuple(
                     (each.address.ip, each.address.network) for each in held if each.link == link.index
                 )
-                return Underlay(link.name, link.mtu_bytes, here)
+                theirs = (each for each in held if not ours(by_index[each.link].name))
+                return Underlay(link.name, link.mtu_bytes, here, _own(theirs))
     return None
+
+
+def _own(held: Iterable[InterfaceAddress]) -> tuple[Address, ...]:
+    """In an order of their own: a link that is made anew changes nothing."""
+    found = {each.address.ip for each in held}
+    usable = [ip for ip in found if not (ip.is_loopback or ip.is_link_local or ip.is_multicast)]
+    return tuple(sorted(usable, key=lambda ip: (ip.version, int(ip))))
 
 
 def complaint(wanted: Sequence[Address], links: Iterable[Link], held: Iterable[InterfaceAddress]) -> str:

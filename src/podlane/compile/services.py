@@ -55,6 +55,7 @@ from podlane.compile.tables import (
 from podlane.compile.view import CONFIG, ZONE_LABEL, Change, View, service_of, since
 from podlane.errors import ConfigError
 from podlane.model.addresses import Address, Family, Prefix, Protocol, address, family_of, host_prefix
+from podlane.model.config import Services
 from podlane.model.objects import EndpointSlice, Node, Service, ServicePort
 
 NAME: Final = "services"
@@ -63,6 +64,7 @@ CLUSTER: Final = "cluster"
 LOCAL: Final = "local"
 
 DEFAULT_AFFINITY_S: Final = 10800
+_DEFAULT: Final = Services()
 
 
 def units_of(change: Change, view: View) -> Iterator[UnitKey]:
@@ -88,6 +90,7 @@ def compile_unit(key: UnitKey, view: View) -> Rows | Compiled:
         view.slices_of(key.namespace, key.name),
         here=place_of(view.me.name, view.me.node),
         families=view.config.ip_families,
+        config=view.config.services,
     )
 
 
@@ -121,7 +124,12 @@ def ours(service: Service) -> bool:
 
 
 def compile_service(
-    service: Service, slices: Iterable[EndpointSlice], *, here: Place, families: Iterable[Family]
+    service: Service,
+    slices: Iterable[EndpointSlice],
+    *,
+    here: Place,
+    families: Iterable[Family],
+    config: Services = _DEFAULT,
 ) -> Compiled:
     """The rows of one Service, which `ours` let through."""
     known = endpoints(slices)
@@ -135,7 +143,7 @@ def compile_service(
             if port.protocol in PROTOCOLS:
                 there = known.get((port.name, PROTOCOLS[port.protocol], family), {})
                 chosen = select_for(service, port, where, there, here)
-                _port(_Port.of(service, port, where), chosen, there, here, rows)
+                _port(_Port.of(service, port, where, config), chosen, there, here, rows)
             else:
                 rows.refused.append(
                     f"service {service.namespace}/{service.name}: port {port.port}: "
@@ -275,9 +283,10 @@ class _Port(NamedTuple):
     internal_local: bool
     external_local: bool
     affinity_timeout_s: int
+    masquerade_all: bool = False
 
     @classmethod
-    def of(cls, service: Service, port: ServicePort, where: _Addresses) -> _Port:
+    def of(cls, service: Service, port: ServicePort, where: _Addresses, config: Services) -> _Port:
         protocol = Protocol(port.protocol)
         lists = ListKey(service.namespace, service.name, port.name, protocol, where.family, CLUSTER)
         return cls(
@@ -289,6 +298,7 @@ class _Port(NamedTuple):
             _internal_local(service),
             _external_local(service),
             _affinity_s(service),
+            config.masquerade_all,
         )
 
 
@@ -326,11 +336,15 @@ def _port(port: _Port, chosen: Selection, known: Mapping[Backend, Known], here: 
 
 
 def _frontends(port: _Port, chosen: Selection) -> tuple[Frontend, Frontend]:
-    """How the ClusterIP is served, and how everything that faces outward is."""
+    """How the ClusterIP is served, and how everything that faces outward is.
+
+    With services.masqueradeAll a ClusterIP is served as an external address is: masqueraded always.
+    """
     cluster, local = port.lists._replace(scope=CLUSTER), port.lists._replace(scope=LOCAL)
     if not chosen.any:
         return _REJECT, _REJECT
-    internal = Frontend(FrontendClass.INTERNAL, local if port.internal_local else cluster)
+    kind = FrontendClass.EXTERNAL if port.masquerade_all else FrontendClass.INTERNAL
+    internal = Frontend(kind, local if port.internal_local else cluster)
     if port.internal_local and not chosen.local:
         internal = _DROP
     external = Frontend(FrontendClass.EXTERNAL, cluster)

@@ -106,7 +106,7 @@ def _frontend(
             why = "ClusterIP" if from_pod else "ClusterIP, from no pod: the source becomes this node"
             masquerade, chosen = not from_pod, row.backends
         case FrontendClass.EXTERNAL:
-            why, masquerade, chosen = "external: the source becomes this node", True, row.backends
+            why, masquerade, chosen = "the source becomes this node", True, row.backends
         case FrontendClass.EXTERNAL_LOCAL if from_pod or flow.from_node:
             who = "a pod" if from_pod else "the node"
             why = f"externalTrafficPolicy Local, but from {who}: any node's endpoints"

@@ -113,7 +113,7 @@ class SetName(enum.StrEnum):
     POD_CIDRS = "pod-cidrs"  # sources that are pods (the local detector)
     CLUSTER_CIDRS = "cluster-cidrs"  # destinations a pod reaches without masquerade
     NODE_IPS = "node-ips"  # all nodes' own addresses: never masqueraded either
-    NODE_PORT_IPS = "node-port-ips"  # this node's addresses that answer node ports
+    NODE_PORT_IPS = "node-port-ips"  # this node's addresses that answer node ports; loopback's by config
     LOCAL_ENDPOINTS = "local-endpoints"  # this node's endpoints: hairpin needs masquerade
 
 

@@ -26,12 +26,16 @@ from podlane.model.objects import (
     Object,
     Pod,
     Service,
+    ServiceCIDR,
 )
 
 # Kinds of changes that are no API object.
 ATTACHMENT: Final = "Attachment"
 UNDERLAY: Final = "Underlay"
 CONFIG: Final = "Config"
+
+CLUSTER_WIDE: Final = frozenset({"Node", "Namespace", "ServiceCIDR"})
+"""Kinds whose objects have no namespace: their key is their name."""
 
 ZONE_LABEL: Final = "topology.kubernetes.io/zone"
 
@@ -82,7 +86,7 @@ class Me(NamedTuple):
 class View:
     """Read-only. Mappings are live: do not keep them across changes.
 
-    nodes, namespaces: by name. pods, services, slices: by (namespace, name).
+    nodes, namespaces, service_cidrs: by name. pods, services, slices: by (namespace, name).
     """
 
     def __init__(self, node_name: str, config: NetworkConfig) -> None:
@@ -93,6 +97,7 @@ class View:
         self._pods: dict[Key, Pod] = {}
         self._services: dict[Key, Service] = {}
         self._slices: dict[Key, EndpointSlice] = {}
+        self._service_cidrs: dict[str, ServiceCIDR] = {}
         self._attachments: dict[Key, Attachment] = {}
         self._underlay: Underlay | None = None
         self._pods_by_node: _Index[str] = _Index()
@@ -101,6 +106,7 @@ class View:
         self._attachments_by_address: _Index[str] = _Index()
         self.nodes: Mapping[str, Node] = MappingProxyType(self._nodes)
         self.namespaces: Mapping[str, Namespace] = MappingProxyType(self._namespaces)
+        self.service_cidrs: Mapping[str, ServiceCIDR] = MappingProxyType(self._service_cidrs)
         self.pods: Mapping[Key, Pod] = MappingProxyType(self._pods)
         self.services: Mapping[Key, Service] = MappingProxyType(self._services)
         self.slices: Mapping[Key, EndpointSlice] = MappingProxyType(self._slices)
@@ -136,6 +142,7 @@ class View:
             "Pod": self._pods,
             "Service": self._services,
             "EndpointSlice": self._slices,
+            "ServiceCIDR": self._service_cidrs,
             ATTACHMENT: self._attachments,
         }
         return tables[kind]
@@ -143,7 +150,7 @@ class View:
 
 def key_of(kind: str, value: Any) -> Any:
     """The key of a value in View.objects(kind)."""
-    if kind in ("Node", "Namespace"):
+    if kind in CLUSTER_WIDE:
         return value.name
     return value.key
 

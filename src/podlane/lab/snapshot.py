@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from podlane.errors import KernelError, UsageError
+from podlane.errors import KernelError, NotFoundError, UsageError
 from podlane.kernel import netns
 from podlane.lab import record as records
 from podlane.lab.kubelet.container_spec import LABEL_CONTAINER, LABEL_UID
@@ -22,18 +22,27 @@ from podlane.model.objects import KINDS, Object
 from podlane.observe.cluster import Cluster
 from podlane.observe.ground import Running
 from podlane.observe.listening import FILES, Listening, parse
+from podlane.watch.reflector import OPTIONAL
 
 RESOURCES = {
     "Node": "nodes",
     "Pod": "pods",
     "Service": "services",
     "EndpointSlice": "endpointslices.discovery.k8s.io",
+    "ServiceCIDR": "servicecidrs.networking.k8s.io",
 }
 
 
 def objects(client: Client) -> list[Object]:
     """Everything the network is compiled from. Raises ApiError, LabError."""
-    return [narrow(kind, obj) for kind, resource in RESOURCES.items() for obj in client.list(resource)]
+    found: list[Object] = []
+    for kind, resource in RESOURCES.items():
+        try:
+            found += [narrow(kind, obj) for obj in client.list(resource)]
+        except NotFoundError:
+            if kind not in OPTIONAL:
+                raise
+    return found
 
 
 def narrow(kind: str, obj: dict[str, Any]) -> Object:

@@ -30,6 +30,8 @@ class BackendType(enum.StrEnum):
     EXTENSION = "extension"
 
 
+PRIMARY = "primary"
+
 AVAILABLE_BACKENDS = (BackendType.VXLAN,)
 
 
@@ -72,11 +74,26 @@ class Link(_Section, frozen=True):
 
 
 class Services(_Section, frozen=True):
-    """nodePortRange: "first-last". masqueradeMark: one bit of the packet mark."""
+    """nodePortRange: "first-last". masqueradeMark: one bit of the packet mark.
+
+    nodePortAddresses: which of a node's addresses answer node ports: `primary` (those the Node object
+    says), or prefixes. localhostNodePorts: 127.0.0.1 too, for the node itself. masqueradeAll: what
+    goes to a ClusterIP is masqueraded whoever sends it.
+    """
 
     mode: ServiceMode = ServiceMode.NFTABLES
     node_port_range: str = "30000-32767"
+    node_port_addresses: list[str] = field(default_factory=lambda: [PRIMARY])
+    localhost_node_ports: bool = False
     masquerade_mark: int = 0x4000
+    masquerade_all: bool = False
+
+    @property
+    def node_port_prefixes(self) -> tuple[Prefix, ...] | None:
+        """None for the Node object's own addresses."""
+        if self.node_port_addresses == [PRIMARY]:
+            return None
+        return tuple(map(prefix, self.node_port_addresses))
 
 
 class Fabric(_Section, frozen=True):
@@ -242,6 +259,18 @@ def validate(config: NetworkConfig, where: str) -> NetworkConfig:
     if config.link.hairpin is not Hairpin.VETH:
         why = "since Linux 6.9 a bridge forgets the connections of what it takes in promiscuously"
         raise refuse("link.hairpin", f"{config.link.hairpin} is not available: {why}; use veth")
+    if config.services.localhost_node_ports and Family.IPV4 not in families:
+        why = "only 127.0.0.1 can have node ports: the kernel routes no answer to ::1; set it to false"
+        raise refuse("services.localhostNodePorts", why)
+    if config.services.node_port_addresses != [PRIMARY]:
+        if PRIMARY in config.services.node_port_addresses or not config.services.node_port_addresses:
+            why = f"write {PRIMARY} alone, or prefixes as 172.30.0.0/16"
+            raise refuse("services.nodePortAddresses", why)
+        for text in config.services.node_port_addresses:
+            try:
+                prefix(text)
+            except ConfigError as error:
+                raise refuse("services.nodePortAddresses", str(error)) from None
     for text in config.non_masquerade_cidrs:
         try:
             prefix(text)

@@ -11,12 +11,14 @@ class Underlay(Struct, frozen=True):
     """The link that carries this node's InternalIP.
 
     addresses: interface addresses with their on-link prefixes, as "172.30.1.11/24" gives
-    (172.30.1.11, 172.30.1.0/24).
+    (172.30.1.11, 172.30.1.0/24). node_addresses: what this node has on any link, but for loopback and
+    link-local addresses; empty when nobody looked.
     """
 
     device: str
     mtu_bytes: int
     addresses: tuple[tuple[Address, Prefix], ...] = ()
+    node_addresses: tuple[Address, ...] = ()
 
 
 class Attachment(Struct, frozen=True):

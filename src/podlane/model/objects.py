@@ -222,6 +222,17 @@ class EndpointSlice(Object, frozen=True):
     ports: list[EndpointPort] | None = None
 
 
+# --- networking.k8s.io/v1 ServiceCIDR --------------------------------------------------------------
+
+
+class ServiceCIDRSpec(_Narrow, frozen=True):
+    cidrs: list[str] = []
+
+
+class ServiceCIDR(Object, frozen=True):
+    spec: ServiceCIDRSpec = ServiceCIDRSpec()
+
+
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 
 KINDS: dict[str, type[Object]] = {
@@ -230,4 +241,5 @@ KINDS: dict[str, type[Object]] = {
     "Pod": Pod,
     "Service": Service,
     "EndpointSlice": EndpointSlice,
+    "ServiceCIDR": ServiceCIDR,
 }

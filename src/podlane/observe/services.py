@@ -113,7 +113,16 @@ def report(cluster: Cluster, config: NetworkConfig, service: Service) -> Service
             service.namespace, service.name, service.spec.type, _left_alone(service), endpoints=ends
         )
     compiled = [
-        (here, compile_service(service, cluster.slices_of(service), here=here, families=config.ip_families))
+        (
+            here,
+            compile_service(
+                service,
+                cluster.slices_of(service),
+                here=here,
+                families=config.ip_families,
+                config=config.services,
+            ),
+        )
         for here in places or [Place("")]
     ]
     choices: dict[bytes, Choice] = {}

@@ -5,6 +5,7 @@
 
     LISTING ──last page──> Replace, WATCHING        page with `continue`: ask for the next page
     LISTING ──410──> LISTING from the first page    the continue token is too old
+    LISTING ──404──> LISTING                        of a kind that older APIs lack: nothing, asked for again
     WATCHING ──ADDED, MODIFIED──> Upsert            ──DELETED──> Delete
     WATCHING ──BOOKMARK──> the version only         ──end of stream──> WATCHING from the last version
     WATCHING ──410, ERROR event──> LISTING          what was missed shows as a difference in Replace
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 
-from podlane.errors import ApiError, GoneError
+from podlane.errors import ApiError, GoneError, NotFoundError
 from podlane.model.objects import KINDS, Object
 
 if TYPE_CHECKING:
@@ -46,7 +47,11 @@ PATHS = {
     "Pod": "/api/v1/pods",
     "Service": "/api/v1/services",
     "EndpointSlice": "/apis/discovery.k8s.io/v1/endpointslices",
+    "ServiceCIDR": "/apis/networking.k8s.io/v1/servicecidrs",
 }
+
+# An API may be older than these; then there are none of them.
+OPTIONAL = frozenset({"ServiceCIDR"})
 
 # Annotations someone compiles from. Others are dropped on the way in: they may be large (the last applied
 # configuration) or change without meaning (leases of controllers).
@@ -217,6 +222,16 @@ class Reflector(Generic[T]):
         self.version = meta.resource_version
         return Upsert(found) if found is not None else None
 
+    def absent(self, error: ApiError) -> Replace[T] | None:
+        """What an API that has no such kind holds of it; None when the error says anything else."""
+        if self.state is not State.LISTING or self.source.kind not in OPTIONAL:
+            return None
+        if not isinstance(error, NotFoundError):
+            return None
+        self._complete("0")
+        self.state = State.LISTING
+        return Replace([])
+
     def refused(self, error: ApiError) -> bool:
         """The API refused, or a watch said ERROR. True: ask again at once, in another way."""
         if isinstance(error, GoneError):
@@ -336,7 +351,10 @@ async def _exchange(
                         deliver(kind, news)
                     progress(Progress(reflector, ""))
     except ApiError as error:
-        progress(Progress(reflector, str(error)))
+        nothing = reflector.absent(error)
+        if nothing is not None:
+            deliver(kind, nothing)
+        progress(Progress(reflector, "" if nothing is not None else str(error)))
         if reflector.refused(error):
             return
         log.info("%s: %s", kind, error)

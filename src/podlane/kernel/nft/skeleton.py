@@ -241,7 +241,7 @@ def _body(family: Family, config: NetworkConfig) -> str:
 		{ip} daddr @{SetName.CLUSTER_IPS} goto refused
 		{ip} daddr @{SetName.SERVICE_CIDRS} drop
 	}}
-	chain prerouting {{
+{_guard(family, config)}	chain prerouting {{
 		type nat hook prerouting priority -100; policy accept;
 		goto services
 	}}
@@ -256,6 +256,21 @@ def _body(family: Family, config: NetworkConfig) -> str:
 		{ip} saddr @{SetName.POD_CIDRS} {ip} daddr != @{SetName.CLUSTER_CIDRS} \
 {ip} daddr != @{SetName.NODE_IPS} masquerade fully-random
 	}}"""
+
+
+def _guard(family: Family, config: NetworkConfig) -> str:
+    """Node ports of 127.0.0.1 need net.ipv4.conf.all.route_localnet, which also lets neighbours
+    talk to what listens on 127.0.0.1 (CVE-2020-8558). This is the kernel's own check again, for every packet
+    that comes from outside."""
+    if not config.services.localhost_node_ports or family is not Family.IPV4:
+        return ""
+    return """\
+	chain no-loopback-from-outside {
+		type filter hook prerouting priority -300; policy accept;
+		iif != "lo" ip saddr 127.0.0.0/8 drop
+		iif != "lo" ip daddr 127.0.0.0/8 drop
+	}
+"""
 
 
 _CLASSES: Final = {
