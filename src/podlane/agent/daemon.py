@@ -46,7 +46,8 @@ class Agent:
     ) -> None:
         self.options, self.config = options, config
         # Without services their driver is absent, so nobody would take their rows.
-        only = [c for c in capabilities() if options.services or c.name != "services"]
+        absent = {"policy"} | (set() if options.services else {"services"})
+        only = [c for c in capabilities() if c.name not in absent]
         self.compiler = Compiler(options.node_name, config, only)
         self.reconciler = Reconciler(self.compiler, drivers, changed=self._after_generation)
         self._api = api

@@ -41,7 +41,7 @@ class Capability(NamedTuple):
 
 
 # Modules of this package with a CAPABILITY, in no order that matters.
-_MODULES = ("node", "pods", "bridge", "vxlan", "services")
+_MODULES = ("node", "pods", "bridge", "vxlan", "services", "policy")
 
 
 @cache
@@ -113,8 +113,9 @@ class Compiler:
         for change in changes:
             real = self._objects.put(change)
             if real is not None:
-                for capability in self.capabilities:
-                    touched.update(dict.fromkeys(capability.units_of(real, self._objects)))
+                for each in (real, *self._objects.derived()):
+                    for capability in self.capabilities:
+                        touched.update(dict.fromkeys(capability.units_of(each, self._objects)))
         return touched
 
     def _recompile(self, touched: Iterable[UnitKey]) -> None:

@@ -21,7 +21,6 @@ Behaviour: kube-proxy v1.36, pkg/proxy/{serviceport,topology}.go and the nftable
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from ipaddress import ip_network
 from typing import Any, Final, NamedTuple
 
 from msgspec import structs
@@ -54,7 +53,16 @@ from podlane.compile.tables import (
 )
 from podlane.compile.view import CONFIG, ZONE_LABEL, Change, View, service_of, since
 from podlane.errors import ConfigError
-from podlane.model.addresses import Address, Family, Prefix, Protocol, address, family_of, host_prefix
+from podlane.model.addresses import (
+    Address,
+    Family,
+    Prefix,
+    Protocol,
+    address,
+    family_of,
+    host_prefix,
+    loose_prefix,
+)
 from podlane.model.config import Services
 from podlane.model.objects import EndpointSlice, Node, Service, ServicePort
 
@@ -218,7 +226,7 @@ def _sources(
     found: list[Prefix] = []
     for text in _source_ranges(service, family):
         try:
-            found.append(_range(text))
+            found.append(loose_prefix(text))
         except ConfigError as error:
             where = f"service {service.namespace}/{service.name}: spec.loadBalancerSourceRanges"
             refused.append(f"{where}: {error}")
@@ -226,14 +234,6 @@ def _sources(
     if own is not None and any(own in each for each in found):
         found += [host_prefix(vip) for vip in sorted(vips, key=int)]
     return tuple(dict.fromkeys(found))
-
-
-def _range(text: str) -> Prefix:
-    """As generous as old objects need: leading zeros, host bits. Raises ConfigError."""
-    where, bits = address(text.partition("/")[0]), _bits(text)
-    if bits is None or bits > where.max_prefixlen:
-        raise ConfigError(f"{text!r} is not a network prefix")
-    return ip_network((where, bits), strict=False)
 
 
 def _cluster_ip(service: Service, family: Family) -> str:

@@ -14,11 +14,16 @@ from typing import Any, NamedTuple, TypeAlias
 from msgspec import Struct
 
 from podlane.model.addresses import Address, Family, Interface, Prefix, Protocol
+from podlane.model.selectors import Selector
 
 
 class Table(enum.StrEnum):
     """In the order in which a generation is applied; removals run in reverse."""
 
+    POLICY_SETS = "policy-sets"  # id -> PodSet or NamedPort
+    PEERS = "peers"  # PodKey -> Peer
+    POLICIES = "policies"  # PolicyKey -> Policy
+    GUARDS = "guards"  # device name -> Guard
     BRIDGES = "bridges"  # device name -> BridgeLink
     PORTS = "ports"  # device name -> Port
     LINKS = "links"  # device name -> VxlanLink
@@ -219,6 +224,125 @@ class Frontend(Struct, frozen=True):
     backends: ListKey | None
     short_circuit: ListKey | None = None
     guarded: bool = False
+
+
+# --- network policy -------------------------------------------------------------------------------
+
+
+class Direction(enum.StrEnum):
+    """As seen from the pod that a policy selects."""
+
+    INGRESS = "ingress"
+    EGRESS = "egress"
+
+
+class PodSet(Struct, frozen=True):
+    """Pods by their labels, in `namespace`, or (if that is "") in the namespaces that `namespaces` selects.
+
+    id: a digest of the rest, and so the name of the kernel's set; members say it in Peer.sets.
+    """
+
+    id: str
+    namespace: str
+    namespaces: Selector
+    pods: Selector
+
+    def __str__(self) -> str:
+        pods = f"pods {self.pods}" if self.pods.requirements else "all pods"
+        if self.namespace:
+            return f"{pods} in namespace {self.namespace}"
+        where = f"namespaces {self.namespaces}" if self.namespaces.requirements else "every namespace"
+        return f"{pods} in {where}"
+
+
+class NamedPort(Struct, frozen=True):
+    """What a name of container ports stands for, pod by pod."""
+
+    id: str
+    name: str
+    protocol: Protocol
+
+    def __str__(self) -> str:
+        return f"port {self.name}/{self.protocol}"
+
+
+class PodKey(NamedTuple):
+    namespace: str
+    name: str
+
+
+class PeerPort(NamedTuple):
+    """set: the id of a NamedPort; number: what it is in this pod."""
+
+    set: str
+    number: int
+
+
+class Peer(Struct, frozen=True):
+    """A pod, of this node or of another, as policies in use here see it. sets: ids of PodSets, sorted."""
+
+    addresses: tuple[Address, ...]
+    sets: tuple[str, ...]
+    ports: tuple[PeerPort, ...] = ()
+
+
+class PolicyKey(NamedTuple):
+    """One direction of one NetworkPolicy."""
+
+    direction: Direction
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.direction} of {self.namespace}/{self.name}"
+
+
+class PortRange(NamedTuple):
+    """Both ends are within."""
+
+    protocol: Protocol
+    first: int
+    last: int
+
+
+class PolicyRule(Struct, frozen=True):
+    """One item of spec.ingress or spec.egress: a peer AND a port must fit.
+
+    peers: ids of PodSets, blocks: prefixes (exceptions are taken out); both None: anyone. ports, named (ids
+    of NamedPorts): both None: everything, ICMP too. Of the empty rules that are left when nothing of a list
+    can be used, none fits anything.
+    """
+
+    index: int
+    peers: tuple[str, ...] | None
+    blocks: tuple[Prefix, ...] | None
+    ports: tuple[PortRange, ...] | None
+    named: tuple[str, ...] | None
+
+
+class Policy(Struct, frozen=True):
+    """A policy that selects a pod of this node: what it allows."""
+
+    rules: tuple[PolicyRule, ...]
+
+
+class Guard(Struct, frozen=True):
+    """What watches over one link of a pod. ingress, egress: the policies of which one must allow; None:
+    not isolated; (): nothing is allowed (known is False: the API does not show the pod yet).
+
+    bridge: of which the link is a port; then the pod is told by its addresses instead of by the device.
+    """
+
+    pod: PodKey
+    device: str
+    addresses: tuple[Address, ...]
+    bridge: str
+    ingress: tuple[PolicyKey, ...] | None
+    egress: tuple[PolicyKey, ...] | None
+    known: bool = True
+
+    def policies(self, direction: Direction) -> tuple[PolicyKey, ...] | None:
+        return self.ingress if direction is Direction.INGRESS else self.egress
 
 
 Rows: TypeAlias = Mapping[Table, Mapping[Any, Any]]

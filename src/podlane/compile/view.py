@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeVar
 
+from podlane.compile.policy_index import PolicyIndex
 from podlane.errors import ConfigError
 from podlane.model.addresses import Address, address
 from podlane.model.config import NetworkConfig
@@ -22,6 +23,7 @@ from podlane.model.objects import (
     SERVICE_NAME_LABEL,
     EndpointSlice,
     Namespace,
+    NetworkPolicy,
     Node,
     Object,
     Pod,
@@ -33,6 +35,7 @@ from podlane.model.objects import (
 ATTACHMENT: Final = "Attachment"
 UNDERLAY: Final = "Underlay"
 CONFIG: Final = "Config"
+IN_USE: Final = "InUse"  # derived: a policy, or a set of peers, that this node's pods need (policy_index.py)
 
 CLUSTER_WIDE: Final = frozenset({"Node", "Namespace", "ServiceCIDR"})
 """Kinds whose objects have no namespace: their key is their name."""
@@ -86,7 +89,8 @@ class Me(NamedTuple):
 class View:
     """Read-only. Mappings are live: do not keep them across changes.
 
-    nodes, namespaces, service_cidrs: by name. pods, services, slices: by (namespace, name).
+    nodes, namespaces, service_cidrs: by name. pods, services, slices, network_policies: by (namespace, name).
+    policies: who is selected by what.
     """
 
     def __init__(self, node_name: str, config: NetworkConfig) -> None:
@@ -98,18 +102,22 @@ class View:
         self._services: dict[Key, Service] = {}
         self._slices: dict[Key, EndpointSlice] = {}
         self._service_cidrs: dict[str, ServiceCIDR] = {}
+        self._network_policies: dict[Key, NetworkPolicy] = {}
         self._attachments: dict[Key, Attachment] = {}
         self._underlay: Underlay | None = None
         self._pods_by_node: _Index[str] = _Index()
         self._pods_by_address: _Index[str] = _Index()
         self._slices_by_service: _Index[Key] = _Index()
         self._attachments_by_address: _Index[str] = _Index()
+        self._attachments_by_pod: _Index[Key] = _Index()
+        self.policies = PolicyIndex(node_name)
         self.nodes: Mapping[str, Node] = MappingProxyType(self._nodes)
         self.namespaces: Mapping[str, Namespace] = MappingProxyType(self._namespaces)
         self.service_cidrs: Mapping[str, ServiceCIDR] = MappingProxyType(self._service_cidrs)
         self.pods: Mapping[Key, Pod] = MappingProxyType(self._pods)
         self.services: Mapping[Key, Service] = MappingProxyType(self._services)
         self.slices: Mapping[Key, EndpointSlice] = MappingProxyType(self._slices)
+        self.network_policies: Mapping[Key, NetworkPolicy] = MappingProxyType(self._network_policies)
 
     @property
     def me(self) -> Me:
@@ -131,6 +139,10 @@ class View:
     def attachments_at(self, where: Address) -> list[Attachment]:
         return [self._attachments[key] for key in sorted(self._attachments_by_address.get(str(where)))]
 
+    def attachments_of(self, namespace: str, pod: str) -> list[Attachment]:
+        """A pod's links on this node, in order of key."""
+        return [self._attachments[key] for key in sorted(self._attachments_by_pod.get((namespace, pod)))]
+
     def objects(self, kind: str) -> Mapping[Any, Any]:
         """Everything of one kind by its key, for taking a list's difference."""
         return MappingProxyType(self._table(kind))
@@ -143,6 +155,7 @@ class View:
             "Service": self._services,
             "EndpointSlice": self._slices,
             "ServiceCIDR": self._service_cidrs,
+            "NetworkPolicy": self._network_policies,
             ATTACHMENT: self._attachments,
         }
         return tables[kind]
@@ -178,7 +191,23 @@ class Objects(View):
         else:
             table[key] = new
             self._reindex(kind, key, new, _Index.add)
+        self._tell_policies(kind, known, new)
         return Change(kind, known, new)
+
+    def derived(self) -> list[Change]:
+        """What followed from the last `put` in what is in use."""
+        return [
+            Change(IN_USE, None, what) if came else Change(IN_USE, what, None)
+            for what, came in self.policies.derived()
+        ]
+
+    def _tell_policies(self, kind: str, old: Any, new: Any) -> None:
+        if kind == "Pod":
+            self.policies.put_pod(old, new)
+        elif kind == "Namespace":
+            self.policies.put_namespace(old, new)
+        elif kind == "NetworkPolicy":
+            self.policies.put_policy(old, new)
 
     def _reindex(self, kind: str, key: Key, value: Any, act: Any) -> None:
         if isinstance(value, Pod):
@@ -190,6 +219,7 @@ class Objects(View):
         elif isinstance(value, Attachment):
             for where in value.addresses:
                 act(self._attachments_by_address, str(where), key)
+            act(self._attachments_by_pod, (value.pod_namespace, value.pod_name), key)
 
 
 def service_of(piece: EndpointSlice) -> Key:

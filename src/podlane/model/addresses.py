@@ -94,3 +94,11 @@ def prefix(text: str) -> Prefix:
 def host_prefix(value: Address) -> Prefix:
     """The /32 or /128 of one address."""
     return ipaddress.ip_network(value)
+
+
+def loose_prefix(text: str) -> Prefix:
+    """A CIDR as old objects may write it: with leading zeros or host bits. Raises ConfigError."""
+    where, bits = address(text.partition("/")[0]), text.partition("/")[2]
+    if not bits.isdecimal() or int(bits) > where.max_prefixlen:
+        raise ConfigError(f"{text!r} is not a network prefix")
+    return ipaddress.ip_network((where, int(bits)), strict=False)

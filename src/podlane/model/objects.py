@@ -93,8 +93,11 @@ class ContainerPort(_Narrow, frozen=True):
 
 
 class Container(_Narrow, frozen=True):
+    """restart_policy: "Always" for an init container that stays (a sidecar)."""
+
     name: str
     ports: list[ContainerPort] = []
+    restart_policy: str | None = None
 
 
 class PodSpec(_Narrow, frozen=True):
@@ -235,6 +238,65 @@ class ServiceCIDR(Object, frozen=True):
 
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 
+
+# --- networking.k8s.io/v1 NetworkPolicy -----------------------------------------------------------
+
+
+class LabelSelectorRequirement(_Narrow, frozen=True):
+    key: str = ""
+    operator: str = ""
+    values: list[str] | None = None
+
+
+class LabelSelector(_Narrow, frozen=True):
+    """metav1.LabelSelector. Empty: everything; where one is absent (None) depends on the field."""
+
+    match_labels: dict[str, str] | None = None
+    match_expressions: list[LabelSelectorRequirement] | None = None
+
+
+class IPBlock(_Narrow, frozen=True):
+    cidr: str = ""
+    excepted: list[str] | None = field(default=None, name="except")
+
+
+class NetworkPolicyPeer(_Narrow, frozen=True):
+    pod_selector: LabelSelector | None = None
+    namespace_selector: LabelSelector | None = None
+    ip_block: IPBlock | None = field(default=None, name="ipBlock")
+
+
+class NetworkPolicyPort(_Narrow, frozen=True):
+    protocol: str | None = None
+    port: int | str | None = None
+    end_port: int | None = None
+
+
+class IngressRule(_Narrow, frozen=True):
+    """NetworkPolicyIngressRule; None and [] of either field mean anyone, and every port."""
+
+    peers: list[NetworkPolicyPeer] | None = field(default=None, name="from")
+    ports: list[NetworkPolicyPort] | None = None
+
+
+class EgressRule(_Narrow, frozen=True):
+    """NetworkPolicyEgressRule, as IngressRule."""
+
+    peers: list[NetworkPolicyPeer] | None = field(default=None, name="to")
+    ports: list[NetworkPolicyPort] | None = None
+
+
+class NetworkPolicySpec(_Narrow, frozen=True):
+    pod_selector: LabelSelector | None = None
+    ingress: list[IngressRule] | None = None
+    egress: list[EgressRule] | None = None
+    policy_types: list[str] | None = None
+
+
+class NetworkPolicy(Object, frozen=True):
+    spec: NetworkPolicySpec = NetworkPolicySpec()
+
+
 KINDS: dict[str, type[Object]] = {
     "Node": Node,
     "Namespace": Namespace,
@@ -242,4 +304,5 @@ KINDS: dict[str, type[Object]] = {
     "Service": Service,
     "EndpointSlice": EndpointSlice,
     "ServiceCIDR": ServiceCIDR,
+    "NetworkPolicy": NetworkPolicy,
 }

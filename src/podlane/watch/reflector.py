@@ -48,6 +48,7 @@ PATHS = {
     "Service": "/api/v1/services",
     "EndpointSlice": "/apis/discovery.k8s.io/v1/endpointslices",
     "ServiceCIDR": "/apis/networking.k8s.io/v1/servicecidrs",
+    "NetworkPolicy": "/apis/networking.k8s.io/v1/networkpolicies",
 }
 
 # An API may be older than these; then there are none of them.
