@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import Final, NamedTuple
 
 from podlane.kernel import netlink
@@ -143,14 +144,29 @@ def batch() -> tuple[Request, Request]:
 
 
 def pack_element(element: Element) -> bytes:
-    body = _nest(_KEY, _nest(_VALUE, element.key, flag=0))
-    if element.data is not None:
-        body += _nest(_DATA, _nest(_VALUE, element.data, flag=0))
+    key, data = element.key, element.data
+    if data is not None and not element.flags and not element.last:
+        before, between = _map_headers(len(key), len(data))
+        return before + key + between + data
+    body = _nest(_KEY, _nest(_VALUE, key, flag=0))
+    if data is not None:
+        body += _nest(_DATA, _nest(_VALUE, data, flag=0))
     if element.last:
         body += _nest(_KEY_END, _nest(_VALUE, element.last, flag=0))
     if element.flags:
         body += netlink.attribute(_FLAGS, netlink.be32(element.flags))
     return _nest(_LIST_ELEMENT, body)
+
+
+@cache
+def _map_headers(key_bytes: int, data_bytes: int) -> tuple[bytes, bytes]:
+    """What goes before the key and before the data of a map's element: the same for all of a map."""
+    key, data = bytes(key_bytes), bytes(data_bytes)
+    whole = _nest(
+        _LIST_ELEMENT, _nest(_KEY, _nest(_VALUE, key, flag=0)) + _nest(_DATA, _nest(_VALUE, data, flag=0))
+    )
+    middle = len(whole) - data_bytes
+    return whole[: 3 * _ATTRIBUTE.size], whole[3 * _ATTRIBUTE.size + key_bytes : middle]
 
 
 def _nest(kind: int, payload: bytes, flag: int = _NESTED) -> bytes:
@@ -159,22 +175,21 @@ def _nest(kind: int, payload: bytes, flag: int = _NESTED) -> bytes:
 
 
 def change(
-    family: Family, table: str, set_: str, elements: Iterable[Element], *, add: bool
-) -> Iterator[tuple[Request, int]]:
-    """Messages that add or delete elements of one set, and how many each holds."""
+    family: Family, table: str, set_: str, elements: Iterable[bytes], *, add: bool
+) -> Iterator[Request]:
+    """Messages that add or delete elements of one set. elements: packed."""
     head = header(family) + netlink.attribute(_TABLE, netlink.text(table))
     head += netlink.attribute(_SET, netlink.text(set_))
     kind, flags, verb = (NEW_ELEMENTS, NLM_F_CREATE, "add") if add else (DELETE_ELEMENTS, 0, "delete")
     chunk: list[bytes] = []
     size = 0
 
-    def message() -> tuple[Request, int]:
+    def message() -> Request:
         body = head + _nest(_ELEMENTS, b"".join(chunk))
         what = "element" if len(chunk) == 1 else f"{len(chunk)} elements"
-        return Request(kind, flags, body, f"{verb} {what}: {family.nft} {table} {set_}"), len(chunk)
+        return Request(kind, flags, body, f"{verb} {what}: {family.nft} {table} {set_}")
 
-    for element in elements:
-        packed = pack_element(element)
+    for packed in elements:
         if chunk and size + len(packed) > _MESSAGE_BYTES:
             yield message()
             chunk, size = [], 0
@@ -194,8 +209,34 @@ def unpack_elements(message: Message) -> Iterator[Element]:
     """The elements in one message of a dump. Raises netlink.Truncated."""
     for kind, listed in netlink.attribute_list(message.body, _NFGENMSG.size):
         if kind == _ELEMENTS:
+            alike = _unpack_alike(listed)
+            if alike is not None:
+                yield from alike
+                continue
             for _, body in netlink.attribute_list(listed):
                 yield _unpack_element(body)
+
+
+def _unpack_alike(listed: bytes) -> list[Element] | None:
+    """Elements that have a key and perhaps data, of one size, and nothing else, as all of a large map or
+    set do: they are cut by one format, ten times as fast. None if they are not like that."""
+    size = _ATTRIBUTE.unpack_from(listed)[0] if len(listed) >= _ATTRIBUTE.size else 0
+    if not size or len(listed) % size:
+        return None
+    first = _unpack_element(listed[_ATTRIBUTE.size : size])
+    keys, data = len(first.key), first.data
+    start, end = 3 * _ATTRIBUTE.size, 3 * _ATTRIBUTE.size + keys
+    middle = 0 if data is None else 2 * _ATTRIBUTE.size
+    if listed[start:end] != first.key or listed[end + middle : size] != (data or b""):
+        return None
+    each = struct.Struct(f"{start}s{keys}s{middle}s{size - end - middle}s")
+    before, between = listed[:start], listed[end : end + middle]
+    found: list[Element] = []
+    for head, key, gap, value in each.iter_unpack(listed):
+        if head != before or gap != between:
+            return None
+        found.append(Element(key, value if middle else None))
+    return found
 
 
 def _unpack_element(body: bytes) -> Element:

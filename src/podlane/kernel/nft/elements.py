@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
 from typing import Any, Final, NamedTuple
 
 from podlane.errors import KernelBusyError, KernelError, KernelNotFoundError
@@ -32,10 +31,6 @@ class Operation(NamedTuple):
     element: Element
     add: bool
     owner: Any = None
-
-    @property
-    def place(self) -> tuple[Family, str, bool]:
-        return self.family, self.set, self.add
 
 
 class Refusal(NamedTuple):
@@ -89,18 +84,20 @@ class Elements:
             time.sleep(_GROWS_S * attempt)
         raise KernelBusyError(errno.EBUSY, request.operation, "its table changed its size during each dump")
 
-    def commit(self, operations: Sequence[Operation], first: Sequence[Request] = ()) -> list[Refusal]:
-        """`first` and all operations as one transaction, in their order.
+    def commit(self, operations: Iterable[Operation], first: Sequence[Request] = ()) -> list[Refusal]:
+        """`first` and all operations as one transaction.
 
+        operations: gone through once, and once more if one is refused. They are put together by set, in
+        the order in which the sets come: of one key, a deletion goes before the addition.
         Returns which operations the kernel refused; then nothing has taken effect. Raises KernelError
         when it refuses one of `first`, or does not say what.
         """
-        if not operations and not first:
-            return []
-        if self._run([*first, *(request for request, _ in self._messages(operations))]) is None:
+        requests = [*first, *self._messages(operations)]
+        if not requests or self._run(requests) is None:
             return []
         # Once more with a message for each element, to learn which it was.
-        verdicts = self._run([*first, *(next(self._messages([each]))[0] for each in operations)])
+        operations = list(operations)
+        verdicts = self._run([*first, *(next(self._messages([each])) for each in operations)])
         if verdicts is None:
             return []  # what stood in the way has gone in between
         for error in verdicts[: len(first)]:
@@ -109,9 +106,17 @@ class Elements:
         refused = zip(operations, verdicts[len(first) :], strict=True)
         return [Refusal(operation, error) for operation, error in refused if error is not None]
 
-    def _messages(self, operations: Iterable[Operation]) -> Iterator[tuple[Request, int]]:
-        for (family, set_, add), group in groupby(operations, key=_place):
-            yield from codec.change(family, self.table, set_, (each.element for each in group), add=add)
+    def _messages(self, operations: Iterable[Operation]) -> Iterator[Request]:
+        by_place: dict[tuple[Family, str, bool], list[bytes]] = {}
+        pack = codec.pack_element
+        for family, set_, element, add, _ in operations:
+            place = family, set_, add
+            packed = by_place.get(place)
+            if packed is None:
+                packed = by_place[place] = []
+            packed.append(pack(element))
+        for (family, set_, add), packed in by_place.items():
+            yield from codec.change(family, self.table, set_, packed, add=add)
 
     def _run(self, requests: list[Request]) -> list[KernelError | None] | None:
         """None: committed. Otherwise a verdict a message, at least one of them an error."""
@@ -136,7 +141,3 @@ class Elements:
         except KernelNotFoundError:
             return False
         return True
-
-
-def _place(operation: Operation) -> Any:
-    return operation.place

@@ -58,6 +58,8 @@ def arrange(current: Sequence[Backend | None], wanted: Sequence[Backend]) -> lis
     Each endpoint gets its fair share of the slots: of an exact table as often as it is wanted.
     """
     slots = size_for(len(wanted)).slots
+    if slots == len(wanted) == len(free := dict.fromkeys(wanted)):
+        return _exact(current, free)
     quota = {b: divmod(slots * n, len(wanted)) for b, n in Counter(wanted).items()}
     spare = slots - sum(whole for whole, _ in quota.values())
     used: Counter[Backend] = Counter()
@@ -73,6 +75,17 @@ def arrange(current: Sequence[Backend | None], wanted: Sequence[Backend]) -> lis
         used[backend] += 1
         table[place] = backend
     missing = _missing(quota, used, spare)
+    return [backend if backend is not None else next(missing) for backend in table]
+
+
+def _exact(current: Sequence[Backend | None], free: dict[Backend, None]) -> list[Backend]:
+    """One slot for each of `free`, which is used up."""
+    table: list[Backend | None] = [None] * len(free)
+    for place, backend in enumerate(current[: len(free)]):
+        if backend in free:
+            del free[backend]
+            table[place] = backend
+    missing = iter(free)
     return [backend if backend is not None else next(missing) for backend in table]
 
 

@@ -26,7 +26,9 @@ from podlane.model.marks import Class
 
 _PROTOCOLS: Final = {protocol.number: protocol for protocol in Protocol}
 _PORT_BYTES: Final = 4  # padded
-_PORT_PADDING: Final = 2
+index_key: Final = struct.Struct("=II").pack
+"""The key of an element of endpoints or picks: (list id, index)."""
+_PADDING: Final = bytes(2)
 _BACKEND_BYTES: Final = (6, 18)
 _PROTOCOL_BYTES: Final = 4
 
@@ -41,12 +43,12 @@ def node_port(key: NodePortKey, mark: int) -> Element:
 
 
 def endpoint(list_id: int, index: int, backend: Backend) -> Element:
-    return Element(mark_field(list_id) + mark_field(index), _backend(backend))
+    return Element(index_key(list_id, index), _backend(backend))
 
 
 def pick(list_id: int, index: int, slot: int) -> Element:
     value = marks.mark(Class.STICKY, slot, list_id)
-    return Element(mark_field(list_id) + mark_field(index), mark_field(value))
+    return Element(index_key(list_id, index), mark_field(value))
 
 
 def slot(list_id: int, number: int, backend: Backend) -> Element:
@@ -78,7 +80,7 @@ def member(row: SetMember) -> Element:
 
 
 def _backend(backend: Backend) -> bytes:
-    return fields(backend)  # octets of address and port: what the kernel has too, but for the padding
+    return backend + _PADDING  # octets of address and port: what the kernel has too, but for the padding
 
 
 # --- and back ---
@@ -113,7 +115,7 @@ def unpack_source_range(element: Element) -> tuple[int, int, int]:
 
 def unpack_backend(data: bytes) -> Backend:
     """Raises ValueError for what is no address and port."""
-    octets = data[:-_PORT_PADDING]
+    octets = data[: -len(_PADDING)]
     if len(octets) not in _BACKEND_BYTES:
         raise ValueError(f"{len(data)} bytes are no address and port")
     return Backend.packed(octets)

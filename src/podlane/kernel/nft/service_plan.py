@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -38,19 +38,40 @@ class Timeout(NamedTuple):
 
 @dataclass
 class Plan:
-    """Deletions first: a key may be deleted and added again. stale: flows that must not outlive this."""
+    """Deletions first: a key may be deleted and added again. stale: flows that must not outlive this.
+    missing: more additions. silent: only the state changes; whoever asks will compare all of it with
+    the kernel."""
 
     removals: list[Operation] = field(default_factory=list)
     additions: list[Operation] = field(default_factory=list)
+    missing: Missing | None = None
+    silent: bool = False
     failures: list[Failure] = field(default_factory=list)
     stale: Stale = field(default_factory=Stale)
 
+    def __iter__(self) -> Iterator[Operation]:
+        yield from self.removals
+        yield from self.additions
+        yield from self.missing or ()
+
     @property
     def operations(self) -> list[Operation]:
-        return self.removals + self.additions
+        return list(self)
+
+    @property
+    def count(self) -> int:
+        """How many operations there are, once they have been gone through."""
+        return len(self.removals) + len(self.additions) + (self.missing.count if self.missing else 0)
+
+    def without(self, owners: Container[Any]) -> None:
+        """Drop the operations of some owners."""
+        self.removals = [each for each in self.removals if each.owner not in owners]
+        self.additions = [each for each in self.additions if each.owner not in owners]
+        if self.missing is not None:
+            self.missing = Missing(self.missing.source, lambda each: each.owner not in owners)
 
     def exchange(self, place: Place, old: Element | None, new: Element | None, owner: Any) -> None:
-        if old == new:
+        if self.silent or old == new:
             return
         family, name = place
         if old is not None:
@@ -62,6 +83,8 @@ class Plan:
         self, place: Place, old: Iterable[tuple[int, int]], new: Iterable[tuple[int, int]], owner: Any
     ) -> None:
         """The same for an interval set, by whole intervals."""
+        if self.silent:
+            return
         family, before, after = place[0], set(old), set(new)
         for first, last in sorted(before - after):
             for element in interval_elements(first, last, family):
@@ -69,6 +92,25 @@ class Plan:
         for first, last in sorted(after - before):
             for element in interval_elements(first, last, family):
                 self.exchange(place, None, element, owner)
+
+
+class Missing:
+    """Operations that are made anew whenever somebody goes through them: nobody need hold a million.
+
+    source: makes them; those that `wanted` says yes to are here. count: how many there were last time.
+    """
+
+    def __init__(
+        self, source: Callable[[], Iterable[Operation]], wanted: Callable[[Operation], bool] = lambda _: True
+    ) -> None:
+        self.source, self.count = source, 0
+        self._wanted = wanted
+
+    def __iter__(self) -> Iterator[Operation]:
+        self.count = 0
+        for each in filter(self._wanted, self.source()):
+            self.count += 1
+            yield each
 
 
 class List(NamedTuple):
@@ -80,7 +122,7 @@ class List(NamedTuple):
     code: int = 0
     slots: Mapping[Backend, int] = {}
     timeout_s: int = 0
-    keep: frozenset[Backend] = frozenset()
+    keep: tuple[Backend, ...] = ()
     sources: tuple[Element, ...] = ()
 
     def elements(self) -> Iterator[tuple[str, Element]]:

@@ -94,11 +94,14 @@ class ServiceState:
     def _adopt(self, kernel: KernelLists, family: Family, key: ListKey, list_id: int) -> None:
         if key not in self._lists and self._ids[family].adopt(list_id):
             layout, slots = kernel.layout(family, list_id)
-            self._lists[key] = List(list_id, layout, slots=slots, keep=frozenset(layout))
+            self._lists[key] = List(list_id, layout, slots=slots, keep=layout)
 
-    def put(self, changes: Mapping[Table, Delta[Any, Any]]) -> Plan:
-        """Take changes in. Failures are rows that have no place in the kernel; the rest is planned."""
-        plan = Plan()
+    def put(self, changes: Mapping[Table, Delta[Any, Any]], *, silent: bool = False) -> Plan:
+        """Take changes in. Failures are rows that have no place in the kernel; the rest is planned.
+
+        silent: without operations, for who compares everything afterwards (`operations`).
+        """
+        plan = Plan(silent=silent)
         self._put_members(changes.get(Table.SETS), plan)
         touched_lists: dict[ListKey, None] = {}
         told: dict[FrontKey, None] = {}
@@ -117,7 +120,8 @@ class ServiceState:
         touched = dict(told)
         for key in touched_lists:
             if self._lay(key, plan):
-                touched.update(dict.fromkeys(sorted(self._users.get(key, ()), key=str)))
+                users = self._users.get(key, ())
+                touched.update(dict.fromkeys(sorted(users, key=str) if len(users) > 1 else users))
         for key in touched:
             self._front(key, plan)
         for key in told:
@@ -141,12 +145,13 @@ class ServiceState:
     def elements(self) -> dict[Place, dict[tuple[bytes, int], Operation]]:
         """All elements that should be, by place, key and flags, as operations that add them."""
         found: dict[Place, dict[tuple[bytes, int], Operation]] = {}
-        for operation in self._everything():
+        for operation in self.operations():
             place = operation.family, operation.set
             found.setdefault(place, {})[operation.element.key, operation.element.flags] = operation
         return found
 
-    def _everything(self) -> Iterator[Operation]:
+    def operations(self) -> Iterator[Operation]:
+        """Whatever adds everything, one by one: there may be a million of them."""
         for (family, name), values in self._members.items():
             for element, row in _members(family, name, values):
                 yield Operation(family, name, element, True, (Table.SETS, row))
@@ -234,15 +239,17 @@ class ServiceState:
                 plan.failures.append(_failure(Table.BACKENDS, key, errno.E2BIG, why))
                 timeout_s = 0
         layout = tuple(lists.arrange(old.layout, backends)) if backends else ()
-        keep = frozenset(row.backends + row.still_serving)
+        keep = row.backends + row.still_serving
         sources = tuple(pack.source_range(old.id, *each, key.family) for each in intervals(row.sources))
         return List(old.id, layout, lists.size_for(len(backends)).code, slots, timeout_s, keep, sources)
 
     def _forget(self, key: ListKey, old: List, new: List, plan: Plan) -> None:
-        if key.protocol is Protocol.UDP and not old.keep <= new.keep:
-            plan.stale.lists[key.family, new.id] = new.keep
+        if key.protocol is Protocol.UDP and not (keep := frozenset(new.keep)).issuperset(old.keep):
+            plan.stale.lists[key.family, new.id] = keep
 
     def _exchange(self, key: ListKey, old: List, new: List, plan: Plan) -> None:
+        if plan.silent:
+            return
         owner = Table.BACKENDS, key
         for index, (was, now) in enumerate(zip_longest(old.layout, new.layout)):
             if was == now and old.timeout_s == new.timeout_s:
@@ -282,6 +289,8 @@ class ServiceState:
         new = self._mark(row) if row is not None else None
         if new is not None:
             self._marks[key] = new
+        if plan.silent or old == new:
+            return
         table, name, _ = _front_element(key, 0)
         before = _front_element(key, old)[2] if old is not None else None
         after = _front_element(key, new)[2] if new is not None else None

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from podlane.compile.tables import SetName, Table
-from podlane.delta import Delta, delta
+from podlane.delta import Delta
 from podlane.errors import KernelError
 from podlane.kernel.conntrack.sweeper import Sweeper
 from podlane.kernel.driver import Failure, Report
@@ -23,7 +23,7 @@ from podlane.kernel.nft import command, counts, skeleton, text
 from podlane.kernel.nft.codec import Element, unpack_intervals, unpack_mark
 from podlane.kernel.nft.elements import Elements, Operation
 from podlane.kernel.nft.kernel_lists import KernelLists
-from podlane.kernel.nft.service_plan import Chain, Place, Plan, Timeout
+from podlane.kernel.nft.service_plan import Chain, Missing, Place, Plan, Timeout
 from podlane.kernel.nft.service_state import ServiceState
 from podlane.model.addresses import Family
 from podlane.model.config import NetworkConfig
@@ -41,6 +41,7 @@ _MAPS: Final = (
     *SetName,
 )
 _ROUNDS: Final = 5
+_NONE: Final[dict[bytes, Element]] = {}
 
 
 class ServicesDriver:
@@ -80,7 +81,9 @@ class ServicesDriver:
         dump = self._dump()
         self._state = ServiceState(self._config.ip_families)
         self._state.adopt(KernelLists(dump), desired)
-        plan = self._state.put({table: delta(desired.get(table, {}), {}) for table in TABLES})
+        plan = self._state.put(
+            {table: Delta(dict(desired.get(table, {})), {}, {}) for table in TABLES}, silent=True
+        )
         loaded = self._load()
         done, failures = self._repair(self._dump() if loaded else dump)
         if not self._ready or done:
@@ -96,7 +99,7 @@ class ServicesDriver:
         plan = self._state.put(changes)
         try:
             made = self._make_room()
-            refused = self._elements.commit(plan.operations, made)
+            refused = self._elements.commit(plan, made)
         except KernelError:
             refused = None
         if refused is None or refused:
@@ -105,7 +108,7 @@ class ServicesDriver:
             done, failures = self._repair(self._dump())
         else:
             self._remember_chains()
-            loaded, done, failures = 0, len(plan.operations), []
+            loaded, done, failures = 0, plan.count, []
         self._sweeper.submit(plan.stale)
         return self._report(loaded + done, plan, failures)
 
@@ -194,34 +197,39 @@ class ServicesDriver:
         failures: dict[Any, Failure] = {}
         for _ in range(_ROUNDS):
             made = self._make_room()
-            refused = self._elements.commit(plan.operations, made)
+            refused = self._elements.commit(plan, made)
             if not refused:
                 self._remember_chains()
-                return len(plan.operations), list(failures.values())
+                return plan.count, list(failures.values())
             # Nothing took effect. Without the rows at fault the others can.
             for operation, error in refused:
                 owner: tuple[Table, Any] = operation.owner
                 failures[owner] = Failure(*owner, error)
-            for operations in (plan.removals, plan.additions):
-                operations[:] = [each for each in operations if each.owner not in failures]
+            plan.without(failures)
         return 0, list(failures.values())
 
     def _difference(self, dump: Mapping[Place, Iterable[Element]]) -> Plan:
+        there = {place: {e.key: e for e in elements} for place, elements in dump.items() if elements}
+        if not there:
+            return Plan(missing=Missing(self._state.operations))
         plan = Plan()
-        wanted = self._state.elements()
-        for place in wanted.keys() | dump.keys():
-            desired = dict(wanted.get(place, {}))
-            if place[1] in skeleton.INTERVALS:
-                self._compare_intervals(place, dump.get(place, ()), list(desired.values()), plan)
+        edges: dict[Place, list[Operation]] = {place: [] for place in there if place[1] in skeleton.INTERVALS}
+        for operation in self._state.operations():
+            family, name, element, _, owner = operation
+            if name in skeleton.INTERVALS:
+                edges.setdefault((family, name), []).append(operation)
                 continue
-            for element in dump.get(place, ()):
-                operation = desired.pop((element.key, element.flags), None)
-                if operation is None:
-                    plan.exchange(place, element, None, (_table_of(place[1]), element.key.hex()))
-                else:
-                    plan.exchange(place, element, operation.element, operation.owner)
-            for operation in desired.values():
+            found = there.get((family, name), _NONE).pop(element.key, None)
+            if found is None:
                 plan.additions.append(operation)
+            elif found != element:
+                plan.exchange((family, name), found, element, owner)
+        for place, wanted in edges.items():
+            there.pop(place, None)
+            self._compare_intervals(place, dump.get(place, ()), wanted, plan)
+        for place, left in there.items():
+            for element in left.values():
+                plan.exchange(place, element, None, (_table_of(place[1]), element.key.hex()))
         return plan
 
     def _compare_intervals(
