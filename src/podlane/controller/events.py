@@ -28,6 +28,7 @@ API_VERSIONS = {
     "StatefulSet": "apps/v1",
     "Job": "batch/v1",
     "CronJob": "batch/v1",
+    "LoadBalancerPool": "podlane.dev/v1alpha1",
 }
 
 

@@ -1,9 +1,10 @@
-"""What a cluster has before anybody made anything: namespaces and the `kubernetes` service."""
+"""What a cluster has before anybody made anything: namespaces, the `kubernetes` service, podlane's kinds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from podlane.controller import definitions
 from podlane.errors import AlreadyExistsError
 from podlane.lab.api import namespaces
 from podlane.lab.api.registry import Registry
@@ -21,6 +22,8 @@ def bootstrap(registry: Registry, config: NetworkConfig, endpoints: Sequence[str
     """Make what is missing; bring the `kubernetes` endpoints up to date. endpoints: addresses of the API."""
     for obj in namespaces.bootstrap_objects():
         _create(registry, "namespaces", obj)
+    for definition in definitions.ALL:
+        _put(registry, "customresourcedefinitions.apiextensions.k8s.io", definition)
     with registry.store.transaction() as transaction:
         registry.services.ensure_default(transaction)
     _create(registry, "services", _service(config, port))

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from podlane.controller import load_balancers
 from podlane.lab.client import ApiClient
 from podlane.lab.controllers.context import Context, Runnable
 from podlane.lab.controllers.cronjob import CronJobs
@@ -42,6 +43,7 @@ def make_all(context: Context) -> list[Runnable]:
         EndpointSlices(context),
         EndpointsController(context),
         Mirroring(context),
+        *load_balancers.make(context),
         LoadBalancers(context),
         Namespaces(context, everything),
         GarbageCollector(context, everything),

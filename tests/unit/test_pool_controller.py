@@ -1,0 +1,236 @@
+"""Services get addresses of LoadBalancerPools: over the real API, with the real controllers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from podlane.controller.client import Obj
+from podlane.errors import InvalidError
+from podlane.model import pools
+from tests.unit.controller_lab import Cluster, cluster, service
+from tests.unit.test_loadbalancers import NODES, told
+
+FINALIZER = pools.FINALIZER
+
+
+def run(story: Callable[[Cluster], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with cluster(nodes=1) as lab:
+            await told(lab, "node-1")
+            await story(lab)
+
+    asyncio.run(main())
+
+
+async def make_pool(lab: Cluster, name: str, *addresses: str, **spec: Any) -> Obj:
+    body = {
+        "apiVersion": "podlane.dev/v1alpha1",
+        "kind": "LoadBalancerPool",
+        "metadata": {"name": name},
+        "spec": {"addresses": list(addresses), **spec},
+    }
+    return await lab.create(pools.RESOURCE, body, "")
+
+
+def balancer(name: str, annotations: dict[str, str] | None = None, **spec: Any) -> Obj:
+    made = service(name, {"app": name}, [{"port": 80}], type="LoadBalancer", **spec)
+    made["metadata"]["annotations"] = annotations or {}
+    return made
+
+
+def ingress(lab: Cluster, name: str) -> list[str]:
+    found = lab.one("services", name)["status"]["loadBalancer"].get("ingress") or []
+    assert all(each["ipMode"] == "VIP" for each in found)
+    return [each["ip"] for each in found]
+
+
+def said(lab: Cluster, name: str) -> list[tuple[str, str]]:
+    events = [e for e in lab.all("events") if e["involvedObject"]["name"] == name]
+    return [(e["reason"], e["message"]) for e in events]
+
+
+def marks(lab: Cluster, name: str) -> tuple[list[str], str | None]:
+    meta = lab.one("services", name)["metadata"]
+    return meta.get("finalizers") or [], (meta.get("annotations") or {}).get(pools.ALLOCATED_FROM)
+
+
+def condition(lab: Cluster, pool: str) -> Obj:
+    (found,) = lab.one(pools.RESOURCE, pool, "").get("status", {}).get("conditions") or [{}]
+    return found  # type: ignore[no-any-return]
+
+
+def test_a_service_gets_addresses_and_gives_them_back() -> None:
+    async def story(lab: Cluster) -> None:
+        await make_pool(lab, "public", "192.0.2.10-192.0.2.11", "2001:db8::/126")
+        both = {"ipFamilyPolicy": "RequireDualStack", "ipFamilies": ["IPv6", "IPv4"]}
+        await lab.create("services", balancer("web", **both))
+        await lab.until(lambda: ingress(lab, "web") == ["2001:db8::", "192.0.2.10"])
+        assert marks(lab, "web") == ([FINALIZER], "public")
+        await lab.until(lambda: condition(lab, "public").get("status") == "True")
+
+        def use() -> list[Any]:
+            status = lab.one(pools.RESOURCE, "public", "")["status"]
+            return [status.get(f"{w}{f}") for f in ("IPv4", "IPv6") for w in ("assigned", "available")]
+
+        await lab.until(lambda: use() == [1, 1, 1, 3])
+        message = "Assigned 2001:db8::, 192.0.2.10 from pool public"
+        await lab.until(lambda: ("IPAllocated", message) in said(lab, "web"))
+        # It is no LoadBalancer any more, then again, then deleted.
+        await lab.edit("services", "web", {"spec": {"type": "ClusterIP"}})
+        await lab.until(lambda: marks(lab, "web") == ([], None))
+        await lab.until(lambda: use() == [0, 2, 0, 4])
+        await lab.edit("services", "web", {"spec": {"type": "LoadBalancer"}})
+        await lab.until(lambda: len(ingress(lab, "web")) == 2)
+        await lab.client.delete("services", "web", "default")
+        await lab.until(lambda: not [s for s in lab.all("services") if s["metadata"]["name"] == "web"])
+        await lab.until(lambda: use() == [0, 2, 0, 4])
+
+    run(story)
+
+
+def test_who_waits_gets_the_address_that_comes_free() -> None:
+    async def story(lab: Cluster) -> None:
+        await make_pool(lab, "tiny", "192.0.2.10")
+        await lab.create("services", balancer("first"))
+        await lab.until(lambda: ingress(lab, "first") == ["192.0.2.10"])
+        await lab.create("services", balancer("second"))
+        refused = ("AllocationFailed", "pool tiny: all its IPv4 addresses are taken")
+        await lab.until(lambda: refused in said(lab, "second"))
+        assert (ingress(lab, "second"), marks(lab, "second")) == ([], ([], None))
+        await lab.client.delete("services", "first", "default")
+        await lab.until(lambda: ingress(lab, "second") == ["192.0.2.10"])
+        await lab.create("services", balancer("third"))
+        await lab.settled()
+        await make_pool(lab, "more", "192.0.2.20")
+        await lab.until(lambda: ingress(lab, "third") == ["192.0.2.20"])
+
+    run(story)
+
+
+def test_addresses_outlive_the_controller() -> None:
+    async def story(lab: Cluster) -> None:
+        await make_pool(lab, "public", "192.0.2.0/29")
+        for name in ("a", "b", "c"):
+            await lab.create("services", balancer(name))
+        await lab.until(lambda: all(ingress(lab, n) for n in "abc"))
+        before = {n: ingress(lab, n) for n in "bc"}
+        await lab.client.delete("services", "a", "default")
+        await lab.settled()
+        versions = [lab.one("services", n)["metadata"]["resourceVersion"] for n in "bc"]
+        await lab.manager.stop()
+        lab.start_manager()
+        await lab.settled()
+        assert {n: ingress(lab, n) for n in "bc"} == before
+        assert [lab.one("services", n)["metadata"]["resourceVersion"] for n in "bc"] == versions
+
+    run(story)
+
+
+def test_pools_that_change_and_go() -> None:
+    async def story(lab: Cluster) -> None:
+        await make_pool(lab, "public", "192.0.2.10-192.0.2.20")
+        wanted = {pools.WANTED_ADDRESSES: "192.0.2.15"}
+        await lab.create("services", balancer("web", wanted))
+        await lab.create("services", balancer("by-field", loadBalancerIP="192.0.2.16"))
+        await lab.create("services", balancer("any"))
+        await lab.until(
+            lambda: [ingress(lab, n) for n in ("web", "by-field")] == [["192.0.2.15"], ["192.0.2.16"]]
+        )
+        await lab.until(lambda: ingress(lab, "any") == ["192.0.2.10"])
+        nodes = {"matchLabels": {"lb": "yes"}}
+        spec = {"addresses": ["192.0.2.12-192.0.2.20"], "nodeSelector": nodes}
+        await lab.edit(pools.RESOURCE, "public", {"spec": spec}, "")
+        await lab.until(lambda: ingress(lab, "any") == ["192.0.2.12"])
+        assert ingress(lab, "web") == ["192.0.2.15"]
+
+        def selector() -> str | None:
+            return lab.one("services", "web")["metadata"]["annotations"].get(pools.ANNOUNCING_NODES)
+
+        await lab.until(lambda: selector() == "lb=yes")
+        # A pool over the first is refused, until the first is gone; then it has what it can.
+        await make_pool(lab, "second", "192.0.2.0/27")
+        await lab.until(lambda: condition(lab, "second").get("reason") == "Overlaps")
+        await lab.client.delete(pools.RESOURCE, "public")
+        await lab.until(lambda: condition(lab, "second").get("status") == "True")
+        await lab.until(lambda: marks(lab, "web") == ([FINALIZER], "second"))
+        assert ingress(lab, "web") == ["192.0.2.15"]
+        await lab.client.delete(pools.RESOURCE, "second")
+        # Without any pool the nodes' own addresses are back.
+        await lab.until(lambda: ingress(lab, "any") == [NODES["node-1"][0]] or said(lab, "any"))
+        await lab.until(lambda: [marks(lab, n) for n in ("web", "any", "by-field")] == [([], None)] * 3)
+
+    run(story)
+
+
+def test_classes_and_bad_wishes() -> None:
+    async def story(lab: Cluster) -> None:
+        own = [NODES["node-1"][0]]
+        await lab.create("services", balancer("before"))
+        await lab.until(lambda: ingress(lab, "before") == own)
+        await lab.create("services", balancer("pooled", loadBalancerClass=pools.CLASS_POOL))
+        await lab.until(lambda: ("AllocationFailed", "there is no pool") in said(lab, "pooled"))
+        await make_pool(lab, "closed", "192.0.2.0/29", autoAssign=False)
+        await lab.until(lambda: ingress(lab, "before") == [])
+        await lab.create("services", balancer("node", loadBalancerClass=pools.CLASS_NODE))
+        await lab.until(lambda: ingress(lab, "node") == own)
+        await lab.create("services", balancer("theirs", loadBalancerClass="example.com/other"))
+        wishes = {
+            "bad-address": ({pools.WANTED_ADDRESSES: "192.0.2.1x"}, "'192.0.2.1x' is not an IP address"),
+            "bad-family": ({pools.WANTED_ADDRESSES: "2001:db8::1"}, "its ipFamilies are IPv4"),
+            "too-many": ({pools.WANTED_ADDRESSES: "192.0.2.1,192.0.2.2"}, "one address a family"),
+            "no-pool": ({pools.WANTED_POOL: "nowhere"}, "pool nowhere, which is not there"),
+        }
+        for name, (wish, _) in wishes.items():
+            await lab.create("services", balancer(name, wish))
+        for name, (_, words) in wishes.items():
+            await lab.until(lambda n=name, w=words: any(w in m for _, m in said(lab, n)))  # type: ignore[misc]
+        await lab.create("services", balancer("metallb", {"metallb.io/address-pool": "closed"}))
+        await lab.until(lambda: ingress(lab, "metallb") == ["192.0.2.0"])
+        assert ingress(lab, "theirs") == []
+        assert marks(lab, "theirs") == marks(lab, "bad-address") == ([], None)
+
+    run(story)
+
+
+def test_namespaces_by_label() -> None:
+    async def story(lab: Cluster) -> None:
+        await make_pool(lab, "team", "192.0.2.0/29", namespaceSelector={"matchLabels": {"team": "a"}})
+        await lab.create("services", balancer("web"))
+        await lab.until(lambda: said(lab, "web"))
+        await lab.edit("namespaces", "default", {"metadata": {"labels": {"team": "a"}}}, "")
+        await lab.until(lambda: ingress(lab, "web") == ["192.0.2.0"])
+
+    run(story)
+
+
+@pytest.mark.parametrize(
+    ("spec", "where"),
+    [
+        ({}, "spec.addresses"),
+        ({"addresses": []}, "spec.addresses"),
+        ({"addresses": ["not an address"]}, "spec.addresses[0]"),
+        ({"addresses": ["192.0.2.0/24"], "namespaceQuota": -1}, "spec.namespaceQuota"),
+        ({"addresses": ["192.0.2.0/24"], "autoAssign": "yes"}, "spec.autoAssign"),
+    ],
+)
+def test_the_schema_refuses(spec: Obj, where: str) -> None:
+    async def story(lab: Cluster) -> None:
+        body = {"apiVersion": "podlane.dev/v1alpha1", "kind": "LoadBalancerPool", "metadata": {"name": "p"}}
+        with pytest.raises(InvalidError, match=where.replace("[", r"\[")):
+            await lab.create(pools.RESOURCE, {**body, "spec": spec}, "")
+
+    run(story)
+
+
+def test_a_pool_that_says_nonsense_says_so() -> None:
+    async def story(lab: Cluster) -> None:
+        await make_pool(lab, "odd", "192.0.2.9-192.0.2.1")
+        await lab.until(lambda: condition(lab, "odd").get("reason") == "Invalid")
+        assert "comes after the last" in condition(lab, "odd")["message"]
+        await lab.until(lambda: [reason for reason, _ in said(lab, "odd")] == ["Invalid"])
+
+    run(story)
