@@ -75,7 +75,7 @@ def address(text: str) -> Address:
 def packed(text: str) -> bytes:
     """The octets of `address(text)`, for IPv4 several times as fast. Raises ConfigError."""
     octets = text.split(".")
-    if len(octets) == 4 and len(text) <= _LONGEST_IPV4 and text.isascii() and all(map(str.isdigit, octets)):
+    if len(octets) == 4 and len(text) <= _LONGEST_IPV4 and text.isascii() and text.replace(".", "").isdigit():
         try:
             return bytes(map(int, octets))
         except ValueError:
@@ -93,7 +93,9 @@ def prefix(text: str) -> Prefix:
 
 def host_prefix(value: Address) -> Prefix:
     """The /32 or /128 of one address."""
-    return ipaddress.ip_network(value)
+    if isinstance(value, IPv4Address):
+        return IPv4Network((int(value), value.max_prefixlen))
+    return IPv6Network((int(value), value.max_prefixlen))
 
 
 def loose_prefix(text: str) -> Prefix:
