@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from podlane.kernel import netns
 from podlane.kernel.rtnl import Rtnl
 from podlane.kernel.rtnl.addresses import IFA_F_NODAD, IFA_F_TENTATIVE
-from tests.netns.agent_nodes import FAMILIES, Echo, TestNode, ask
+from tests.netns.agent_nodes import FAMILIES, Echo, TestNode, ask, two_nodes
 from tests.netns.test_agent import running
 
 MODES: dict[str, dict[str, Any]] = {"routed": {}, "bridge": {"link": {"mode": "bridge"}}}
@@ -46,6 +49,32 @@ def test_what_leaves_the_cluster_carries_the_nodes_address_except_where_told(
                 assert ask(one.pods["pod"], KEPT[family], server=echo) == pod[family]
             with Echo(two.fd, two.addresses[at]) as echo:
                 assert ask(one.pods["pod"], two.addresses[at], server=echo) == pod[family]
+
+
+def test_another_proxy_serves_and_what_leaves_is_masqueraded_all_the_same(tmp_path: Path) -> None:
+    with two_nodes(tmp_path, FAMILIES["both"], EXEMPT) as (_, one, two):
+        for node in (one, two):
+            node.start("--services=off")
+        for node in (one, two):
+            node.wait_ready()
+        put_beyond(one, two, FAMILIES["both"])
+        pod = one.add_pod("pod")
+        for at, family in enumerate(FAMILIES["both"]):
+            with Echo(two.fd, BEYOND[family]) as echo:
+                assert ask(one.pods["pod"], BEYOND[family], server=echo) == one.addresses[at]
+            with Echo(two.fd, KEPT[family]) as echo:
+                assert ask(one.pods["pod"], KEPT[family], server=echo) == pod[family]
+        with netns.entered(one.fd):
+            listed = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True)
+        # an address that no service has is the other proxy's to judge
+        assert "hook prerouting" not in listed.stdout
+        assert "hook output" not in listed.stdout
+        one.stop(signal.SIGKILL)
+        one.start()  # served here from now on
+        one.wait_ready()
+        with netns.entered(one.fd):
+            listed = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True)
+        assert listed.stdout.count("hook prerouting") == 2
 
 
 def test_everything_may_be_exempt(tmp_path: Path) -> None:

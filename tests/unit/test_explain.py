@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from podlane.model.addresses import Family
-from podlane.model.config import DEFAULT
+from podlane.model.config import DEFAULT, NetworkConfig, with_settings
 from podlane.model.objects import Object, Pod, PodIP, PodStatus
 from podlane.observe.cluster import Cluster
 from podlane.observe.explain import explain
@@ -20,14 +20,18 @@ from tests.unit.observed_cluster import OUTSIDE, WEB1, objects, pod, service, sl
 
 
 def told(
-    source: str, destination: str, made: Iterable[Object] = (), family: Family | None = None
+    source: str,
+    destination: str,
+    made: Iterable[Object] = (),
+    family: Family | None = None,
+    config: NetworkConfig = DEFAULT,
 ) -> Explanation:
     known = Cluster([*objects(), *made], OUTSIDE)
     return explain(
         known,
         known.party(parse_source(source)),
         known.party(parse_destination(destination)),
-        DEFAULT,
+        config,
         family=family,
     )
 
@@ -65,6 +69,20 @@ def test_pod_to_service_across_nodes_passes_every_stage(family: Family) -> None:
     assert "VXLAN 85 in UDP 8472, 172.30.1.11 -> 172.30.1.12; MTU 1450" in stage(way, "encapsulation").detail
     assert {row.table for row in stage(way, "encapsulation").rows} == {"links", "neighbours", "fdb"}
     assert "default/pod/web-1" in way.why
+
+
+@pytest.mark.parametrize(
+    ("mode", "family", "says"),
+    [
+        ("routed", Family.IPV4, "default route via 169.254.1.1; in by pl"),
+        ("routed", Family.IPV6, "default route via fe80::1; in by pl"),
+        ("bridge", Family.IPV4, "a port of cni0, default route via 10.244.1.1, the bridge's address"),
+        ("bridge", Family.IPV6, "a port of cni0, default route via fd00:10:244:1::1, the bridge's address"),
+    ],
+)
+def test_a_pod_sends_to_the_gateway_of_its_link_mode(mode: str, family: Family, says: str) -> None:
+    config = with_settings(DEFAULT, [f"link.mode={mode}"])
+    assert says in stage(told("pod/client", "svc/web:80", family=family, config=config), "egress").detail
 
 
 def test_every_endpoint_is_told_with_its_state_and_why() -> None:

@@ -45,7 +45,7 @@ class Agent:
         self, options: AgentOptions, config: NetworkConfig, api: ApiHttp, drivers: Sequence[Driver]
     ) -> None:
         self.options, self.config = options, config
-        # Without services their driver is absent, so nobody would take their rows.
+        # Without services another proxy serves them; what leaves the cluster is masqueraded all the same.
         absent = {"policy"} | (set() if options.services else {"services"})
         only = [c for c in capabilities() if c.name not in absent]
         self.compiler = Compiler(options.node_name, config, only)
@@ -90,9 +90,8 @@ class Agent:
                 self._uplink_changed,
             )
             stack.callback(monitor.close)
-            if self.options.services:
-                ruleset = RulesetMonitor(lambda: self.reconciler.request_resync(Table.SETS))
-                stack.callback(ruleset.close)
+            ruleset = RulesetMonitor(lambda: self.reconciler.request_resync(Table.SETS))
+            stack.callback(ruleset.close)
             tasks: list[asyncio.Task[Any]] = [asyncio.create_task(self.reconciler.run(), name="reconciler")]
             tasks += [
                 asyncio.create_task(follow(source, self._api, self._deliver, self._heard), name=source.kind)

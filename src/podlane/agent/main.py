@@ -16,6 +16,7 @@ from podlane.agent.daemon import Agent
 from podlane.agent.options import CONFIG_PATH, AgentOptions, parse
 from podlane.errors import ConfigError
 from podlane.kernel.driver import Driver
+from podlane.kernel.nft.services import ServicesDriver
 from podlane.kernel.rtnl.driver import RtnlDriver
 from podlane.model import config as configs
 from podlane.model.config import NetworkConfig
@@ -61,12 +62,7 @@ async def _main(options: AgentOptions, config: NetworkConfig, access: kubeconfig
 
 def drivers(options: AgentOptions, config: NetworkConfig) -> list[Driver]:
     """In the order in which a generation is applied."""
-    found: list[Driver] = [RtnlDriver()]
-    if options.services:
-        from podlane.kernel.nft.services import ServicesDriver
-
-        found.append(ServicesDriver(config))
-    return found
+    return [RtnlDriver(), ServicesDriver(config, serve=options.services)]
 
 
 def read_config(path: str) -> NetworkConfig:

@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from podlane.compile import facts
 from podlane.compile.engine import compile_node
 from podlane.compile.services_sim import Action, Flow, Verdict, holds, resolve
-from podlane.compile.tables import Backend, Route, SetName, Table, VxlanLink
+from podlane.compile.tables import Backend, BridgeLink, Route, SetName, Table, VxlanLink
 from podlane.errors import ConfigError
 from podlane.model.addresses import Address, Family, Prefix, Protocol, address, family_of
 from podlane.model.config import NetworkConfig
@@ -179,8 +179,14 @@ class _Way:
         route = match(self.tables(node), sender)
         if route is None or not _host(route.destination):
             raise WayEnds(Outcome.NO_ROUTE, f"{node} has no link to {self.source}")
-        gateway = "169.254.1.1" if self.family is Family.IPV4 else "fe80::1"
-        self._add("egress", node, f"out by the pod's eth0, default route via {gateway}; in by {route.device}")
+        bridge: BridgeLink | None = self.tables(node)[Table.BRIDGES].get(route.device)
+        if bridge is None:
+            gateway = "169.254.1.1" if self.family is Family.IPV4 else "fe80::1"
+            way = f"default route via {gateway}; in by {route.device}"
+        else:
+            own = next((str(a.ip) for a in bridge.addresses if sender in a.network), "no address of it")
+            way = f"a port of {route.device}, default route via {own}, the bridge's address"
+        self._add("egress", node, f"out by the pod's eth0, {way}")
 
     def _first_node(self, to: Address, sent_to: Party) -> str:
         """The node whose tables the packet meets first."""

@@ -47,11 +47,12 @@ _NONE: Final[dict[bytes, Element]] = {}
 class ServicesDriver:
     """For the network namespace netns_fd, or that of the calling thread. Blocking; for one thread.
 
+    serve: False leaves services to another proxy; what leaves the cluster is masqueraded in any case.
     Raises UnsupportedError without the program nft, KernelError when the ruleset cannot be loaded.
     """
 
-    def __init__(self, config: NetworkConfig, netns_fd: int | None = None) -> None:
-        self._config = config
+    def __init__(self, config: NetworkConfig, netns_fd: int | None = None, *, serve: bool = True) -> None:
+        self._config, self._serve = config, serve
         self._netns_fd = netns_fd
         self._elements = Elements(skeleton.TABLE, netns_fd)
         self._sweeper = Sweeper(netns_fd)
@@ -137,9 +138,12 @@ class ServicesDriver:
             if not wanted:
                 parts += [skeleton.remove(family)] if exists else []
             elif not exists:
-                parts.append(skeleton.skeleton(family, self._config))
-            elif not self._elements.chain_exists(family, skeleton.version(family, self._config)):
-                parts += [skeleton.replace(family), skeleton.skeleton(family, self._config)]
+                parts.append(skeleton.skeleton(family, self._config, serve=self._serve))
+            elif not self._elements.chain_exists(
+                family, skeleton.version(family, self._config, serve=self._serve)
+            ):
+                parts += [skeleton.replace(family)]
+                parts += [skeleton.skeleton(family, self._config, serve=self._serve)]
                 parts += self._contents(family)
             else:
                 continue

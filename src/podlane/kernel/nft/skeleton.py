@@ -76,15 +76,19 @@ _PORTS: Final = "meta l4proto { tcp, udp, sctp }"
 _CLIENTS: Final = 262144  # the most that affinity remembers; further clients are just not sticky
 
 
-def skeleton(family: Family, config: NetworkConfig) -> str:
-    """The whole table of one family, without elements."""
-    body = _body(family, config)
-    return f"table {family.nft} {TABLE} {{\n{body}\n\tchain {version(family, config)} {{\n\t}}\n}}\n"
+def skeleton(family: Family, config: NetworkConfig, *, serve: bool = True) -> str:
+    """The whole table of one family, without elements.
+
+    serve: flows to services are translated; if not, another proxy's are left to it, and only what leaves
+    the cluster is masqueraded.
+    """
+    body, named = _body(family, config, serve), version(family, config, serve=serve)
+    return f"table {family.nft} {TABLE} {{\n{body}\n\tchain {named} {{\n\t}}\n}}\n"
 
 
-def version(family: Family, config: NetworkConfig) -> str:
+def version(family: Family, config: NetworkConfig, *, serve: bool = True) -> str:
     """The name of an empty chain that says which skeleton is loaded: another text, another name."""
-    return "version-" + hashlib.sha256(_body(family, config).encode()).hexdigest()[:12]
+    return "version-" + hashlib.sha256(_body(family, config, serve).encode()).hexdigest()[:12]
 
 
 def replace(family: Family) -> str:
@@ -129,11 +133,36 @@ def _client(family: Family) -> str:
     return f"({_LIST}) . jhash {family.nft} saddr mod 0xffffffff seed 0x85"
 
 
-def _body(family: Family, config: NetworkConfig) -> str:
+def _body(family: Family, config: NetworkConfig, serve: bool) -> str:
+    ip, masquerade = family.nft, config.services.masquerade_mark
+    keep = 0xFFFFFFFF ^ masquerade
+    of_services = f"""
+		meta mark & {masquerade:#x} != 0 meta mark set meta mark & {keep:#010x} masquerade fully-random
+		ct status dnat {ip} saddr . {ip} daddr @{SetName.LOCAL_ENDPOINTS} masquerade fully-random"""
+    return f"""\
+{_sets_and_classes(family, config)}{_guard(family, config) + _HOOKS if serve else ""}
+	chain postrouting {{
+		type nat hook postrouting priority 100; policy accept;{of_services if serve else ""}
+		{ip} saddr @{SetName.POD_CIDRS} {ip} daddr != @{SetName.CLUSTER_CIDRS} \
+{ip} daddr != @{SetName.NODE_IPS} masquerade fully-random
+	}}"""
+
+
+_HOOKS: Final = """
+	chain prerouting {
+		type nat hook prerouting priority -100; policy accept;
+		goto services
+	}
+	chain output {
+		type nat hook output priority -100; policy accept;
+		goto services
+	}"""
+
+
+def _sets_and_classes(family: Family, config: NetworkConfig) -> str:
     ip = family.nft
     where = "ipv4_addr" if family is Family.IPV4 else "ipv6_addr"
     masquerade = config.services.masquerade_mark
-    keep = 0xFFFFFFFF ^ masquerade
     marked = f"meta mark set meta mark | {masquerade:#x}"
     classes = ",\n\t\t\t".join(
         f"{marks.mark(klass):#010x} : goto {chain}" for klass, chain in _CLASSES.items()
@@ -240,21 +269,6 @@ def _body(family: Family, config: NetworkConfig) -> str:
 		{ip} daddr @{SetName.NODE_PORT_IPS} ct mark set meta l4proto . th dport map @{NODE_PORTS} goto classes
 		{ip} daddr @{SetName.CLUSTER_IPS} goto refused
 		{ip} daddr @{SetName.SERVICE_CIDRS} drop
-	}}
-{_guard(family, config)}	chain prerouting {{
-		type nat hook prerouting priority -100; policy accept;
-		goto services
-	}}
-	chain output {{
-		type nat hook output priority -100; policy accept;
-		goto services
-	}}
-	chain postrouting {{
-		type nat hook postrouting priority 100; policy accept;
-		meta mark & {masquerade:#x} != 0 meta mark set meta mark & {keep:#010x} masquerade fully-random
-		ct status dnat {ip} saddr . {ip} daddr @{SetName.LOCAL_ENDPOINTS} masquerade fully-random
-		{ip} saddr @{SetName.POD_CIDRS} {ip} daddr != @{SetName.CLUSTER_CIDRS} \
-{ip} daddr != @{SetName.NODE_IPS} masquerade fully-random
 	}}"""
 
 
@@ -264,13 +278,12 @@ def _guard(family: Family, config: NetworkConfig) -> str:
     that comes from outside."""
     if not config.services.localhost_node_ports or family is not Family.IPV4:
         return ""
-    return """\
+    return """
 	chain no-loopback-from-outside {
 		type filter hook prerouting priority -300; policy accept;
 		iif != "lo" ip saddr 127.0.0.0/8 drop
 		iif != "lo" ip daddr 127.0.0.0/8 drop
-	}
-"""
+	}"""
 
 
 _CLASSES: Final = {
