@@ -10,6 +10,7 @@ import pytest
 
 from podlane.cni import protocol
 from podlane.kernel import netns
+from podlane.kernel.nft import command
 from podlane.kernel.rtnl import Rtnl
 from tests.netns.cni_node import CniNode
 from tests.netns.test_cni import refusal
@@ -146,5 +147,40 @@ def test_what_a_type_does_not_do_is_refused_by_name(namespaces, tmp_path, plugin
             error = await refusal(node.call("ADD", "a", namespaces(), **config))
             assert error.code == protocol.INVALID_CONFIG
             assert words in error.message
+
+    asyncio.run(run())
+
+
+SPOILED = {
+    "it is not masqueraded": "flush chain inet podlane-cni postrouting",
+    "it is not masqueraded ": "flush set inet podlane-cni own4",
+    "accept' is gone": "flush chain inet podlane-firewall forward",
+    '"cni0" is not in the set bridges': "flush set inet podlane-firewall bridges",
+    "drop' is gone": "delete table inet podlane-firewall",
+    "does not lead to the container": "flush map ip podlane-ports any",
+    "drop' is gone ": "flush chain bridge podlane-cni prerouting",
+    "is not in the set allowed": "flush set bridge podlane-cni allowed",
+}
+
+
+@pytest.mark.parametrize("says", SPOILED)
+def test_check_asks_the_kernel_what_is_left_of_rules_and_elements(namespaces, tmp_path, says):
+    async def run() -> None:
+        async with CniNode(namespaces(), tmp_path) as node:
+            mappings = {"portMappings": [{"hostPort": 80, "containerPort": 9999, "protocol": "tcp"}]}
+            chain = Chain(
+                node,
+                "net",
+                bridge(tmp_path) | {"ipMasq": True, "macspoofchk": True},
+                {"type": "portmap", "runtimeConfig": mappings},
+                {"type": "firewall", "ingressPolicy": "same-bridge"},
+            )
+            pod = namespaces()
+            await chain.add("a", pod)
+            await chain.check("a", pod)
+            await asyncio.to_thread(command.load, SPOILED[says], node.namespace)
+            error = await refusal(chain.check("a", pod))
+            assert (error.code, says.strip() in error.message) == (protocol.NOT_AS_MADE, True), error.message
+            await chain.delete("a", pod)
 
     asyncio.run(run())

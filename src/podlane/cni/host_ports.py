@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from podlane.cni.fields import Fields
 from podlane.cni.plugins.base import Owner, Records
-from podlane.errors import CniError
+from podlane.errors import CniError, KernelExistsError, KernelNotFoundError
 from podlane.kernel.conntrack.flows import Flows
 from podlane.kernel.conntrack.host_ports import forget
 from podlane.kernel.nft.host_ports import HostPort, HostPortTable, Target
@@ -99,7 +99,7 @@ class HostPorts:
 
     async def start(self) -> None:
         """What an earlier life left is compared with the notes. Raises KernelError."""
-        everything = {key: target for held in self._held.values() for key, target in held.items()}
+        everything = self._everything()
         await self._run(lambda: self._table.resync(everything))
 
     def close(self) -> None:
@@ -127,7 +127,8 @@ class HostPorts:
             self._records.put(_KIND, owner, _note(wanted | before))
             came = {k: t for k, t in wanted.items() if before.get(k) != t}
             went = {k: t for k, t in before.items() if wanted.get(k) != t}
-            await self._run(lambda: self._change(came, went))
+            everything = self._everything()
+            await self._run(lambda: self._change(came, went, everything))
             if before:
                 self._records.put(_KIND, owner, _note(wanted))
         except BaseException:
@@ -144,7 +145,8 @@ class HostPorts:
         held = self._held.get(owner)
         if held is None:
             return
-        await self._run(lambda: self._change({}, held))
+        everything = {key: t for key, t in self._everything().items() if key not in held}
+        await self._run(lambda: self._change({}, held, everything))
         self._give_back(owner)
         self._records.remove(_KIND, owner)
 
@@ -165,8 +167,17 @@ class HostPorts:
 
     # --- on the thread ---
 
-    def _change(self, came: Mapping[HostPort, Target], went: Mapping[HostPort, Target]) -> None:
-        self._table.change(came, went)
+    def _change(
+        self,
+        came: Mapping[HostPort, Target],
+        went: Mapping[HostPort, Target],
+        everything: Mapping[HostPort, Target],
+    ) -> None:
+        """everything: what shall be there afterwards, for a kernel that somebody else has changed."""
+        try:
+            self._table.change(came, went)
+        except (KernelNotFoundError, KernelExistsError):
+            self._table.resync(everything)
         forget(self._flows, came, went, self._own_addresses)
 
     def _own_addresses(self) -> set[Address]:
@@ -177,6 +188,9 @@ class HostPorts:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
     # --- owners ---
+
+    def _everything(self) -> dict[HostPort, Target]:
+        return {key: target for held in self._held.values() for key, target in held.items()}
 
     def _take(self, owner: Owner, wanted: Mapping[HostPort, Target]) -> None:
         self._held[owner] = dict(wanted)

@@ -12,17 +12,21 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from podlane.cni.plugins.base import Owner, Records
 from podlane.cni.results import IpInterface
 from podlane.errors import KernelNotFoundError
-from podlane.kernel.nft import command
+from podlane.kernel.nft import command, listing
 
 TABLE: Final = "inet podlane-cni"
 _KIND: Final = "masquerade"
+_RULES: Final = (
+    "ip saddr @masquerade4 ip saddr . ip daddr != @own4 ip daddr != 224.0.0.0/4 masquerade",
+    "ip6 saddr @masquerade6 ip6 saddr . ip6 daddr != @own6 ip6 daddr != ff00::/8 masquerade",
+)
 _SKELETON: Final = f"""
 add table {TABLE}
 add set {TABLE} masquerade4 {{ type ipv4_addr; }}
@@ -31,10 +35,8 @@ add set {TABLE} own4 {{ type ipv4_addr . ipv4_addr; flags interval; }}
 add set {TABLE} own6 {{ type ipv6_addr . ipv6_addr; flags interval; }}
 add chain {TABLE} postrouting {{ type nat hook postrouting priority srcnat; }}
 flush chain {TABLE} postrouting
-add rule {TABLE} postrouting ip saddr @masquerade4 ip saddr . ip daddr != @own4 \
-    ip daddr != 224.0.0.0/4 masquerade
-add rule {TABLE} postrouting ip6 saddr @masquerade6 ip6 saddr . ip6 daddr != @own6 \
-    ip6 daddr != ff00::/8 masquerade
+add rule {TABLE} postrouting {_RULES[0]}
+add rule {TABLE} postrouting {_RULES[1]}
 """
 
 
@@ -68,7 +70,14 @@ class NftMasquerade:
         self._records.remove(_KIND, owner)
 
     async def has(self, owner: Owner, addresses: Sequence[IpInterface]) -> bool:
-        return set(self._held(owner)) >= set(addresses)
+        if not set(self._held(owner)) >= set(addresses):
+            return False
+        loop = asyncio.get_running_loop()
+        there = await loop.run_in_executor(self._thread, listing.table, TABLE, self._netns_fd)
+        wanted: dict[str, frozenset[str]] = {}
+        for name, element in (place for address in addresses for place in _places(address)):
+            wanted[name] = wanted.get(name, frozenset()) | {element}
+        return not there.missing(frozenset(_RULES), wanted)
 
     async def keep_only(self, network: str, valid: Collection[tuple[str, str]]) -> None:
         for owner, _ in self._records.all(_KIND, network):
@@ -85,8 +94,12 @@ class NftMasquerade:
 
 
 def _elements(addresses: Sequence[IpInterface]) -> list[str]:
-    found = []
-    for address in addresses:
-        found.append(f"element {TABLE} masquerade{address.version} {{ {address.ip} }}")
-        found.append(f"element {TABLE} own{address.version} {{ {address.ip} . {address.network} }}")
-    return found
+    places = [place for address in addresses for place in _places(address)]
+    return [f"element {TABLE} {name} {{ {element} }}" for name, element in places]
+
+
+def _places(address: IpInterface) -> Iterator[tuple[str, str]]:
+    """(set, element)"""
+    yield f"masquerade{address.version}", str(address.ip)
+    network = address.network if address.network.num_addresses > 1 else address.ip  # as nft prints it
+    yield f"own{address.version}", f"{address.ip} . {network}"

@@ -6,16 +6,17 @@ import contextlib
 from typing import Final
 
 from podlane.errors import KernelError, KernelNotFoundError, UnsupportedError
-from podlane.kernel.nft import command
+from podlane.kernel.nft import command, listing
 
 TABLE: Final = "bridge podlane-cni"
+_RULE: Final = "iifname @guarded iifname . ether saddr != @allowed drop"
 _SKELETON: Final = f"""
 add table {TABLE}
 add set {TABLE} guarded {{ type ifname; }}
 add set {TABLE} allowed {{ type ifname . ether_addr; }}
 add chain {TABLE} prerouting {{ type filter hook prerouting priority -300; }}
 flush chain {TABLE} prerouting
-add rule {TABLE} prerouting iifname @guarded iifname . ether saddr != @allowed drop
+add rule {TABLE} prerouting {_RULE}
 """
 
 
@@ -34,6 +35,12 @@ def release(device: str, mac: str, netns_fd: int | None) -> None:
     with contextlib.suppress(KernelNotFoundError):  # the whole table is gone
         # Added first, so that what is gone already is no error.
         command.load("".join(f"{verb} {line}\n" for verb in ("add", "delete") for line in lines), netns_fd)
+
+
+def faults(device: str, mac: str, netns_fd: int | None) -> list[str]:
+    """In what the kernel is not as `guard` made it. Blocking."""
+    wanted = {"guarded": frozenset({f'"{device}"'}), "allowed": frozenset({f'"{device}" . {mac}'})}
+    return listing.table(TABLE, netns_fd).missing(frozenset({_RULE}), wanted)
 
 
 def _elements(device: str, mac: str) -> list[str]:

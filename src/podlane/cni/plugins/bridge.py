@@ -144,6 +144,9 @@ class Bridge(LinkedType):
             found.append(f"{device} is not in hairpin mode")
         if settings.promiscuous and not bridge.promiscuous:
             found.append(f"{bridge.name} is not promiscuous")
+        interfaces = call.chained.interfaces
+        if settings.spoof_check and len(interfaces) >= 3:
+            found += spoofing.faults(device, interfaces[2].mac, call.host.netns_fd)
         return found
 
     def undo(self, call: Call, note: Mapping[str, Any]) -> None:

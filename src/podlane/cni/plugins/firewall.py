@@ -22,22 +22,26 @@ from typing import Any, Final
 
 from podlane.cni.fields import Fields
 from podlane.cni.plugins.base import Call, Host, Owner, PluginType
-from podlane.cni.protocol import INVALID_CONFIG, Request
+from podlane.cni.protocol import INVALID_CONFIG, NOT_AS_MADE, Request
 from podlane.cni.results import Result
 from podlane.errors import CniError
-from podlane.kernel.nft import command
+from podlane.kernel.nft import command, listing
 
 TABLE: Final = "inet podlane-firewall"
 _KIND: Final = "firewall"
 _POLICIES: Final = ("open", "same-bridge", "isolated")
+_RULES: Final = (
+    "ct state established,related accept",
+    "iifname @bridges oifname @bridges iifname . oifname != @together drop",
+)
 _TABLE_TEXT: Final = f"""
 add table {TABLE}
 add set {TABLE} bridges {{ type ifname; }}
 add set {TABLE} together {{ type ifname . ifname; }}
 add chain {TABLE} forward {{ type filter hook forward priority 0; policy accept; }}
 flush chain {TABLE} forward
-add rule {TABLE} forward ct state established,related accept
-add rule {TABLE} forward iifname @bridges oifname @bridges iifname . oifname != @together drop
+add rule {TABLE} forward {_RULES[0]}
+add rule {TABLE} forward {_RULES[1]}
 flush set {TABLE} bridges
 flush set {TABLE} together
 """
@@ -66,7 +70,7 @@ class Firewall(PluginType):
 
     async def add(self, call: Call) -> Result:
         result = call.chained
-        policy = call.request.config.get("ingressPolicy") or "open"
+        policy = _policy(call)
         if policy == "open":
             return result
         call.host.records.put(_KIND, call.owner, {"bridge": _bridge(result), "policy": policy})
@@ -79,6 +83,17 @@ class Firewall(PluginType):
 
     async def delete(self, call: Call) -> None:
         await self._remove(call.host, [call.owner])
+
+    async def check(self, call: Call) -> None:
+        note = call.host.records.get(_KIND, call.owner)
+        policy, wanted = _policy(call), (note or {}).get("policy", "open")
+        faults = [] if policy == wanted else [f"the policy is {wanted}, not {policy}"]
+        if note is not None:
+            held = [each for _, each in call.host.records.all(_KIND)]
+            there = await call.host.run(lambda: listing.table(TABLE, call.host.netns_fd))
+            faults += there.missing(frozenset(_RULES), _elements(held))
+        if faults:
+            raise CniError(NOT_AS_MADE, f"firewall: {'; '.join(faults)}")
 
     async def gc(self, call: Call) -> None:
         valid = set(call.request.valid_attachments or ())
@@ -103,15 +118,25 @@ class Firewall(PluginType):
 
 
 def rules(notes: Sequence[dict[str, Any]]) -> str:
-    """The table and its elements. One isolated attachment isolates its bridge."""
-    bridges = sorted({note["bridge"] for note in notes})
-    isolated = {note["bridge"] for note in notes if note["policy"] == "isolated"}
+    """The table and its elements."""
     lines = [_TABLE_TEXT]
-    for bridge in bridges:
-        lines.append(f'add element {TABLE} bridges {{ "{bridge}" }}\n')
-        if bridge not in isolated:
-            lines.append(f'add element {TABLE} together {{ "{bridge}" . "{bridge}" }}\n')
+    for name, members in _elements(notes).items():
+        lines += [f"add element {TABLE} {name} {{ {each} }}\n" for each in sorted(members)]
     return "".join(lines)
+
+
+def _elements(notes: Sequence[dict[str, Any]]) -> dict[str, frozenset[str]]:
+    """By set. One isolated attachment isolates its bridge."""
+    bridges = {note["bridge"] for note in notes}
+    isolated = {note["bridge"] for note in notes if note["policy"] == "isolated"}
+    return {
+        "bridges": frozenset(f'"{each}"' for each in bridges),
+        "together": frozenset(f'"{each}" . "{each}"' for each in bridges - isolated),
+    }
+
+
+def _policy(call: Call) -> str:
+    return Fields(call.request.config).text("ingressPolicy") or "open"
 
 
 def _bridge(result: Result) -> str:
