@@ -20,6 +20,7 @@ from podlane.cni.removal import LinkRemover
 from podlane.cni.results import Result, decode
 from podlane.cni.shaping import Shaping
 from podlane.errors import CniError
+from podlane.kernel.rtnl import Rtnl
 
 T = TypeVar("T")
 
@@ -38,6 +39,7 @@ class AgentHost:
         netns_fd: int | None = None,
     ) -> None:
         self.state_dir, self.netns_fd, self.types = state_dir, netns_fd, types
+        self.rtnl = Rtnl(netns_fd)
         self._notes = NoteBook(state_dir / "plugins.sqlite", boot_id)
         self.records: Records = self._notes
         self._masquerade = NftMasquerade(self.records, netns_fd)
@@ -62,6 +64,7 @@ class AgentHost:
         self._masquerade.close()
         self.host_ports.close()
         self._threads.shutdown()
+        self.rtnl.close()
         self._notes.close()
 
     async def run(self, function: Callable[[], T]) -> T:

@@ -6,21 +6,23 @@ higher metric, and serves when the first is gone. Blocking.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from podlane.cni.protocol import INVALID_ENVIRONMENT, KERNEL_REFUSED, TRY_AGAIN_LATER
 from podlane.cni.results import Ip, Result, RouteEntry
-from podlane.errors import CniError, KernelError, KernelExistsError
+from podlane.errors import CniError, KernelError, KernelExistsError, KernelNotFoundError
 from podlane.kernel import netns
 from podlane.kernel.rtnl import KernelRoute, Rtnl, addresses, links, routes
 from podlane.kernel.rtnl.links import Link
 from podlane.model.addresses import Address, host_prefix
 
+_DISABLE_IPV6: Final = "net/ipv6/conf/all/disable_ipv6"
 _LOOPBACK: Final = 1  # lo is always the first link of a namespace
 _NS_GET_NSTYPE: Final = 0xB703
 _SECOND_METRIC: Final = 10_000  # behind what others add by hand
@@ -42,50 +44,105 @@ def check_namespace(pod_netns: int, node_netns: int | None) -> None:
         raise CniError(INVALID_ENVIRONMENT, "CNI_NETNS is the node's own network namespace")
 
 
-def prepare(pod_netns: int, pod: Rtnl, ifname: str, *, dad: bool) -> None:
+def prepare(pod_netns: int, pod: Rtnl, ifname: str, result: Result, *, dad: bool) -> None:
     """Before the link is born, so that it starts with these. dad: IPv6 addresses wait for detection."""
-    if pod.find_link(ifname) is not None:
+    if pod.find_index(ifname):
         raise CniError(KERNEL_REFUSED, f"the pod's namespace already has an interface {ifname}")
-    settings = {
-        "net/ipv4/conf/default/arp_notify": 1,
-        "net/ipv6/conf/all/disable_ipv6": 0,
-        "net/ipv6/conf/default/disable_ipv6": 0,
-        "net/ipv6/conf/default/accept_dad": int(dad),
-        "net/ipv6/conf/default/accept_ra": 0,
-        "net/ipv6/conf/default/ndisc_notify": 1,
-        "net/ipv6/conf/default/keep_addr_on_down": 1,
-    }
-    for name, value in settings.items():
-        if os.path.exists(f"/proc/sys/{name}"):  # a kernel without IPv6 has none of its own
-            netns.write_sysctl(pod_netns, name, value)
+    settings = {"net/ipv4/conf/default/arp_notify": 1, "net/ipv6/conf/default/accept_ra": 0}
+    with_ipv6 = any(ip.address.version == 6 for ip in result.ips)
+    if with_ipv6:
+        settings |= {
+            "net/ipv6/conf/default/disable_ipv6": 0,
+            "net/ipv6/conf/default/accept_dad": int(dad),
+            "net/ipv6/conf/default/ndisc_notify": 1,
+            "net/ipv6/conf/default/keep_addr_on_down": 1,
+        }
+    with netns.entered(pod_netns):
+        for name, value in settings.items():
+            with contextlib.suppress(KernelNotFoundError):  # a kernel without IPv6 has none of its own
+                netns.write_own_sysctl(name, value)
+        if with_ipv6:
+            enable_ipv6()
+
+
+def create(
+    node: Rtnl, pod_netns: int, device: str, ifname: str, mac: str, mtu_bytes: int, *, master: int = 0
+) -> Link:
+    """The pair, up at the node's end, which is returned. master: index of the bridge it is a port of."""
+
+    def make() -> Link:
+        return node.create_veth(
+            device,
+            ifname,
+            peer_netns=pod_netns,
+            peer_mac=mac,
+            mtu_bytes=mtu_bytes,
+            master=master,
+            up=True,
+            link_local=not master,
+        )
+
+    try:
+        return make()
+    except KernelExistsError:  # what a killed agent left: the name is the attachment's own
+        node.delete_links([device])
+        return make()
+
+
+def enable_ipv6() -> None:
+    """In the calling thread's namespace. Writing this one takes a lock that every link waits for."""
+    try:
+        if netns.read_own_sysctl(_DISABLE_IPV6) != "0":
+            netns.write_own_sysctl(_DISABLE_IPV6, 0)
+    except FileNotFoundError:
+        pass  # a kernel without IPv6
 
 
 def configure(
-    pod: Rtnl, ifname: str, result: Result, *, dad: bool = False, point_to_point: bool = False
+    pod: Rtnl,
+    ifname: str,
+    result: Result,
+    *,
+    index: int = 0,
+    dad: bool = False,
+    point_to_point: bool = False,
 ) -> None:
     """Up, with the addresses and routes of the result. Raises CniError or KernelError.
 
-    point_to_point: the gateway alone is on the link; the rest of the addresses' networks is behind it.
+    index: the link's, if it is known. point_to_point: the gateway alone is on the link; the rest of the
+    addresses' networks is behind it.
     """
-    index = pod.link_index(ifname)
-    pod.do(
+    index = index or pod.link_index(ifname)
+    wanted = list(_routes(result, point_to_point=point_to_point))
+    steps = [
         links.change(_LOOPBACK, up=True, what="lo"),
         *(
             addresses.add(index, ip.address, nodad=not dad, noprefixroute=point_to_point, what=ifname)
             for ip in result.ips
         ),
         links.change(index, up=True, what=ifname),
-    )
+    ]
+    verdicts = pod.execute([*steps, *(routes.add(_route(index, *each)) for each in wanted)])
+    for error in verdicts[: len(steps)]:
+        if error is not None:
+            raise error
     if dad:
         _wait_for_detection(pod, index, ifname)
     pod.settle(ip.address.ip for ip in result.ips)
+    for each, refused in zip(wanted, verdicts[len(steps) :], strict=True):
+        if refused is not None:  # another link has it, or its gateway was not there yet
+            add_route(pod, index, *each)
+
+
+def _routes(result: Result, *, point_to_point: bool) -> Iterator[tuple[RouteEntry, Address | None]]:
+    """Each with its next hop, in an order in which they can be added."""
     for ip in result.ips if point_to_point else ():
         if ip.gateway is not None:
-            add_route(pod, index, RouteEntry(host_prefix(ip.gateway)), None)
+            yield RouteEntry(host_prefix(ip.gateway)), None
             if ip.address.network.prefixlen < ip.address.max_prefixlen:
-                add_route(pod, index, RouteEntry(ip.address.network), ip.gateway)
+                yield RouteEntry(ip.address.network), ip.gateway
     for route in result.routes:
-        add_route(pod, index, route, next_hop(route, result.ips))
+        yield route, next_hop(route, result.ips)
 
 
 def next_hop(route: RouteEntry, ips: Iterable[Ip]) -> Address | None:
@@ -100,7 +157,17 @@ def next_hop(route: RouteEntry, ips: Iterable[Ip]) -> Address | None:
 
 def add_route(pod: Rtnl, index: int, entry: RouteEntry, via: Address | None, *, onlink: bool = False) -> None:
     """One that is there is left alone; a default route of another link comes before this one."""
-    route = KernelRoute(
+    route = _route(index, entry, via, onlink=onlink)
+    try:
+        pod.do(routes.add(route))
+    except KernelExistsError:
+        others = [r for r in pod.routes() if r.destination == route.destination and r.link != index]
+        if others and route.table == routes.MAIN_TABLE:
+            pod.do(routes.add(route._replace(metric=_SECOND_METRIC + index), replace=True))
+
+
+def _route(index: int, entry: RouteEntry, via: Address | None, *, onlink: bool = False) -> KernelRoute:
+    return KernelRoute(
         entry.destination,
         via,
         index,
@@ -111,12 +178,6 @@ def add_route(pod: Rtnl, index: int, entry: RouteEntry, via: Address | None, *, 
         advmss_bytes=entry.advmss_bytes,
         scope=entry.scope,
     )
-    try:
-        pod.do(routes.add(route))
-    except KernelExistsError:
-        others = [r for r in pod.routes() if r.destination == route.destination and r.link != index]
-        if others and route.table == routes.MAIN_TABLE:
-            pod.do(routes.add(route._replace(metric=_SECOND_METRIC + index), replace=True))
 
 
 def _wait_for_detection(pod: Rtnl, index: int, ifname: str) -> None:

@@ -180,7 +180,17 @@ def attribute_list(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
 
 def attributes(data: bytes, offset: int = 0) -> Attributes:
     """Attributes from offset on by type; of a repeated type the last. Raises Truncated."""
-    return dict(attribute_list(data, offset))
+    found: Attributes = {}
+    end, unpack = len(data), _ATTRIBUTE.unpack_from
+    while end - offset >= 4:
+        size, type_ = unpack(data, offset)
+        if not 4 <= size <= end - offset:
+            break
+        found[type_ & NLA_TYPE_MASK] = data[offset + 4 : offset + size]
+        offset += (size + 3) & ~3
+    if offset < end:
+        found.update(attribute_list(data, offset))  # says what is wrong
+    return found
 
 
 def unpack_answer(message: Message) -> Answer:
@@ -273,7 +283,12 @@ class Netlink:
 
     def execute(self, requests: Sequence[Request]) -> list[KernelError | None]:
         """Runs requests in order; one verdict each, None for success. A refusal stops no other request."""
+        return self.exchange(requests)[0]
+
+    def exchange(self, requests: Sequence[Request]) -> tuple[list[KernelError | None], list[list[Message]]]:
+        """Runs requests in order, GETs of one object among them: the verdicts, and what answered each."""
         verdicts: list[KernelError | None] = []
+        found: list[list[Message]] = [[] for _ in requests]
         start = 0
         while start < len(requests):
             end, size = start, 0
@@ -283,9 +298,9 @@ class Netlink:
                     break
                 end += 1
             with self._turn:
-                verdicts += self._execute(requests[start:end])
+                verdicts += self._execute(requests[start:end], found[start:end])
             start = end
-        return verdicts
+        return verdicts, found
 
     def do(self, *requests: Request) -> None:
         """Runs requests in order. Raises the first refusal, after all have been tried."""
@@ -332,20 +347,24 @@ class Netlink:
 
     # --- one datagram ---
 
-    def _execute(self, requests: Sequence[Request]) -> list[KernelError | None]:
+    def _execute(self, requests: Sequence[Request], found: list[list[Message]]) -> list[KernelError | None]:
+        """found: for each request, a list that takes what answers it."""
         first = self._send(requests)
+        last = len(requests) - 1
         verdicts: list[KernelError | None] = [None] * len(requests)
-        pending = set(range(len(requests)))
-        while pending:
-            for message in self._receive(requests[min(pending)].operation):
+        while True:
+            for message in self._receive(requests[last].operation):
                 place = message.sequence - first
-                if message.type != NLMSG_ERROR or place not in pending:
+                if not 0 <= place <= last:
                     continue
-                pending.discard(place)
+                if message.type != NLMSG_ERROR:
+                    found[place].append(message)
+                    continue
                 answer = unpack_answer(message)
                 if answer.errno:
                     verdicts[place] = KernelError.of(answer.errno, requests[place].operation, answer.detail)
-        return verdicts
+                if place == last:
+                    return verdicts
 
     def _transact(
         self, messages: Sequence[Request], begin: Request, end: Request
@@ -399,12 +418,15 @@ class Netlink:
                     found.append(message)
 
     def _send(self, requests: Sequence[Request]) -> int:
-        """Sends requests in one datagram; returns the first one's sequence number."""
+        """Sends requests in one datagram; returns the first one's sequence number.
+
+        The last one alone is acknowledged: the kernel works in order, and a refusal is always told.
+        """
         first = self._first()
         parts: list[bytes] = []
-        for request in requests:
+        for place, request in enumerate(requests, 1):
             self._sequence += 1
-            flags = NLM_F_REQUEST | NLM_F_ACK | request.flags
+            flags = NLM_F_REQUEST | request.flags | (NLM_F_ACK if place == len(requests) else 0)
             parts.append(pack_message(request.type, flags, self._sequence, request.body))
         self._write(b"".join(parts), requests[0].operation)
         return first

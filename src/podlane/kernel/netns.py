@@ -13,7 +13,6 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TypeVar
 
 from podlane.errors import KernelError
@@ -23,6 +22,8 @@ T = TypeVar("T")
 CLONE_NEWNET = 0x40000000
 CLONE_NEWNS = 0x00020000
 SELF = "/proc/thread-self/ns/net"  # not /proc/self: that is the main thread
+
+_SYSCTL_BYTES = 1 << 12
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -101,13 +102,31 @@ def new() -> int:
 def read_sysctl(fd: int, name: str) -> str:
     """name: as `net/ipv4/ip_forward`."""
     with entered(fd):
-        return Path("/proc/sys", name).read_text().strip()
+        return read_own_sysctl(name)
+
+
+def read_own_sysctl(name: str) -> str:
+    """Of the calling thread's namespace."""
+    file = os.open(f"/proc/sys/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(file, _SYSCTL_BYTES).decode().strip()
+    finally:
+        os.close(file)
 
 
 def write_sysctl(fd: int, name: str, value: str | int) -> None:
     """Raises KernelError. /proc/sys/net shows the namespace of the thread that opens it."""
     with entered(fd):
+        write_own_sysctl(name, value)
+
+
+def write_own_sysctl(name: str, value: str | int) -> None:
+    """Of the calling thread's namespace. Raises KernelError (KernelNotFoundError for none of that name)."""
+    try:
+        file = os.open(f"/proc/sys/{name}", os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
         try:
-            Path("/proc/sys", name).write_text(str(value))
-        except OSError as error:
-            raise KernelError.of(error.errno or 0, f"sysctl {name}={value}") from None
+            os.write(file, str(value).encode())
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise KernelError.of(error.errno or 0, f"sysctl {name}={value}") from None

@@ -28,6 +28,7 @@ from podlane.errors import CniError, PodlaneError
 if TYPE_CHECKING:
     from podlane.cni.host_ports import HostPorts
     from podlane.cni.shaping import Shaping
+    from podlane.kernel.rtnl import Rtnl
 
 T = TypeVar("T")
 
@@ -77,11 +78,15 @@ class Records(Protocol):
 
 
 class Host(Protocol):
-    """The node, as plugin types see it. netns_fd: its network namespace; None for the process's own."""
+    """The node, as plugin types see it. netns_fd: its network namespace; None for the process's own.
+
+    rtnl: a socket there that all threads share.
+    """
 
     netns_fd: int | None
     state_dir: Path
     records: Records
+    rtnl: Rtnl
     masquerade: Masquerade
     host_ports: HostPorts
     shaping: Shaping

@@ -90,26 +90,18 @@ class Bridge(LinkedType):
         common, ifname, node_fd = settings.common, call.request.ifname, call.host.netns_fd
         own = _with_gateways(leased, settings)
         mac = common.mac or mac_of(call.owner, own)
-        with Rtnl(node_fd) as node, Rtnl(call.namespace) as pod:
-            node.delete_links([device])
-            inside.prepare(call.namespace, pod, ifname, dad=settings.dad)
+        node = call.host.rtnl
+        with Rtnl(call.namespace) as pod:
+            inside.prepare(call.namespace, pod, ifname, own, dad=settings.dad)
             bridge = self._ensure(node, settings)
             try:
-                node.create_veth(
-                    device,
-                    ifname,
-                    peer_netns=call.namespace,
-                    peer_mac=mac,
-                    mtu_bytes=common.mtu_bytes,
-                    master=bridge.index,
-                    up=True,
-                    link_local=False,
+                port = inside.create(
+                    node, call.namespace, device, ifname, mac, common.mtu_bytes, master=bridge.index
                 )
-                port = node.link_index(device)
                 if settings.hairpin:
-                    node.do(links.set_hairpin(port, True, what=device))
+                    node.do(links.set_hairpin(port.index, True, what=device))
                 if settings.isolated:
-                    node.do(ports.set_isolated(port, True, what=device))
+                    node.do(ports.set_isolated(port.index, True, what=device))
                 if settings.spoof_check:
                     spoofing.guard(device, mac, node_fd)
                 if settings.gateway:
@@ -117,18 +109,19 @@ class Bridge(LinkedType):
                         _ensure_gateways(node, bridge, own, settings)
                     forward(node_fd, own)
                 if settings.up:
-                    inside.configure(pod, ifname, own, dad=settings.dad)
+                    inside.configure(pod, ifname, own, index=port.peer, dad=settings.dad)
+                    node.settle_port(device)
                 # A port may have changed what the bridge says of itself.
-                shown = [node.link(settings.bridge), node.link(device), pod.link(ifname)]
+                bridge = node.link(settings.bridge)
             except BaseException:
                 node.delete_links([device])
                 raise
-        sandboxes = ("", "", call.request.netns)
         return msgspec.structs.replace(
             own,
-            interfaces=tuple(
-                Interface(link.name, link.mac, link.mtu_bytes, sandbox)
-                for link, sandbox in zip(shown, sandboxes, strict=True)
+            interfaces=(
+                Interface(bridge.name, bridge.mac, bridge.mtu_bytes, ""),
+                Interface(port.name, port.mac, port.mtu_bytes, ""),
+                Interface(ifname, mac, port.mtu_bytes, call.request.netns),
             ),
         )
 
@@ -220,13 +213,10 @@ def _ensure_gateways(node: Rtnl, bridge: Link, own: Result, settings: Settings) 
 
 
 def forward(node_fd: int | None, own: Result) -> None:
-    fd = os.open(netns.SELF, os.O_RDONLY | os.O_CLOEXEC) if node_fd is None else os.dup(node_fd)
-    try:
+    with netns.entered(node_fd) if node_fd is not None else contextlib.nullcontext():
         for version in {ip.address.version for ip in own.ips}:
-            if netns.read_sysctl(fd, _FORWARDING[version]) != "1":
-                netns.write_sysctl(fd, _FORWARDING[version], 1)
-    finally:
-        os.close(fd)
+            if netns.read_own_sysctl(_FORWARDING[version]) != "1":
+                netns.write_own_sysctl(_FORWARDING[version], 1)
 
 
 TYPE = Bridge()

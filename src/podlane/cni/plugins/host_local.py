@@ -6,7 +6,7 @@ the boot, so that leases of attachments that a reboot ended are given back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,6 @@ class Settings(Struct, frozen=True):
     routes: tuple[RouteEntry, ...] = ()
     wanted: tuple[Address, ...] = ()
     resolv_conf: str = ""
-
-    def files(self, network: str) -> AddressFiles:
-        return AddressFiles(self.data_dir, network)
 
 
 def read(request: Request) -> tuple[Settings, list[str]]:
@@ -77,6 +74,7 @@ class HostLocal(PluginType):
     name = "host-local"
 
     def __init__(self) -> None:
+        self._networks: dict[tuple[Path, str], AddressFiles] = {}
         self._seen: set[Path] = set()
 
     def faults(self, request: Request) -> list[str]:
@@ -87,8 +85,7 @@ class HostLocal(PluginType):
         note = {"dataDir": str(settings.data_dir)}
         call.host.records.put(self.name, call.owner, note)
         try:
-            ips = await call.host.run(lambda: self._lease(call, settings))
-            dns = await call.host.run(lambda: dns_of_file(settings.resolv_conf))
+            ips, dns = await call.host.run(lambda: self._lease(call, settings))
         except BaseException:
             call.host.records.remove(self.name, call.owner)
             raise
@@ -97,13 +94,13 @@ class HostLocal(PluginType):
     async def delete(self, call: Call) -> None:
         settings, _ = read(call.request)
         owner = call.owner
-        await call.host.run(lambda: _release(settings.data_dir, owner.network, partial(_is_of, owner)))
+        await call.host.run(lambda: self._release_of(settings.data_dir, owner))
         call.host.records.remove(self.name, owner)
 
     async def check(self, call: Call) -> None:
         settings, _ = read(call.request)
         owner = call.owner
-        held = await call.host.run(lambda: _held(settings.data_dir, owner))
+        held = await call.host.run(lambda: self._held(settings.data_dir, owner))
         if not held:
             what = f"host-local: {owner.container_id} has no address of network {owner.network}"
             raise CniError(protocol.NOT_AS_MADE, what)
@@ -116,7 +113,7 @@ class HostLocal(PluginType):
         def stale(holder: Holder) -> bool:
             return tuple(holder) not in valid if holder[1] else holder[0] not in containers
 
-        await call.host.run(lambda: _release(settings.data_dir, call.owner.network, stale))
+        await call.host.run(lambda: self._release(settings.data_dir, call.owner.network, stale))
         for owner, _ in call.host.records.all(self.name, call.owner.network):
             if owner.key not in valid:
                 call.host.records.remove(self.name, owner)
@@ -125,33 +122,38 @@ class HostLocal(PluginType):
         settings, _ = read(call.request)
         # Made as ADD makes it: a directory that cannot be is what keeps ADD from working.
         try:
-            await call.host.run(lambda: settings.files(call.request.network).probe())
+            await call.host.run(self._files(settings.data_dir, call.request.network).probe)
         except CniError as error:
             raise CniError(protocol.NOT_AVAILABLE, error.message) from None
 
     async def start(self, host: Host, lost: Sequence[tuple[Owner, dict[str, Any]]]) -> None:
         """Gives back the addresses of attachments that a reboot ended."""
         for owner, note in lost:
-            await host.run(partial(_release, Path(note["dataDir"]), owner.network, partial(_is_of, owner)))
+            await host.run(partial(self._release_of, Path(note["dataDir"]), owner))
 
-    def _lease(self, call: Call, settings: Settings) -> list[Ip]:
+    def _files(self, data_dir: Path, network: str) -> AddressFiles:
+        key = data_dir, network
+        return self._networks.get(key) or self._networks.setdefault(key, AddressFiles(*key))
+
+    def _lease(self, call: Call, settings: Settings) -> tuple[list[Ip], Dns | None]:
+        """An address of each range set, and what the file of name servers says."""
         owner = call.owner
-        files = settings.files(owner.network)
+        files = self._files(settings.data_dir, owner.network)
         taken: list[Address] = []
         with files.locked():
-            held = files.holders()
-            self._note_others(call.host, settings.data_dir, owner.network, held)
+            self._note_others(call.host, settings.data_dir, owner.network, files.holders())
             try:
-                return [
-                    _lease_one(files, held, owner, place, entries, settings.wanted, taken)
+                ips = [
+                    _lease_one(files, owner, place, entries, settings.wanted, taken)
                     for place, entries in enumerate(settings.sets)
                 ]
+                return ips, dns_of_file(settings.resolv_conf)
             except BaseException:
                 for address in taken:
                     files.give_back(address)
                 raise
 
-    def _note_others(self, host: Host, data_dir: Path, network: str, held: dict[Address, Holder]) -> None:
+    def _note_others(self, host: Host, data_dir: Path, network: str, held: Mapping[Address, Holder]) -> None:
         """Leases that were there before us end with this boot too: once a directory, they are noted."""
         if data_dir / network in self._seen:
             return
@@ -161,10 +163,31 @@ class HostLocal(PluginType):
             if host.records.get(self.name, owner) is None:
                 host.records.put(self.name, owner, {"dataDir": str(data_dir)})
 
+    def _release(self, data_dir: Path, network: str, stale: Callable[[Holder], bool]) -> None:
+        files = self._files(data_dir, network)
+        with files.locked(make=False) as there:
+            held = files.holders() if there else {}
+            for address in [address for address, holder in held.items() if stale(holder)]:
+                files.give_back(address)
+
+    def _release_of(self, data_dir: Path, owner: Owner) -> None:
+        files = self._files(data_dir, owner.network)
+        with files.locked(make=False) as there:
+            if not there:
+                return
+            if not files.of(*owner.key):
+                files.forget()
+            for address in files.of(*owner.key):
+                files.give_back(address)
+
+    def _held(self, data_dir: Path, owner: Owner) -> list[Address]:
+        files = self._files(data_dir, owner.network)
+        with files.locked(make=False) as there:
+            return files.of(*owner.key) if there else []
+
 
 def _lease_one(
     files: AddressFiles,
-    held: dict[Address, Holder],
     owner: Owner,
     place: int,
     entries: RangeSet,
@@ -173,9 +196,9 @@ def _lease_one(
 ) -> Ip:
     """An address of one range set: the one it has already, the one asked for, or the next in turn."""
     asked = next((w for w in wanted if any(w in entry for entry in entries)), None)
-    for entry in entries:
-        for address, holder in held.items():
-            if address in entry and holder.is_of(*owner.key):
+    for address in files.of(*owner.key):
+        for entry in entries:
+            if address in entry:
                 if asked not in (None, address):
                     what = f"{owner.container_id} has {address} already, so it cannot get {asked}"
                     raise CniError(protocol.INVALID_CONFIG, what)
@@ -184,12 +207,13 @@ def _lease_one(
         entry = next(entry for entry in entries if asked in entry)
         if asked == entry.gateway:
             raise CniError(protocol.INVALID_CONFIG, f"requested address {asked} is the gateway's")
-        if asked in held or not files.take(asked, *owner.key, place):
-            whose = held[asked][0] if asked in held else "another"
+        holder = files.holders().get(asked)
+        if holder is not None or not files.take(asked, *owner.key, place):
+            whose = "another" if holder is None else holder[0]
             raise CniError(protocol.TRY_AGAIN_LATER, f"requested address {asked} is in use by {whose}")
         taken.append(asked)
         return Ip(entry.interface(asked), entry.gateway)
-    for interface in ranges.candidates(entries, files.last(place), held):
+    for interface in ranges.candidates(entries, files.last(place), files.holders()):
         if files.take(interface.ip, *owner.key, place):
             taken.append(interface.ip)
             gateway = next(entry.gateway for entry in entries if interface.ip in entry)
@@ -199,25 +223,6 @@ def _lease_one(
         f"no IP addresses available in range set: {ranges.shown(entries)}",
         f"all {sum(entry.size for entry in entries)} are leased in {files.path}",
     )
-
-
-def _release(data_dir: Path, network: str, stale: Callable[[Holder], bool]) -> None:
-    files = AddressFiles(data_dir, network)
-    with files.locked(make=False) as there:
-        if there:
-            for address, holder in files.holders().items():
-                if stale(holder):
-                    files.give_back(address)
-
-
-def _is_of(owner: Owner, holder: Holder) -> bool:
-    return holder.is_of(*owner.key)
-
-
-def _held(data_dir: Path, owner: Owner) -> list[Address]:
-    files = AddressFiles(data_dir, owner.network)
-    with files.locked(make=False) as there:
-        return [a for a, holder in files.holders().items() if holder.is_of(*owner.key)] if there else []
 
 
 TYPE = HostLocal()

@@ -35,35 +35,26 @@ class PointToPoint(LinkedType):
             raise CniError(
                 INVALID_CONFIG, f"ptp: IPAM {common.ipam} gave {', '.join(bare)} without a gateway"
             )
-        with Rtnl(node_fd) as node, Rtnl(call.namespace) as pod:
-            node.delete_links([device])
-            inside.prepare(call.namespace, pod, ifname, dad=False)
+        node, mac = call.host.rtnl, common.mac or mac_of(call.owner, own)
+        with Rtnl(call.namespace) as pod:
+            inside.prepare(call.namespace, pod, ifname, own, dad=False)
             try:
-                node.create_veth(
-                    device,
-                    ifname,
-                    peer_netns=call.namespace,
-                    peer_mac=common.mac or mac_of(call.owner, own),
-                    mtu_bytes=common.mtu_bytes,
-                    up=True,
-                )
+                end = inside.create(node, call.namespace, device, ifname, mac, common.mtu_bytes)
                 forward(node_fd, own)
                 for gateway in dict.fromkeys(ip.gateway for ip in own.ips if ip.gateway is not None):
-                    node.add_address(device, ipaddress.ip_interface(gateway))
-                inside.configure(pod, ifname, own, point_to_point=True)
+                    node.add_address(end.index, ipaddress.ip_interface(gateway))
+                inside.configure(pod, ifname, own, index=end.peer, point_to_point=True)
                 for ip in own.ips:
-                    node.add_route(host_prefix(ip.address.ip), device=device, replace=True)
+                    node.add_route(host_prefix(ip.address.ip), device=end.index, replace=True)
                 node.settle(ip.gateway for ip in own.ips if ip.gateway is not None)
-                shown = [node.link(device), pod.link(ifname)]
             except BaseException:
                 node.delete_links([device])
                 raise
-        sandboxes = ("", call.request.netns)
         return msgspec.structs.replace(
             own,
-            interfaces=tuple(
-                Interface(link.name, link.mac, link.mtu_bytes, sandbox)
-                for link, sandbox in zip(shown, sandboxes, strict=True)
+            interfaces=(
+                Interface(end.name, end.mac, end.mtu_bytes, ""),
+                Interface(ifname, mac, end.mtu_bytes, call.request.netns),
             ),
         )
 

@@ -56,8 +56,9 @@ def delete(link: int, address: Interface, *, what: str = "") -> Request:
     return Request(RTM_DELADDR, 0, body, f"delete address {address} of {what or link}")
 
 
-def get_all() -> Request:
-    return Request(RTM_GETADDR, 0, _IFADDR.pack(0, 0, 0, 0, 0), "list addresses")
+def get_all(link: int = 0) -> Request:
+    """link 0: of all links."""
+    return Request(RTM_GETADDR, 0, _IFADDR.pack(0, 0, 0, 0, link), "list addresses")
 
 
 def unpack(message: Message) -> InterfaceAddress | None:

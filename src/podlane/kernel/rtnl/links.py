@@ -18,6 +18,7 @@ IFNAMSIZ = 16
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
 _IFLA_ALIAS = 20
+_IFLA_NUM_TX_QUEUES, _IFLA_NUM_RX_QUEUES = 31, 32
 _IFLA_AF_SPEC, _IFLA_GROUP, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 26, 27, 28, 29
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_INFO_SLAVE_KIND, _IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 _BRPORT_STATE, _BRPORT_HAIRPIN = 1, 4  # the latter is IFLA_BRPORT_MODE
@@ -143,14 +144,17 @@ def create_veth(
     Moving a link between namespaces waits for RCU (some 16 ms); being born in the right one does not.
     The peer is born down: the kernel cannot open it before the pair is complete.
     link_local: whether our end gets an IPv6 link-local address of its own.
+    Each end has one queue, which is all that the kernel uses of those it would make otherwise: one a
+    processor, and a wait for RCU to put them out of use.
     """
-    other = _ifinfo() + _common(peer, peer_mac, mtu_bytes)
+    queues = attribute(_IFLA_NUM_TX_QUEUES, u32(1)) + attribute(_IFLA_NUM_RX_QUEUES, u32(1))
+    other = _ifinfo() + _common(peer, peer_mac, mtu_bytes) + queues
     if peer_netns is not None:
         other += attribute(_IFLA_NET_NS_FD, u32(peer_netns))
     return _create(
         name,
         "veth",
-        _common(name, mac, mtu_bytes, group),
+        _common(name, mac, mtu_bytes, group) + queues,
         attribute(_VETH_INFO_PEER | nl.NLA_F_NESTED, other),
         up=up,
         master=master,

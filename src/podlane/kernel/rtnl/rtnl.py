@@ -66,7 +66,15 @@ class Rtnl:
 
     def link(self, name: str) -> Link:
         """Raises KernelNotFoundError."""
-        return links.unpack(self._netlink.ask(links.get(name))[0])
+        return self.links_of(name)[0]
+
+    def links_of(self, *names: str) -> list[Link]:
+        """For the price of one. Raises KernelNotFoundError."""
+        verdicts, found = self._netlink.exchange([links.get(name) for name in names])
+        for error in verdicts:
+            if error is not None:
+                raise error
+        return [links.unpack(answer[0]) for answer in found]
 
     def find_link(self, name: str) -> Link | None:
         try:
@@ -111,12 +119,13 @@ class Rtnl:
         up: bool = False,
         peer_up: bool = False,
         link_local: bool = True,
-    ) -> None:
-        """A pair; the peer is born in namespace descriptor peer_netns (None: here) under its final name.
+    ) -> Link:
+        """Makes a pair and returns our end. The peer is born in namespace descriptor peer_netns (None: here)
+        under its final name.
 
         link_local: whether our end gets an IPv6 link-local address by itself.
         """
-        self.do(
+        requests = [
             *links.create_veth(
                 name,
                 peer,
@@ -128,13 +137,19 @@ class Rtnl:
                 master=self.link_index(master),
                 up=up,
                 link_local=link_local,
-            )
-        )
+            ),
+            links.get(name),
+        ]
+        verdicts, found = self._netlink.exchange(requests)
+        for error in verdicts:
+            if error is not None:
+                raise error
         if peer_up and peer_netns is None:
             self.set_up(peer)
         elif peer_up:
             with Rtnl(peer_netns) as there:
                 there.set_up(peer)
+        return links.unpack(found[-1][0])
 
     def create_bridge(
         self, name: str, *, mac: str = "", mtu_bytes: int = 0, up: bool = False, link_local: bool = True
@@ -252,7 +267,7 @@ class Rtnl:
     def addresses(self, device: Device = 0) -> list[InterfaceAddress]:
         """Of one device, or of all."""
         wanted = self.link_index(device)
-        found = [addresses.unpack(m) for m in self._netlink.dump(addresses.get_all())]
+        found = [addresses.unpack(m) for m in self._netlink.dump(addresses.get_all(wanted))]
         return [a for a in found if a is not None and wanted in (0, a.link)]
 
     def add_address(
@@ -268,11 +283,14 @@ class Rtnl:
     def settle(self, held: Iterable[Address]) -> None:
         """Returns when packets to these addresses, on links that are up, are taken in here.
 
+        IPv4 addresses are at once.
         The kernel makes the local route of an IPv6 address on a work queue of its own, moments after
         the address: until then a packet to it is sent out of the very link it came in by.
         Raises KernelError if that takes longer than ten seconds.
         """
         for address in held:
+            if address.version == 4:
+                continue
             end_s = time.monotonic() + _SETTLE_TIMEOUT_S
             while not self._is_local(address):
                 if time.monotonic() > end_s:
