@@ -213,10 +213,10 @@ def test_two_nodes_that_claim_one_prefix_are_told_and_the_older_has_it(tmp_path:
         before = actual(one)
         api.put("Node", "node-9", metadata=young, **claim)
         told = wait_until(
-            lambda: [e for e in one.status()["refused"] if "vxlan peer node-2 is older" in e],
+            lambda: [e for e in one.status()["refused"] if "peers node node-2 is older" in e],
             "the contradiction is told",
         )
-        assert "vxlan peer node-9 must do without" in told[0]
+        assert "peers node node-9 must do without" in told[0]
         assert actual(one)[Table.NEIGHBOURS] == before[Table.NEIGHBOURS]
         api.delete("Node", "node-2")
         wait_until(

@@ -179,7 +179,7 @@ def test_of_two_peers_that_claim_one_prefix_the_older_has_it() -> None:
     compiler = compiled(node(1), young, node(2))
     end = ("plvxlan", ip_address("10.244.2.0"))
     assert compiler.tables[Table.NEIGHBOURS][end].mac == MAC2
-    assert "vxlan peer node-3 must do without" in str(compiler.contradictions[0])
+    assert "peers node node-3 must do without" in str(compiler.contradictions[0])
     compiler.apply([Change("Node", node(2), None)])
     assert compiler.tables[Table.NEIGHBOURS][end].mac == vtep_mac("node-3")
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from podlane.agent import reconciler as module
 from podlane.agent.reconciler import EVERY_ROW, Reconciler
-from podlane.compile import node, pods, vxlan
+from podlane.compile import node, peers, pods, vxlan
 from podlane.compile.engine import Compiler
-from podlane.compile.tables import Table
+from podlane.compile.tables import Route, Table
 from podlane.compile.view import ATTACHMENT, UNDERLAY, Change
 from podlane.delta import Delta, delta
 from podlane.errors import KernelBusyError
@@ -96,7 +96,7 @@ class Bench:
     def __init__(self) -> None:
         self.log: Log = []
         self.links, self.sets = Links(self.log), Sets(self.log)
-        only = [node.CAPABILITY, pods.CAPABILITY, vxlan.CAPABILITY]
+        only = [node.CAPABILITY, pods.CAPABILITY, peers.CAPABILITY]
         self.compiler = Compiler("n1", NetworkConfig(), only)
         self.reconciler = Reconciler(self.compiler, [self.links, self.sets], rng=random.Random(1))
 
@@ -128,7 +128,7 @@ def run(work: Callable[[Bench], Awaitable[None]]) -> None:
 def test_before_everything_is_listed_only_new_pods_get_their_rows() -> None:
     async def work(bench: Bench) -> None:
         stale = ip_network("10.244.9.0/24")
-        bench.links._rows[Table.ROUTES][stale] = vxlan.Route(stale, None, "eth0")
+        bench.links._rows[Table.ROUTES][stale] = Route(stale, None, "eth0")
         bench.reconciler.submit([*BASE, PEER, OTHER])
         commit = asyncio.create_task(bench.reconciler.commit([ATTACH], "plpod"))
         await asyncio.sleep(0)
@@ -145,7 +145,7 @@ def test_before_everything_is_listed_only_new_pods_get_their_rows() -> None:
 def test_the_first_resync_brings_everything_and_removes_what_is_stale() -> None:
     async def work(bench: Bench) -> None:
         stale = ip_network("10.244.9.0/24")
-        bench.links._rows[Table.ROUTES][stale] = vxlan.Route(stale, None, "eth0")
+        bench.links._rows[Table.ROUTES][stale] = Route(stale, None, "eth0")
         bench.reconciler.submit([*BASE, PEER, ATTACH])
         bench.reconciler.allow_sync()
         await bench.reconciler.generation()

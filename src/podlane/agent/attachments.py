@@ -13,7 +13,7 @@ from podlane.cni.plugins.podlane import Podlane
 from podlane.cni.service import CniService
 from podlane.compile import facts
 from podlane.compile.engine import Compiler
-from podlane.compile.vxlan import link_mtu_bytes
+from podlane.compile.peers import link_mtu_bytes
 from podlane.errors import ConfigError
 from podlane.model.addresses import Prefix
 from podlane.model.config import Hairpin, Link, LinkMode

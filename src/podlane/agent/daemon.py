@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from podlane.agent import http, install, report, sysctls, underlay
+from podlane.agent.announcer import Announcer
 from podlane.agent.attachments import Attachments
 from podlane.agent.monitor import OURS, Monitor
 from podlane.agent.options import AgentOptions
@@ -53,6 +54,7 @@ class Agent:
         self._api = api
         self._sources = sources(self.compiler.reads, options.node_name)
         self._progress = {source.kind: _Versions() for source in self._sources}
+        self._announcer = Announcer(api, lambda: self.compiler.view.me.node)
         self._attachments = Attachments(options, self.compiler, self.attachment_changed)
         self._looked_at: Any = None  # the Node object the uplink was last searched for
         self._uplink_task: asyncio.Task[None] | None = None
@@ -97,6 +99,7 @@ class Agent:
                 asyncio.create_task(follow(source, self._api, self._deliver, self._heard), name=source.kind)
                 for source in self._sources
             ]
+            tasks.append(asyncio.create_task(self._announcer.run(), name="announcer"))
             stack.push_async_callback(_cancel, tasks)
             stack.push_async_callback(self._attachments.stop_serving)
             await self._attachments.serve()
@@ -148,6 +151,7 @@ class Agent:
 
     def _after_generation(self) -> None:
         if self.compiler.view.me.node is not self._looked_at:
+            self._announcer.look()
             self._uplink_changed()
         self._maybe_sync()
         if self.reconciler.synced and not self._settled:
@@ -179,6 +183,7 @@ class Agent:
         if found != self.compiler.view.me.underlay:
             log.info("the uplink is %s, MTU %d", found.device, found.mtu_bytes)
             self.reconciler.submit([Change(UNDERLAY, None, found)])
+            self._announcer.say({facts.UNDERLAY_ANNOTATION: facts.announcement(found)})
             self._apply_settings(found.device)
 
     def _is_ours(self, device: str) -> bool:
@@ -261,7 +266,7 @@ class Agent:
         compiler, reconciler = self.compiler, self.reconciler
         refused = [sentence for each in compiler.refused.values() for sentence in each]
         refused += map(str, compiler.contradictions)
-        refused += filter(None, [self._install_refused])
+        refused += filter(None, [self._install_refused, self._announcer.error])
         applied: dict[str, str] = {}
         for kind, versions in self._progress.items():
             refused += [f"{kind} {'/'.join(filter(None, k))}: {e}" for k, e in versions.malformed.items()]

@@ -43,5 +43,7 @@ def _print(status: dict[str, Any]) -> None:
         )
         for failure in agent.get("failures", []):
             click.echo(f"           refused: {failure['table']} {failure['key']}: {failure['error']}")
+        for line in agent.get("refused", []):
+            click.echo(f"           refused: {line}")
     for line in status["problems"]:
         click.echo(f"! {line}")

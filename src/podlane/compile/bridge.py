@@ -22,10 +22,10 @@ from typing import Any, Final
 
 from podlane.compile import facts
 from podlane.compile.engine import Capability
+from podlane.compile.peers import link_mtu_bytes
 from podlane.compile.store import UnitKey
 from podlane.compile.tables import NOTHING, BridgeLink, Route, Rows, Table
 from podlane.compile.view import CONFIG, UNDERLAY, Change, View
-from podlane.compile.vxlan import link_mtu_bytes
 from podlane.errors import ConfigError
 from podlane.model.addresses import Address, Interface, Prefix
 from podlane.model.config import LinkMode

@@ -41,7 +41,7 @@ class Capability(NamedTuple):
 
 
 # Modules of this package with a CAPABILITY, in no order that matters.
-_MODULES = ("node", "pods", "bridge", "vxlan", "services", "policy")
+_MODULES = ("node", "pods", "bridge", "peers", "services", "policy")
 
 
 @cache
@@ -146,8 +146,8 @@ def compile_node(
     the pods bound to the node when None (their devices and MACs then are names for the reader, see
     compile/pods.py).
     """
+    from podlane.compile.peers import underlay_from_node
     from podlane.compile.pods import attachments_from_status
-    from podlane.compile.vxlan import underlay_from_node
 
     compiler = Compiler(node, config, only)
     compiler.apply(changes_of(objects))

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import ipaddress
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
 from podlane.errors import ConfigError
 from podlane.model.addresses import Address, Family, Prefix, address, family_of, prefix
+from podlane.model.local import Underlay
 from podlane.model.objects import Node
+
+UNDERLAY_ANNOTATION: Final = "podlane.dev/underlay"
+"""What an agent says of its node's uplink, in JSON: {"device", "mtu", "addresses": ["172.30.1.11/24", …]}."""
 
 
 def internal_addresses(node: Node) -> list[Address]:
@@ -22,6 +32,33 @@ def internal_addresses(node: Node) -> list[Address]:
 def internal_address(node: Node, family: Family) -> Address | None:
     """The first InternalIP of a family."""
     return next((a for a in internal_addresses(node) if family_of(a) is family), None)
+
+
+def outer_family(node: Node, families: Iterable[Family]) -> Family | None:
+    """The family that carries tunnels: the first of `families` that the node has an InternalIP of."""
+    return next((f for f in families if internal_address(node, f)), None)
+
+
+class _Announcement(msgspec.Struct):
+    device: str
+    mtu: int
+    addresses: list[str]
+
+
+def announcement(underlay: Underlay) -> str:
+    """The value of UNDERLAY_ANNOTATION. Link-local addresses are nobody else's business."""
+    addresses = [f"{a}/{p.prefixlen}" for a, p in underlay.addresses if not a.is_link_local]
+    return msgspec.json.encode(_Announcement(underlay.device, underlay.mtu_bytes, addresses)).decode()
+
+
+def announced_underlay(node: Node) -> Underlay | None:
+    """What the node's agent has said of its uplink; None where it has not, or not so that it can be read."""
+    try:
+        said = msgspec.json.decode(node.metadata.annotations.get(UNDERLAY_ANNOTATION, ""), type=_Announcement)
+        interfaces = [ipaddress.ip_interface(text) for text in said.addresses]
+    except (msgspec.DecodeError, ValueError):
+        return None
+    return Underlay(said.device, said.mtu, tuple((i.ip, i.network) for i in interfaces))
 
 
 def pod_prefixes(node: Node) -> dict[Family, Prefix]:

@@ -22,126 +22,56 @@ tunnel carries both families.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from typing import Any, Final
 
 from podlane.compile import facts
-from podlane.compile.engine import Capability
-from podlane.compile.store import Compiled, UnitKey
-from podlane.compile.tables import NOTHING, FdbEntry, Neighbour, Route, Rows, Table, VxlanLink
-from podlane.compile.view import CONFIG, UNDERLAY, Change, View, since
+from podlane.compile.tables import FdbEntry, Neighbour, Route, Rows, Table, VxlanLink
+from podlane.compile.ways import Here, Peer
 from podlane.errors import ConfigError
 from podlane.model.addresses import Address, Family, Prefix, family_of, host_prefix
-from podlane.model.local import Underlay
-from podlane.model.objects import Node
 
-NAME: Final = "vxlan"
 DEVICE: Final = "plvxlan"
-OWN: Final = UnitKey(NAME, "device")
 
 # Outer Ethernet is not counted in the underlay's MTU: IP + UDP 8 + VXLAN 8 + inner Ethernet 14.
-OVERHEAD_BYTES: Final = {Family.IPV4: 20 + 8 + 8 + 14, Family.IPV6: 40 + 8 + 8 + 14}
+_OVERHEAD_BYTES: Final = {Family.IPV4: 20 + 8 + 8 + 14, Family.IPV6: 40 + 8 + 8 + 14}
 
 
-def units_of(change: Change, view: View) -> Iterator[UnitKey]:
-    if change.kind in (CONFIG, UNDERLAY):
-        yield OWN
-    elif change.kind == "Node":
-        if change.name != view.me.name:
-            yield UnitKey(NAME, "peer", change.name)
-        elif change.old is None or change.new is None or _addresses(change.old) != _addresses(change.new):
-            # What this node is decides the rows of every peer: a change as large as the cluster.
-            yield OWN
-            for name in view.nodes:
-                if name != view.me.name:
-                    yield UnitKey(NAME, "peer", name)
+class Vxlan:
+    """The Way of backend.type vxlan."""
 
+    def overhead_bytes(self, outer: Family) -> int:
+        return _OVERHEAD_BYTES[outer]
 
-def compile_unit(key: UnitKey, view: View) -> Rows | Compiled:
-    return _device(view) if key == OWN else _peer(key.name, view)
+    def device(self, here: Here) -> Rows:
+        backend = here.config.backend
+        local = facts.internal_address(here.node, here.outer)
+        assert local is not None
+        link = VxlanLink(
+            name=DEVICE,
+            vni=backend.vni,
+            port=backend.port,
+            underlay=here.underlay.device,
+            local=local,
+            mac=vtep_mac(here.node.name),
+            mtu_bytes=here.mtu_bytes,
+            addresses=tuple(host_prefix(vtep_address(pods)) for pods in here.pods.values()),
+        )
+        return {Table.LINKS: {DEVICE: link}}
 
-
-def _device(view: View) -> Rows | Compiled:
-    me = view.me
-    if me.node is None or me.underlay is None:
-        return NOTHING
-    outer = outer_family(view)
-    if outer is None:
-        return _refused(me.node, "no InternalIP of any family of ipFamilies; set one (kubelet --node-ip)")
-    try:
-        own = facts.pod_prefixes(me.node)
-    except ConfigError as error:
-        return _refused(me.node, f"spec.podCIDRs: {error}")
-    if not own:
-        return _refused(me.node, "no podCIDR yet; the controller gives one, or the cluster's own IPAM")
-    local = facts.internal_address(me.node, outer)
-    assert local is not None
-    backend = view.config.backend
-    link = VxlanLink(
-        name=DEVICE,
-        vni=backend.vni,
-        port=backend.port,
-        underlay=me.underlay.device,
-        local=local,
-        mac=vtep_mac(me.name),
-        mtu_bytes=link_mtu_bytes(view),
-        addresses=tuple(host_prefix(vtep_address(pods)) for pods in own.values()),
-    )
-    return {Table.LINKS: {DEVICE: link}}
-
-
-def _peer(name: str, view: View) -> Rows | Compiled:
-    peer, me = view.nodes.get(name), view.me.node
-    outer = outer_family(view)
-    if peer is None or me is None or outer is None:
-        return NOTHING
-    try:
-        theirs, own = facts.pod_prefixes(peer), _own_prefixes(me)
-    except ConfigError as error:
-        return _refused(peer, f"spec.podCIDRs: {error}")
-    if not theirs:
-        return _refused(peer, "no podCIDR yet, so its pods cannot be reached")
-    remote = facts.internal_address(peer, outer)
-    if remote is None:
-        return _refused(peer, f"no InternalIP of {outer}, the family of the tunnels")
-    mac = vtep_mac(peer.name)
-    neighbours: dict[Any, Any] = {}
-    routes: dict[Any, Any] = {}
-    refused: list[str] = []
-    for family, pods in theirs.items():
-        if family not in own:
-            continue  # no pod here speaks it
-        if pods.overlaps(own[family]):
-            refused.append(f"node {name}: podCIDR {pods} overlaps this node's own {own[family]}")
-            continue
-        end = vtep_address(pods)
-        neighbours[DEVICE, end] = Neighbour(DEVICE, end, mac)
-        source = facts.internal_address(me, family)
-        routes[pods] = Route(pods, via=end, device=DEVICE, source=source, onlink=True)
-    if not routes:
-        return Compiled(NOTHING, since(peer), tuple(refused))
-    fdb = {(DEVICE, mac): FdbEntry(DEVICE, mac, remote)}
-    rows = {Table.NEIGHBOURS: neighbours, Table.FDB: fdb, Table.ROUTES: routes}
-    return Compiled(rows, since(peer), tuple(refused))
-
-
-CAPABILITY = Capability(NAME, units_of, compile_unit)
-
-
-def outer_family(view: View) -> Family | None:
-    """The family that carries the tunnels: the first of ipFamilies this node has an InternalIP of."""
-    node = view.me.node
-    if node is None:
-        return None
-    return next((f for f in view.config.ip_families if facts.internal_address(node, f)), None)
-
-
-def link_mtu_bytes(view: View) -> int:
-    """Of the tunnel and of pods' links; 0 while the uplink is not known."""
-    outer, underlay = outer_family(view), view.me.underlay
-    if outer is None or underlay is None:
-        return 0
-    return view.config.backend.mtu_bytes or underlay.mtu_bytes - OVERHEAD_BYTES[outer]
+    def peer(self, peer: Peer, here: Here) -> Rows:
+        remote = facts.internal_address(peer.node, here.outer)
+        if remote is None:
+            raise ConfigError(f"no InternalIP of {here.outer}, the family of the tunnels")
+        mac = vtep_mac(peer.node.name)
+        neighbours: dict[Any, Any] = {}
+        routes: dict[Any, Any] = {}
+        for family, pods in peer.pods.items():
+            end = vtep_address(pods)
+            neighbours[DEVICE, end] = Neighbour(DEVICE, end, mac)
+            source = facts.internal_address(here.node, family)
+            routes[pods] = Route(pods, via=end, device=DEVICE, source=source, onlink=True)
+        fdb = {(DEVICE, mac): FdbEntry(DEVICE, mac, remote)}
+        return {Table.NEIGHBOURS: neighbours, Table.FDB: fdb, Table.ROUTES: routes}
 
 
 def vtep_mac(node_name: str) -> str:
@@ -154,27 +84,3 @@ def vtep_address(pods: Prefix) -> Address:
     """The tunnel end's own address within its node's CIDR."""
     first = pods.network_address
     return first if family_of(first) is Family.IPV4 else first + 1
-
-
-def underlay_from_node(view: View) -> Underlay | None:
-    """What the underlay must look like, judged by the Node object alone."""
-    node = view.me.node
-    if node is None or outer_family(view) is None:
-        return None
-    addresses = tuple((a, host_prefix(a)) for a in facts.internal_addresses(node))
-    return Underlay("eth0", view.config.fabric.mtu, addresses)
-
-
-def _addresses(node: Node) -> object:
-    return node.spec, node.status.addresses
-
-
-def _own_prefixes(me: Node) -> dict[Family, Prefix]:
-    try:
-        return facts.pod_prefixes(me)
-    except ConfigError:
-        return {}  # the device's unit says so
-
-
-def _refused(node: Node, why: str) -> Compiled:
-    return Compiled(NOTHING, since(node), (f"node {node.name}: {why}",))

@@ -93,6 +93,8 @@ def up(
                 deadline_s,
                 timeout_s,
             )
+        for line in _refusals(record):
+            progress(f"! {line}")
     except NotReadyError:
         raise
     except BaseException:
@@ -151,6 +153,15 @@ def _behind(client: rest.Client, record: LabRecord) -> list[str]:
         except PodlaneError as error:
             missing.append(f"node {node.name}: {error}")
     return missing
+
+
+def _refusals(record: LabRecord) -> list[str]:
+    """What agents refuse to serve of what the API says: the rest works, and the lab is up."""
+    found = []
+    for node in record.nodes:
+        said = agents.status(record.paths.agent_socket(node.name)).get("refused", [])
+        found += [f"{node.name} refuses {line}" for line in said]
+    return found
 
 
 def _silent_agents(record: LabRecord) -> list[str]:

@@ -32,7 +32,8 @@ class BackendType(enum.StrEnum):
 
 PRIMARY = "primary"
 
-AVAILABLE_BACKENDS = (BackendType.VXLAN,)
+AVAILABLE_BACKENDS = (BackendType.VXLAN, BackendType.HOST_GW)
+TUNNELS = (BackendType.VXLAN,)
 
 
 class LinkMode(enum.StrEnum):
@@ -50,12 +51,16 @@ class _Section(Struct, frozen=True, rename="camel", kw_only=True, forbid_unknown
 
 
 class Backend(_Section, frozen=True):
-    """type: how pods of two nodes reach each other. vni, port, mtuBytes (0: from the underlay)."""
+    """type: how pods of two nodes reach each other. vni, port, mtuBytes (0: from the underlay).
+
+    directRouting: nodes on one subnet without the tunnel, by plain routes.
+    """
 
     type: BackendType = BackendType.VXLAN
     vni: int = 85
     port: int = 8472
     mtu_bytes: int = 0
+    direct_routing: bool = False
 
 
 class Hairpin(enum.StrEnum):
@@ -289,6 +294,9 @@ def validate(config: NetworkConfig, where: str) -> NetworkConfig:
         raise refuse(
             "backend.type", f"{config.backend.type} is not available; use {', '.join(AVAILABLE_BACKENDS)}"
         )
+    if config.backend.direct_routing and config.backend.type not in TUNNELS:
+        why = f"{config.backend.type} has no tunnel to leave out; it goes with {', '.join(TUNNELS)}"
+        raise refuse("backend.directRouting", why)
     if (
         not re.fullmatch(r"(?!pl|\.{1,2}$)[^\s/:]{1,15}", config.link.bridge)
         or not config.link.bridge.isascii()

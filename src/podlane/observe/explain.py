@@ -239,6 +239,11 @@ class _Way:
             return self._by_underlay(node, flow.source, backend, masquerade)
         self._add("route", node, f"to {to}", route_row(route))
         link = here.get(Table.LINKS, {}).get(route.device)
+        if link is None and route.via is not None:
+            there = self._next_hop(node, route.via)
+            sender = facts.internal_address(self.cluster.nodes[node], self.family)
+            seen = sender if masquerade and sender is not None else flow.source
+            return self._deliver_pod(there, seen, backend, flow.protocol, masquerade)
         if link is None:
             return self._deliver_pod(node, None if masquerade else flow.source, backend, flow.protocol)
         there = self._encapsulate(node, link, route, here)
@@ -270,6 +275,14 @@ class _Way:
             return f"the network between the nodes gets it, for {who}"
         self._add("underlay", "", f"{node} -> {target.name} over the nodes' own network")
         return self._deliver_node(target.name, to, backend.port, own if masquerade else sender, masquerade)
+
+    def _next_hop(self, node: str, via: Address) -> str:
+        """The node a plain route leads to."""
+        remote = self.cluster.node_at(via)
+        if remote is None:
+            raise WayEnds(Outcome.NO_ROUTE, f"no node has the address {via}, the next hop")
+        self._add("underlay", "", f"{node} -> {remote.name} over the nodes' own network, not encapsulated")
+        return remote.name
 
     def _encapsulate(self, node: str, link: VxlanLink, route: Route, here: Tables) -> str:
         """Returns the node at the tunnel's other end."""

@@ -1,0 +1,87 @@
+"""Every way between nodes, in a whole lab: all of `check` passes, and the wire shows what it is."""
+
+from __future__ import annotations
+
+import json
+
+from tests.cluster.conftest import Lab, until
+
+PODS = """
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: web}
+spec:
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec: {containers: [{name: c, image: absent, ports: [{containerPort: 80}]}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {type: NodePort, selector: {app: web}, ports: [{port: 80}]}
+"""
+
+
+def pod_on(lab: Lab, node: str) -> str:
+    (name,) = (p["metadata"]["name"] for p in lab.get("pods")["items"] if p["spec"]["nodeName"] == node)
+    return str(name)
+
+
+def stages(lab: Lab, source: str, target: str) -> list[str]:
+    told = json.loads(lab.podlane("explain", "--lab", lab.name, source, target, "-o", "json").stdout)
+    return [stage["stage"] for stage in told["stages"]]
+
+
+def outer(lab: Lab, source: str, target: str) -> bool:
+    """Whether a real packet was wrapped on its way."""
+    shown = lab.podlane("trace", "--lab", lab.name, source, target, "-o", "json").stdout
+    return '"outer": {' in shown or '"outer":{' in shown
+
+
+def test_host_gw_reaches_every_pod_without_a_tunnel(lab: Lab) -> None:
+    lab.up("--nodes", "3", "--set", "backend.type=host-gw", "-f", "-", input=PODS)
+    lab.check()
+    one, two = pod_on(lab, "node-1"), pod_on(lab, "node-2")
+    assert not outer(lab, f"pod/{one}", f"pod/{two}:80")
+    assert "encapsulation" not in stages(lab, f"pod/{one}", f"pod/{two}:80")
+    assert "plvxlan" not in lab.node("node-1", "ip", "link").stdout
+    link = lab.exec(one, "cat", "/sys/class/net/eth0/mtu").stdout
+    assert link.strip() == "1500"
+
+
+def test_a_flap_of_the_uplink_brings_the_routes_back(lab: Lab) -> None:
+    lab.up("--nodes", "2", "--set", "backend.type=host-gw", "-f", "-", input=PODS)
+    lab.node("node-1", "ip", "link", "set", "eth0", "down")
+    until(lambda: "10.244.1.0/24" not in lab.node("node-1", "ip", "route").stdout)
+    lab.node("node-1", "ip", "link", "set", "eth0", "up")
+    for family, wanted in (("-4", "10.244.1.0/24"), ("-6", "fd00:10:244:1::/64")):
+        until(lambda f=family, w=wanted: w in lab.node("node-1", "ip", f, "route").stdout)
+
+
+def test_direct_routing_takes_the_tunnel_only_between_racks(lab: Lab) -> None:
+    settings = ["--set", "backend.directRouting=true", "--set", "fabric.racks=2"]
+    lab.up("--nodes", "3", *settings, "-f", "-", input=PODS)
+    lab.check()
+    one, near, far = (f"pod/{pod_on(lab, f'node-{i}')}" for i in (1, 3, 2))
+    assert not outer(lab, one, f"{near}:80")
+    assert outer(lab, one, f"{far}:80")
+    assert "encapsulation" not in stages(lab, one, f"{near}:80")
+    assert "encapsulation" in stages(lab, one, f"{far}:80")
+
+
+def test_host_gw_between_racks_is_refused_by_name(lab: Lab) -> None:
+    came_up = lab.up(
+        "--nodes",
+        "2",
+        "--set",
+        "backend.type=host-gw",
+        "--set",
+        "fabric.racks=2",
+        "--timeout",
+        "20s",
+        check=False,
+    )
+    why = "node node-2: 172.30.2.12 is not on eth0's subnet (172.30.1.0/24"
+    assert f"! node-1 refuses {why}" in came_up.stderr
+    assert f"refused: {why}" in lab.podlane("status", lab.name).stdout

@@ -1,0 +1,120 @@
+"""The ways to other nodes' pods beside the tunnel: plain routes, and a tunnel for the far nodes alone."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_network
+
+from podlane.compile import facts
+from podlane.compile.engine import Compiler, compile_node
+from podlane.compile.tables import Route, Table
+from podlane.compile.view import UNDERLAY, Change
+from podlane.model.config import Backend, BackendType, NetworkConfig
+from podlane.model.local import Underlay
+from podlane.model.objects import Node, NodeAddress, NodeSpec, NodeStatus, ObjectMeta
+
+HOST_GW = NetworkConfig(backend=Backend(type=BackendType.HOST_GW))
+DIRECT = NetworkConfig(backend=Backend(direct_routing=True))
+UPLINK = Underlay(
+    "eth0",
+    1500,
+    (
+        (ip_address("172.30.1.1"), ip_network("172.30.1.0/24")),
+        (ip_address("fd00:172:30:1::1"), ip_network("fd00:172:30:1::/64")),
+    ),
+)
+NEAR, NEAR_SIX = ip_network("10.244.2.0/24"), ip_network("fd00:10:244:2::/64")
+
+
+def node(number: int, rack: int = 1, *, six: int | None = None) -> Node:
+    addresses = [f"172.30.{rack}.{number}", f"fd00:172:30:{six or rack}::{number}"]
+    return Node(
+        metadata=ObjectMeta(name=f"node-{number}", creation_timestamp="2026-01-01T00:00:00Z"),
+        spec=NodeSpec(pod_cidrs=[f"10.244.{number}.0/24", f"fd00:10:244:{number}::/64"]),
+        status=NodeStatus(addresses=[NodeAddress("InternalIP", a) for a in addresses]),
+    )
+
+
+def compiled(config: NetworkConfig, *nodes: Node, uplink: Underlay = UPLINK) -> Compiler:
+    compiler = Compiler("node-1", config)
+    compiler.apply(Change("Node", None, each) for each in nodes)
+    compiler.apply([Change(UNDERLAY, None, uplink)])
+    return compiler
+
+
+def reasons(compiler: Compiler) -> str:
+    return " ".join(sentence for each in compiler.refused.values() for sentence in each)
+
+
+def test_host_gw_is_a_route_a_family_and_nothing_else() -> None:
+    tables = compiled(HOST_GW, node(1), node(2)).tables
+    assert tables[Table.ROUTES] == {
+        NEAR: Route(NEAR, ip_address("172.30.1.2"), "eth0", ip_address("172.30.1.1")),
+        NEAR_SIX: Route(NEAR_SIX, ip_address("fd00:172:30:1::2"), "eth0", ip_address("fd00:172:30:1::1")),
+    }
+    assert not tables[Table.LINKS]
+    assert not tables[Table.NEIGHBOURS]
+    assert not tables[Table.FDB]
+
+
+def test_host_gw_refuses_a_node_behind_a_router_by_name_and_says_what_would_work() -> None:
+    compiler = compiled(HOST_GW, node(1), node(2), node(3, rack=2))
+    assert set(compiler.tables[Table.ROUTES]) == {NEAR, NEAR_SIX}
+    said = reasons(compiler)
+    assert "node node-3: 172.30.2.3 is not on eth0's subnet (172.30.1.0/24)" in said
+    assert "backend.type=vxlan" in said
+    assert "backend.directRouting=true" in said
+
+
+def test_direct_routing_leaves_the_tunnel_to_far_nodes() -> None:
+    tables = compiled(DIRECT, node(1), node(2), node(3, rack=2)).tables
+    devices = {str(route.destination): route.device for route in tables[Table.ROUTES].values()}
+    assert devices == {
+        "10.244.2.0/24": "eth0",
+        "fd00:10:244:2::/64": "eth0",
+        "10.244.3.0/24": "plvxlan",
+        "fd00:10:244:3::/64": "plvxlan",
+    }
+    assert {str(entry.remote) for entry in tables[Table.FDB].values()} == {"172.30.2.3"}
+
+
+def test_direct_routing_is_judged_family_by_family() -> None:
+    tables = compiled(DIRECT, node(1), node(2, six=9)).tables
+    assert {str(r.destination): r.device for r in tables[Table.ROUTES].values()} == {
+        "10.244.2.0/24": "eth0",
+        "fd00:10:244:2::/64": "plvxlan",
+    }
+
+
+def test_another_subnet_of_the_uplink_brings_the_peers_along() -> None:
+    compiler = compiled(HOST_GW, node(1), node(2), node(3, rack=2))
+    wide = Underlay(
+        "eth0",
+        1500,
+        tuple((a, p.supernet(new_prefix=16 if p.version == 4 else 40)) for a, p in UPLINK.addresses),
+    )
+    compiler.apply([Change(UNDERLAY, UPLINK, wide)])
+    assert len(compiler.tables[Table.ROUTES]) == 4
+    assert not compiler.refused
+    assert compiler.tables == compiled(HOST_GW, node(1), node(2), node(3, rack=2), uplink=wide).tables
+
+
+def test_what_an_agent_announces_of_its_uplink_is_read_back() -> None:
+    me = node(1)
+    meta = ObjectMeta(name=me.name, annotations={facts.UNDERLAY_ANNOTATION: facts.announcement(UPLINK)})
+    said = Node(metadata=meta, spec=me.spec, status=me.status)
+    assert facts.announced_underlay(said) == UPLINK
+    tables = compile_node([said, node(2)], node="node-1", config=HOST_GW)
+    assert set(tables[Table.ROUTES]) == {NEAR, NEAR_SIX}
+
+
+def test_an_announcement_that_cannot_be_read_is_none() -> None:
+    for text in ("", "{", "[]", '{"device": "eth0"}', '{"device": "e", "mtu": 1, "addresses": ["x"]}'):
+        said = Node(metadata=ObjectMeta(annotations={facts.UNDERLAY_ANNOTATION: text}))
+        assert facts.announced_underlay(said) is None
+
+
+def test_pods_links_have_the_underlays_whole_mtu_without_a_tunnel() -> None:
+    from podlane.compile.peers import link_mtu_bytes
+
+    assert link_mtu_bytes(compiled(HOST_GW, node(1)).view) == 1500
+    assert link_mtu_bytes(compiled(DIRECT, node(1)).view) == 1450
