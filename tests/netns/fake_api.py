@@ -1,4 +1,4 @@
-"""The least of a Kubernetes API an agent can live on: lists, watches, 410; over plain HTTP."""
+"""The least of a Kubernetes API an agent can live on: lists, watches, patches of annotations; plain HTTP."""
 
 from __future__ import annotations
 
@@ -95,7 +95,10 @@ class FakeApi:
                 target = head.split(b" ")[1].decode()
                 path, _, query = target.partition("?")
                 kind = next((k for k, p in PATHS.items() if p == path), "")
-                if not kind:
+                if head.startswith(b"PATCH"):
+                    self._annotate(path, json.loads(await reader.readexactly(_length(head))))
+                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+                elif not kind:
                     writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
                 elif "watch=1" in query:
                     await self._watch(kind, writer)
@@ -110,6 +113,15 @@ class FakeApi:
             self._tasks.discard(task)
             writer.close()
 
+    def _annotate(self, path: str, patch: Obj) -> None:
+        collection, _, name = path.rpartition("/")
+        kind = next(k for k, p in PATHS.items() if p == collection)
+        obj = self._objects[kind][name]
+        metadata = dict(obj["metadata"])
+        metadata.pop("resourceVersion")
+        metadata["annotations"] = metadata.get("annotations", {}) | patch["metadata"]["annotations"]
+        self._put(kind, name, {**obj, "metadata": metadata})
+
     async def _watch(self, kind: str, writer: asyncio.StreamWriter) -> None:
         """From now on: tests change nothing between an agent's list and its watch."""
         writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -122,3 +134,7 @@ class FakeApi:
                 writer.write(b"%x\r\n%s\r\n" % (len(line), line))
         finally:
             self._watchers.discard(me)
+
+
+def _length(head: bytes) -> int:
+    return int(head.lower().partition(b"content-length:")[2].split()[0])
