@@ -22,10 +22,15 @@ from podlane.model.objects import Endpoint, EndpointSlice
 PROTOCOLS: Final = {protocol.value: protocol for protocol in Protocol}
 _NO_HINTS: Final[frozenset[str]] = frozenset()
 HEADLESS_LABEL: Final = "service.kubernetes.io/headless"
+WEIGHT: Final = "podlane.dev/weight"  # annotation of a slice: how much each of its endpoints weighs
+HEAVIEST: Final = 1000
 
 
 class Known(NamedTuple):
-    """One endpoint of one port, with its conditions resolved (absent: ready and serving, not terminating)."""
+    """One endpoint of one port, with its conditions resolved (absent: ready and serving, not terminating).
+
+    pod: the name of the pod it refers to, "" for none. weight: its slice's, None when that says nothing.
+    """
 
     backend: Backend
     node: str = ""
@@ -34,6 +39,8 @@ class Known(NamedTuple):
     terminating: bool = False
     zone_hints: frozenset[str] = _NO_HINTS
     node_hints: frozenset[str] = _NO_HINTS
+    pod: str = ""
+    weight: int | None = None
 
     @property
     def address(self) -> Address:
@@ -63,14 +70,21 @@ def endpoints(slices: Iterable[EndpointSlice]) -> dict[PortKey, dict[Backend, Kn
     for piece in slices:
         if HEADLESS_LABEL in piece.metadata.labels:
             continue
+        weight = weight_of_slice(piece)
         for port_key, number in _ports(piece):
             known = found.setdefault(port_key, {})
             octets, bits = number.to_bytes(2, "big"), port_key[2].bits
             for endpoint in piece.endpoints or ():
-                each = _known(endpoint, octets, bits)
+                each = _known(endpoint, octets, bits, weight)
                 if each is not None and not (each.terminating and each.backend in known):
                     known[each.backend] = each
     return found
+
+
+def weight_of_slice(piece: EndpointSlice) -> int | None:
+    """None when the slice says nothing, or nothing that makes sense."""
+    text = piece.metadata.annotations.get(WEIGHT, "")
+    return int(text) if text.isdecimal() and int(text) <= HEAVIEST else None
 
 
 def _ports(piece: EndpointSlice) -> Iterator[tuple[PortKey, int]]:
@@ -84,7 +98,7 @@ def _ports(piece: EndpointSlice) -> Iterator[tuple[PortKey, int]]:
             yield (port.name, protocol, Family(piece.address_type)), number
 
 
-def _known(endpoint: Endpoint, port: bytes, bits: int) -> Known | None:
+def _known(endpoint: Endpoint, port: bytes, bits: int, weight: int | None) -> Known | None:
     """port: its octets. bits: of an address of the slice's family."""
     if not endpoint.addresses:
         return None
@@ -94,7 +108,7 @@ def _known(endpoint: Endpoint, port: bytes, bits: int) -> Known | None:
         return None  # the API validates slices; one bad address must not take the others down
     if 8 * len(where) != bits:
         return None
-    conditions, hints = endpoint.conditions, endpoint.hints
+    conditions, hints, pod = endpoint.conditions, endpoint.hints, endpoint.target_ref
     return Known(
         Backend.packed(where + port),
         endpoint.node_name or "",
@@ -103,6 +117,8 @@ def _known(endpoint: Endpoint, port: bytes, bits: int) -> Known | None:
         conditions.terminating is True,
         frozenset(h.name for h in hints.for_zones) if hints else _NO_HINTS,
         frozenset(h.name for h in hints.for_nodes) if hints else _NO_HINTS,
+        pod.name if pod is not None and pod.kind == "Pod" else "",
+        weight,
     )
 
 
@@ -136,10 +152,16 @@ def select(known: Mapping[Backend, Known], here: Place, *, uses_cluster: bool, u
     return Selection(cluster, local, bool(usable or local))
 
 
-def still_serving(known: Mapping[Backend, Known], chosen: Iterable[Backend]) -> tuple[Backend, ...]:
-    """The endpoints that answer although they were not chosen: draining, or left to other places."""
+def left_alone(
+    known: Mapping[Backend, Known], chosen: Iterable[Backend], protocol: Protocol
+) -> tuple[Backend, ...]:
+    """Endpoints that were not chosen but keep the flows they have: draining, or left to other places.
+
+    A UDP flow to one that does not answer is given up: it would be renewed without end. A connection
+    ends by itself, and may go on as long as there is a pod.
+    """
     left = known.keys() - set(chosen)
-    return tuple(backend for backend in sorted(left) if known[backend].serving)
+    return tuple(sorted(b for b in left if protocol is not Protocol.UDP or known[b].serving))
 
 
 def _near(ready: list[Known], here: Place) -> list[Known]:

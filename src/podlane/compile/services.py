@@ -26,6 +26,7 @@ from typing import Any, Final, NamedTuple
 from msgspec import structs
 
 from podlane.compile import facts
+from podlane.compile.balancing import Sharing
 from podlane.compile.endpoints import (
     PROTOCOLS,
     Known,
@@ -33,7 +34,6 @@ from podlane.compile.endpoints import (
     Selection,
     endpoints,
     select,
-    still_serving,
 )
 from podlane.compile.engine import Capability
 from podlane.compile.store import Compiled, UnitKey
@@ -51,7 +51,7 @@ from podlane.compile.tables import (
     SetName,
     Table,
 )
-from podlane.compile.view import CONFIG, ZONE_LABEL, Change, View, service_of, since
+from podlane.compile.view import CONFIG, SHARES, ZONE_LABEL, Change, View, service_of, since
 from podlane.errors import ConfigError
 from podlane.model.addresses import (
     Address,
@@ -64,6 +64,7 @@ from podlane.model.addresses import (
     loose_prefix,
 )
 from podlane.model.config import Services
+from podlane.model.local import Shares
 from podlane.model.objects import EndpointSlice, Node, Service, ServicePort
 
 NAME: Final = "services"
@@ -87,10 +88,13 @@ def units_of(change: Change, view: View) -> Iterator[UnitKey]:
         # The families, or this node's zone or addresses: every service may look different.
         for key in view.services:
             yield _unit(*key)
+    elif change.kind == SHARES:
+        yield _unit(*change.object.key)
 
 
 def compile_unit(key: UnitKey, view: View) -> Rows | Compiled:
-    service = view.services.get((key.namespace, key.name))
+    key_of_unit = key.namespace, key.name
+    service = view.services.get(key_of_unit)
     if service is None or not ours(service):
         return NOTHING
     return compile_service(
@@ -99,6 +103,7 @@ def compile_unit(key: UnitKey, view: View) -> Rows | Compiled:
         here=place_of(view.me.name, view.me.node),
         families=view.config.ip_families,
         config=view.config.services,
+        shares=view.shares.get(key_of_unit),
     )
 
 
@@ -138,10 +143,12 @@ def compile_service(
     here: Place,
     families: Iterable[Family],
     config: Services = _DEFAULT,
+    shares: Shares | None = None,
 ) -> Compiled:
     """The rows of one Service, which `ours` let through."""
     known = endpoints(slices)
     rows = _Rows()
+    sharing = Sharing.of(service, config, shares, rows.refused)
     for family in families:
         where = _Addresses.of(service, family, here, rows.refused)
         if where is None:
@@ -151,7 +158,7 @@ def compile_service(
             if port.protocol in PROTOCOLS:
                 there = known.get((port.name, PROTOCOLS[port.protocol], family), {})
                 chosen = select_for(service, port, where, there, here)
-                _port(_Port.of(service, port, where, config), chosen, there, here, rows)
+                _port(_Port.of(service, port, where, config), chosen, there, here, sharing, rows)
             else:
                 rows.refused.append(
                     f"service {service.namespace}/{service.name}: port {port.port}: "
@@ -311,7 +318,14 @@ def _affinity_s(service: Service) -> int:
     return given or DEFAULT_AFFINITY_S
 
 
-def _port(port: _Port, chosen: Selection, known: Mapping[Backend, Known], here: Place, rows: _Rows) -> None:
+def _port(
+    port: _Port,
+    chosen: Selection,
+    known: Mapping[Backend, Known],
+    here: Place,
+    sharing: Sharing,
+    rows: _Rows,
+) -> None:
     internal, external = _frontends(port, chosen)
     rows.frontend(FrontendKey(port.where.cluster, port.protocol, port.number), internal)
     behind_guard = _guarded(port, external)
@@ -328,10 +342,11 @@ def _port(port: _Port, chosen: Selection, known: Mapping[Backend, Known], here: 
     for key in named:
         if key is not None:
             members = lists[key.scope] or ()
-            backends = tuple(e.backend for e in members)
-            others = still_serving(known, backends) if port.protocol is Protocol.UDP else ()
-            sources = port.where.sources if key == guarded_list else ()
-            rows.lists[key] = BackendList(backends, port.affinity_timeout_s, others, sources)
+            near = known if key.scope == CLUSTER else {b: e for b, e in known.items() if e.node == here.node}
+            laid = sharing.row(members, near, port.protocol, port.affinity_timeout_s)
+            if key == guarded_list:
+                laid = structs.replace(laid, sources=port.where.sources)
+            rows.lists[key] = laid
             rows.local_endpoints(members, here)
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 from msgspec import Struct
 
 from podlane.model.addresses import Address, Family, Interface, Prefix, Protocol
+from podlane.model.config import Balancing
 from podlane.model.selectors import Selector
 
 
@@ -180,14 +181,18 @@ class BackendList(Struct, frozen=True):
     """Endpoints in their order of index; equal endpoints repeat by weight.
 
     affinity_timeout_s: 0 for no session affinity (ClientIP). still_serving: endpoints that no new flow
-    chooses but that still answer, so that flows they have are left alone; filled in for UDP only,
-    where a flow ends by being forgotten. sources: who may come in by the list's guarded frontends.
+    chooses but whose flows are left alone: for UDP those that still answer, else all that are known.
+    sources: who may come in by the list's guarded frontends. balancing: how one is chosen; slots: size
+    of the hashes' table (compile/hashing.py), by_port: they take the client's port as well.
     """
 
     backends: tuple[Backend, ...]
     affinity_timeout_s: int = 0
     still_serving: tuple[Backend, ...] = ()
     sources: tuple[Prefix, ...] = ()
+    balancing: Balancing = Balancing.RANDOM
+    by_port: bool = False
+    slots: int = 0
 
 
 class FrontendKey(NamedTuple):

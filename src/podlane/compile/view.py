@@ -18,7 +18,7 @@ from podlane.compile.policy_index import PolicyIndex
 from podlane.errors import ConfigError
 from podlane.model.addresses import Address, address
 from podlane.model.config import NetworkConfig
-from podlane.model.local import Attachment, Underlay
+from podlane.model.local import Attachment, Shares, Underlay
 from podlane.model.objects import (
     SERVICE_NAME_LABEL,
     EndpointSlice,
@@ -35,6 +35,7 @@ from podlane.model.objects import (
 ATTACHMENT: Final = "Attachment"
 UNDERLAY: Final = "Underlay"
 CONFIG: Final = "Config"
+SHARES: Final = "Shares"
 IN_USE: Final = "InUse"  # derived: a policy, or a set of peers, that this node's pods need (policy_index.py)
 
 CLUSTER_WIDE: Final = frozenset({"Node", "Namespace", "ServiceCIDR"})
@@ -49,7 +50,7 @@ V = TypeVar("V")
 class Change(NamedTuple):
     """One thing that came (old is None), went (new is None) or became another.
 
-    kind: a key of model.objects.KINDS, or ATTACHMENT, UNDERLAY, CONFIG. What enters the engine may
+    kind: a key of model.objects.KINDS, or ATTACHMENT, UNDERLAY, CONFIG, SHARES. What enters the engine may
     leave `old` out when `new` is there: the engine fills in what it knew.
     """
 
@@ -90,7 +91,7 @@ class View:
     """Read-only. Mappings are live: do not keep them across changes.
 
     nodes, namespaces, service_cidrs: by name. pods, services, slices, network_policies: by (namespace, name).
-    policies: who is selected by what.
+    shares: by service. policies: who is selected by what.
     """
 
     def __init__(self, node_name: str, config: NetworkConfig) -> None:
@@ -104,6 +105,7 @@ class View:
         self._service_cidrs: dict[str, ServiceCIDR] = {}
         self._network_policies: dict[Key, NetworkPolicy] = {}
         self._attachments: dict[Key, Attachment] = {}
+        self._shares: dict[Key, Shares] = {}
         self._underlay: Underlay | None = None
         self._pods_by_node: _Index[str] = _Index()
         self._pods_by_address: _Index[str] = _Index()
@@ -118,6 +120,7 @@ class View:
         self.services: Mapping[Key, Service] = MappingProxyType(self._services)
         self.slices: Mapping[Key, EndpointSlice] = MappingProxyType(self._slices)
         self.network_policies: Mapping[Key, NetworkPolicy] = MappingProxyType(self._network_policies)
+        self.shares: Mapping[Key, Shares] = MappingProxyType(self._shares)
 
     @property
     def me(self) -> Me:
@@ -157,6 +160,7 @@ class View:
             "ServiceCIDR": self._service_cidrs,
             "NetworkPolicy": self._network_policies,
             ATTACHMENT: self._attachments,
+            SHARES: self._shares,
         }
         return tables[kind]
 

@@ -46,6 +46,26 @@ class ServiceMode(enum.StrEnum):
     SOCKET = "socket"
 
 
+class Balancing(enum.StrEnum):
+    """How a new flow comes to one of a service's endpoints."""
+
+    RANDOM = "random"
+    SOURCE_HASH = "source-hash"
+    MAGLEV = "maglev"
+    LEAST_CONNECTIONS = "least-connections"
+
+
+class HashBy(enum.StrEnum):
+    """What of the client the two hashes take."""
+
+    ADDRESS = "address"
+    ADDRESS_PORT = "address-port"
+
+
+HASH_TABLE_SIZES = (251, 509, 1021, 2039, 4093, 8191, 16381, 32749, 65521)
+"""Slots a table of hashes may have: primes, so that every step below them visits all slots."""
+
+
 class _Section(Struct, frozen=True, rename="camel", kw_only=True, forbid_unknown_fields=True):
     pass
 
@@ -84,6 +104,10 @@ class Services(_Section, frozen=True):
     nodePortAddresses: which of a node's addresses answer node ports: `primary` (those the Node object
     says), or prefixes. localhostNodePorts: 127.0.0.1 too, for the node itself. masqueradeAll: what
     goes to a ClusterIP is masqueraded whoever sends it.
+
+    balancing, hashBy: for services that do not say (docs/services.md). maglevSlots: one of
+    HASH_TABLE_SIZES. rebalanceSeconds: how often least-connections counts. resetGoneEndpoints: TCP
+    connections to a pod that is no more end at once. flowAccounting: packets and bytes are counted.
     """
 
     mode: ServiceMode = ServiceMode.NFTABLES
@@ -92,6 +116,12 @@ class Services(_Section, frozen=True):
     localhost_node_ports: bool = False
     masquerade_mark: int = 0x4000
     masquerade_all: bool = False
+    balancing: Balancing = Balancing.RANDOM
+    hash_by: HashBy = HashBy.ADDRESS
+    maglev_slots: int = 4093
+    rebalance_seconds: int = 5
+    reset_gone_endpoints: bool = True
+    flow_accounting: bool = True
 
     @property
     def node_port_prefixes(self) -> tuple[Prefix, ...] | None:
@@ -217,6 +247,8 @@ _CHOICES: dict[str, type[enum.StrEnum]] = {
     "link.mode": LinkMode,
     "link.hairpin": Hairpin,
     "services.mode": ServiceMode,
+    "services.balancing": Balancing,
+    "services.hashBy": HashBy,
     "ipFamilies": Family,
 }
 
@@ -317,6 +349,13 @@ def validate(config: NetworkConfig, where: str) -> NetworkConfig:
         )
     if config.services.masquerade_mark.bit_count() != 1 or not 0 < config.services.masquerade_mark < 1 << 32:
         raise refuse("services.masqueradeMark", "one bit of 32")
+    if config.services.maglev_slots not in HASH_TABLE_SIZES:
+        sizes = ", ".join(map(str, HASH_TABLE_SIZES))
+        raise refuse("services.maglevSlots", f"{config.services.maglev_slots} is none of {sizes}")
+    if not 1 <= config.services.rebalance_seconds <= 3600:
+        raise refuse(
+            "services.rebalanceSeconds", f"{config.services.rebalance_seconds} is not between 1 and 3600"
+        )
     if not 1 <= config.fabric.racks <= 200:
         raise refuse("fabric.racks", f"{config.fabric.racks} is not between 1 and 200")
     if not 1400 <= config.fabric.mtu <= 65535:

@@ -1,6 +1,9 @@
-"""What a node knows of itself that is no API object: its uplink, and the pods attached to it."""
+"""What a node knows of itself that is no API object: its uplink, the pods attached to it, and what it found
+out of services' endpoints."""
 
 from __future__ import annotations
+
+from typing import Final
 
 from msgspec import Struct
 
@@ -40,3 +43,21 @@ class Attachment(Struct, frozen=True):
     @property
     def key(self) -> tuple[str, str]:
         return self.container_id, self.ifname
+
+
+WHOLE_SHARE: Final = 16
+
+
+class Shares(Struct, frozen=True):
+    """What of its weight each endpoint of a service gets at present, in sixteenths (1 to WHOLE_SHARE).
+
+    endpoints: (address, port, share); those not named get the whole.
+    """
+
+    namespace: str
+    name: str
+    endpoints: tuple[tuple[Address, int, int], ...] = ()
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.namespace, self.name
