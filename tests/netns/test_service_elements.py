@@ -291,11 +291,12 @@ def test_what_is_not_there_reads_as_empty(place: int) -> None:
 
 @pytest.mark.parametrize("family", list(Family))
 @pytest.mark.parametrize("affinity", [False, True])
+@pytest.mark.parametrize("code", [7, 608, 609])  # a draw, a hash of the address, and of the port too
 def test_a_counts_chain_made_by_netlink_is_the_one_made_by_text(
-    driver: ServicesDriver, place: int, family: Family, affinity: bool
+    driver: ServicesDriver, place: int, family: Family, affinity: bool, code: int
 ) -> None:
     def listing() -> str:
-        name = ("pick" if affinity else "count") + "-7"
+        name = ("pick" if affinity else "count") + f"-{code}"
         with netns.entered(place):
             done = subprocess.run(
                 ["nft", "list", "chain", family.nft, "podlane", name],
@@ -308,12 +309,12 @@ def test_a_counts_chain_made_by_netlink_is_the_one_made_by_text(
 
     elements = Elements(skeleton.TABLE, place)
     try:
-        elements.commit([], list(counts.chain(family, 7, affinity=affinity)))
+        elements.commit([], list(counts.chain(family, code, affinity=affinity)))
         made = listing()
     finally:
         elements.close()
     text = skeleton.replace(family) + skeleton.skeleton(family, CONFIG)
-    text += skeleton.count_chain(family, 7, affinity=affinity)
+    text += skeleton.count_chain(family, code, affinity=affinity)
     with netns.entered(place):
         subprocess.run(["nft", "-f", "-"], input=text, text=True, check=True)
     assert listing() == made

@@ -11,6 +11,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from podlane.compile import hashing
 from podlane.compile.tables import (
     Backend,
     BackendList,
@@ -25,6 +26,7 @@ from podlane.compile.tables import (
 )
 from podlane.kernel.nft.codec import Element
 from podlane.model.addresses import Family, Protocol, address, prefix
+from podlane.model.config import Balancing
 
 Tables = dict[Table, dict[Any, Any]]
 Dump = Mapping[tuple[Family, str], Iterable[Element]]
@@ -59,8 +61,15 @@ def lists(draw: st.DrawFn, family: Family) -> BackendList:
     numbers = draw(st.lists(st.integers(1, 6), max_size=6))
     timeout_s = draw(st.sampled_from([0, 0, 60, 90]))
     sources = draw(st.lists(st.sampled_from([p for p in PREFIXES if (":" in p) == (family is Family.IPV6)])))
+    balancing = draw(st.sampled_from([Balancing.RANDOM, *Balancing]))
+    hashed = numbers and balancing in (Balancing.MAGLEV, Balancing.SOURCE_HASH)
     return BackendList(
-        tuple(backend(family, n) for n in numbers), timeout_s, sources=tuple(map(prefix, sources))
+        tuple(backend(family, n) for n in numbers),
+        timeout_s,
+        sources=tuple(map(prefix, sources)),
+        balancing=balancing,
+        by_port=bool(hashed) and draw(st.booleans()),
+        slots=251 if hashed else 0,
     )
 
 
@@ -172,7 +181,7 @@ class Kernel:
             for f, n in self.maps
             if f is family and n.startswith("sticky-") and struct.pack("=I", number) in self.map(f, n)
         ]
-        for index in range(count):
+        for index in range({600: 251, 601: 251}.get(count, count)):
             key = struct.pack("=II", number, index)
             data = self.map(family, "picks" if affinity else "endpoints")[key]
             assert data is not None
@@ -223,7 +232,8 @@ def sources_of(desired: Tables, key: ListKey | None) -> list[tuple[int, int]]:
 
 def list_of(desired: Tables, key: ListKey | None) -> tuple[Counter[Any], int]:
     row = desired[Table.BACKENDS].get(key, BackendList(()))
-    return Counter((b.address, b.port) for b in row.backends), row.affinity_timeout_s
+    table = hashing.table_of(row) if row.slots else row.backends
+    return Counter((b.address, b.port) for b in table), row.affinity_timeout_s
 
 
 def wanted_sets(desired: Tables) -> dict[Any, set[int]]:

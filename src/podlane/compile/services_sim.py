@@ -10,6 +10,7 @@ import enum
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from podlane.compile import hashing
 from podlane.compile.tables import (
     Backend,
     BackendList,
@@ -48,6 +49,8 @@ class Verdict(NamedTuple):
     masquerade: the source becomes an address of this node. hairpin: backends that are the source
     itself, masqueraded even where the others are not. affinity_timeout_s: 0, or how long a client
     stays with its choice. frontend: the row that decided, None where a set did; why: for a reader.
+    hashed: the one of the backends that this client falls to, where the list is chosen from by hash of its
+    address.
     """
 
     action: Action
@@ -58,6 +61,7 @@ class Verdict(NamedTuple):
     frontend: FrontendKey | NodePortKey | None = None
     list: ListKey | None = None
     affinity_timeout_s: int = 0
+    hashed: Backend | None = None
 
     def masquerades(self, backend: Backend) -> bool:
         return self.masquerade or backend in self.hairpin
@@ -137,6 +141,7 @@ def _frontend(
         key,
         chosen,
         found.affinity_timeout_s,
+        hashing.chosen(found, flow.source),
     )
 
 

@@ -6,6 +6,9 @@ slots in which endpoints repeat, at least eight times, so that the shares differ
 
 Which endpoint has which index means nothing, so a change moves as few as it can: one endpoint more is one
 element more, one less is two elements.
+
+Where the index is a hash of the client (jhash … mod M) it means everything: the table is that of
+compile/hashing.py, the same on all nodes.
 """
 
 from __future__ import annotations
@@ -14,8 +17,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from podlane.compile.tables import Backend
+from podlane.compile import hashing
+from podlane.compile.tables import Backend, BackendList
 from podlane.model import marks
+from podlane.model.config import HASH_TABLE_SIZES
 
 EXACT: Final = 512
 _REPEATS: Final = 8
@@ -24,6 +29,11 @@ LONGEST: Final = 32768
 
 SLOT_TABLES: Final = {EXACT + 1 + n: _SMALLEST << n for n in range(6)}
 """code -> slots: 513 has 8192, for up to 1024 endpoints, and so on up to 32768 endpoints."""
+
+
+_FIRST_HASH: Final = 600
+HASH_TABLES: Final = {_FIRST_HASH + 2 * n: size for n, size in enumerate(HASH_TABLE_SIZES)}
+"""code -> slots of a table chosen from by the client's address; the code above it: by address and port"""
 
 
 class TooLong(ValueError):
@@ -48,8 +58,26 @@ def size_for(endpoints: int) -> Size:
 
 
 def modulus(code: int) -> int:
-    """The number below which the chain of a code draws."""
-    return SLOT_TABLES.get(code, code)
+    """The number below which the chain of a code draws, or hashes."""
+    return SLOT_TABLES.get(code) or HASH_TABLES.get(code & ~1, code)
+
+
+def is_hash(code: int) -> bool:
+    return code & ~1 in HASH_TABLES
+
+
+def hashes_port(code: int) -> bool:
+    """Of a code that is a hash."""
+    return bool(code & 1)
+
+
+def lay(row: BackendList, current: Sequence[Backend]) -> tuple[int, tuple[Backend, ...]]:
+    """(code, table) of a list that lies as `current` now. Raises TooLong."""
+    if not row.backends:
+        return 0, ()
+    if not row.slots:
+        return size_for(len(row.backends)).code, tuple(arrange(current, row.backends))
+    return _FIRST_HASH + 2 * HASH_TABLE_SIZES.index(row.slots) + row.by_port, hashing.table_of(row)
 
 
 def arrange(current: Sequence[Backend | None], wanted: Sequence[Backend]) -> list[Backend]:

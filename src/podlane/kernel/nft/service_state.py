@@ -13,6 +13,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import zip_longest
 from typing import Any, Final
 
+from msgspec import structs
+
 from podlane.compile.tables import (
     Backend,
     BackendList,
@@ -238,10 +240,10 @@ class ServiceState:
                 why = f"no session affinity: {error}"
                 plan.failures.append(_failure(Table.BACKENDS, key, errno.E2BIG, why))
                 timeout_s = 0
-        layout = tuple(lists.arrange(old.layout, backends)) if backends else ()
+        code, layout = lists.lay(structs.replace(row, backends=backends), old.layout)
         keep = row.backends + row.still_serving
         sources = tuple(pack.source_range(old.id, *each, key.family) for each in intervals(row.sources))
-        return List(old.id, layout, lists.size_for(len(backends)).code, slots, timeout_s, keep, sources)
+        return List(old.id, layout, code, slots, timeout_s, keep, sources)
 
     def _forget(self, key: ListKey, old: List, new: List, plan: Plan) -> None:
         if key.protocol is Protocol.UDP and not (keep := frozenset(new.keep)).issuperset(old.keep):

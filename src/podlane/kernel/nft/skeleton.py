@@ -15,7 +15,8 @@ chains, here for IPv4; each name is one that `nft list table ip podlane` shows:
                        first drop what comes from none of the list's `source-ranges`
       choose           by the map `counts` on to the chain of the list's count,
                      say count-3 (counts.py): draws 0, 1 or 2, and translates to what `endpoints`
-                     has for (list id, number)
+                     has for (list id, number). A list chosen from by hash has a code for its count:
+                     count-608 hashes the client's address into 4093 slots (lists.py)
     postrouting        masquerades: marked flows, a pod that reached itself, pods that leave the cluster
 
 Session affinity goes through pick-3 instead of count-3: `picks` has a slot of the list for the number
@@ -42,6 +43,7 @@ from __future__ import annotations
 import hashlib
 from typing import Final
 
+from podlane.compile import hashing
 from podlane.compile.tables import SetName
 from podlane.kernel.nft import lists
 from podlane.model import marks
@@ -102,8 +104,7 @@ def remove(family: Family) -> str:
 
 def count_chain(family: Family, code: int, *, affinity: bool) -> str:
     """What counts.py makes of netlink messages, as text: only for a transaction that also makes the maps."""
-    number = lists.modulus(code)
-    drawn = f"{_LIST} . numgen random mod {number} map"
+    drawn = f"{_LIST} . {_index(family, code)} map"
     if not affinity:
         name, rules = f"count-{code}", [f"{_PORTS} dnat {family.nft} addr . port to {drawn} @{ENDPOINTS}"]
     else:
@@ -112,6 +113,15 @@ def count_chain(family: Family, code: int, *, affinity: bool) -> str:
     lines = [f"add chain {where} {name}", *(f"add rule {where} {name} {rule}" for rule in rules)]
     key = count_key(code, affinity=affinity)
     return "\n".join([*lines, f"add element {where} {COUNTS} {{ {key:#x} : jump {name} }}\n"])
+
+
+def _index(family: Family, code: int) -> str:
+    """What a count's chain takes an endpoint by."""
+    number = lists.modulus(code)
+    if not lists.is_hash(code):
+        return f"numgen random mod {number}"
+    client = f"{family.nft} saddr" + (" . th sport" if lists.hashes_port(code) else "")
+    return f"jhash {client} mod {number} seed {hashing.SEED:#x}"
 
 
 def count_key(code: int, *, affinity: bool) -> int:
