@@ -1,4 +1,4 @@
-"""The least of a Kubernetes API an agent can live on: lists, watches, patches of annotations; plain HTTP."""
+"""The least of a Kubernetes API an agent can live on: lists, watches, patches of annotations, events."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ Obj = dict[str, Any]
 
 
 class FakeApi:
-    """Serves on sockets handed in, in a thread of its own. Objects by kind and name."""
+    """Serves on sockets handed in, in a thread of its own. Objects by kind and name.
+
+    events: what was posted, by name.
+    """
 
     def __init__(self, sockets: list[socket]) -> None:
         self._sockets = sockets
         self._objects: dict[str, dict[str, Obj]] = {kind: {} for kind in PATHS}
+        self.events: dict[str, Obj] = {}
         self._watchers: set[tuple[str, asyncio.Queue[bytes]]] = set()
         self._version = 100
         self._loop = asyncio.new_event_loop()
@@ -93,6 +97,9 @@ class FakeApi:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
                 target = head.split(b" ")[1].decode()
+                if head.startswith(b"POST "):
+                    await self._post(head, reader, writer)
+                    continue
                 path, _, query = target.partition("?")
                 kind = next((k for k, p in PATHS.items() if p == path), "")
                 if head.startswith(b"PATCH"):
@@ -121,6 +128,14 @@ class FakeApi:
         metadata.pop("resourceVersion")
         metadata["annotations"] = metadata.get("annotations", {}) | patch["metadata"]["annotations"]
         self._put(kind, name, {**obj, "metadata": metadata})
+
+    async def _post(self, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        obj = json.loads(await reader.readexactly(_length(head)))
+        there = obj["metadata"]["name"] in self.events
+        self.events.setdefault(obj["metadata"]["name"], obj)
+        body = b'{"code": 409, "reason": "AlreadyExists"}' if there else b"{}"
+        status = b"409 Conflict" if there else b"201 Created"
+        writer.write(b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body))
 
     async def _watch(self, kind: str, writer: asyncio.StreamWriter) -> None:
         """From now on: tests change nothing between an agent's list and its watch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import threading
@@ -80,7 +81,7 @@ def test_a_second_start_finds_nothing_to_do(tmp_path: Path) -> None:
         one.start()
         status = one.wait_ready()
         assert status["operations"] == 0
-        assert status["resyncs"] == 2  # one a driver
+        assert status["resyncs"] == 3  # one a driver
         assert actual(one) == before
         assert len(before[Table.ROUTES]) == 4  # own pod and peer, both families
 
@@ -335,7 +336,10 @@ def test_the_uplinks_mtu_is_followed(tmp_path: Path) -> None:
 
 def test_the_window_answers_health_metrics_and_tables(tmp_path: Path) -> None:
     with running(tmp_path) as (_, one, _two):
-        assert one.get("/healthz") == (200, b"ok\n")
+        for path in ("/healthz", "/livez"):
+            code, body = one.get(path)
+            assert code == 200
+            assert json.loads(body)["nodeEligible"]
         assert one.get("/readyz") == (200, b"ok\n")
         metrics = one.get("/metrics")[1].decode()
         assert "podlane_agent_ready 1\n" in metrics

@@ -19,9 +19,13 @@ from typing import Any
 from podlane.agent import http, install, report, sysctls, underlay
 from podlane.agent.announcer import Announcer
 from podlane.agent.attachments import Attachments
+from podlane.agent.complaints import Complaint, complaints
+from podlane.agent.events import Events
+from podlane.agent.health_checks import HealthChecks
 from podlane.agent.monitor import OURS, Monitor
 from podlane.agent.options import AgentOptions
-from podlane.agent.reconciler import EVERY_ROW, Reconciler
+from podlane.agent.proxy import Proxy
+from podlane.agent.reconciler import EVERY_ROW, Observation, Reconciler
 from podlane.agent.ruleset_monitor import RulesetMonitor
 from podlane.compile import facts
 from podlane.compile.engine import Compiler, capabilities
@@ -38,6 +42,8 @@ from podlane.watch.reflector import Delete, News, Progress, Replace, Source, Ups
 
 log = logging.getLogger(__name__)
 
+PUBLIC = ("/healthz", "/livez", "/readyz", "/metrics")
+
 
 class Agent:
     """One node's agent. `run` returns when `stop` is set, or raises what ended it."""
@@ -46,11 +52,16 @@ class Agent:
         self, options: AgentOptions, config: NetworkConfig, api: ApiHttp, drivers: Sequence[Driver]
     ) -> None:
         self.options, self.config = options, config
+        self._drivers = drivers
         # Without services another proxy serves them; what leaves the cluster is masqueraded all the same.
         absent = {"policy"} | (set() if options.services else {"services"})
         only = [c for c in capabilities() if c.name not in absent]
         self.compiler = Compiler(options.node_name, config, only)
-        self.reconciler = Reconciler(self.compiler, drivers, changed=self._after_generation)
+        self.reconciler = Reconciler(
+            self.compiler, drivers, changed=self._after_generation, observed=self._observed
+        )
+        self._proxy = Proxy(self.compiler, self.reconciler, drivers) if options.services else None
+        self._events = Events(api, options.node_name)
         self._api = api
         self._sources = sources(self.compiler.reads, options.node_name)
         self._progress = {source.kind: _Versions() for source in self._sources}
@@ -68,8 +79,10 @@ class Agent:
     async def run(self, stop: asyncio.Event) -> None:
         pages: http.Pages = {
             "/healthz": lambda: http.text("ok"),
+            "/livez": lambda: http.text("ok"),
             "/readyz": self._readyz,
             "/metrics": self._metrics,
+            **(self._proxy.pages if self._proxy else {}),
             "/status": lambda: http.as_json(report.status(self.state())),
             "/tables": lambda: http.as_json(report.tables(self.options.node_name, self.compiler.tables)),
         }
@@ -83,7 +96,7 @@ class Agent:
             held = await self._attachments.start()
             self.compiler.apply(Change(ATTACHMENT, None, each) for each in held)
             if self.options.metrics_address:
-                public = http.Server({p: pages[p] for p in ("/healthz", "/readyz", "/metrics")})
+                public = http.Server({p: pages[p] for p in PUBLIC if p in pages})
                 stack.push_async_callback(public.close)
                 await public.listen(self.options.metrics_address)
             monitor = Monitor(
@@ -92,9 +105,13 @@ class Agent:
                 self._uplink_changed,
             )
             stack.callback(monitor.close)
-            ruleset = RulesetMonitor(lambda: self.reconciler.request_resync(Table.SETS))
+            ruleset = RulesetMonitor(lambda: self.reconciler.request_resync(Table.FRONTENDS))
             stack.callback(ruleset.close)
+            for driver in self._drivers:
+                if isinstance(driver, HealthChecks):
+                    stack.push_async_callback(driver.close)
             tasks: list[asyncio.Task[Any]] = [asyncio.create_task(self.reconciler.run(), name="reconciler")]
+            tasks.append(asyncio.create_task(self._events.run(), name="events"))
             tasks += [
                 asyncio.create_task(follow(source, self._api, self._deliver, self._heard), name=source.kind)
                 for source in self._sources
@@ -114,6 +131,8 @@ class Agent:
     # --- news of the API ---
 
     def _deliver(self, kind: str, news: News[Object]) -> None:
+        if self._proxy:
+            self._proxy.told(kind, news)
         self.reconciler.submit(self._changes(kind, news))
 
     def _changes(self, kind: str, news: News[Object]) -> Iterator[Change]:
@@ -154,9 +173,20 @@ class Agent:
             self._announcer.look()
             self._uplink_changed()
         self._maybe_sync()
-        if self.reconciler.synced and not self._settled:
-            self._settled = True
-            self._settle()
+        if self.reconciler.synced:
+            self._events.say(complaints(self.compiler, self.reconciler.failures), self._uid_of)
+            if not self._settled:
+                self._settled = True
+                self._settle()
+
+    def _uid_of(self, complaint: Complaint) -> str:
+        key: Any = complaint.name if complaint.kind in CLUSTER_WIDE else complaint[1:3]
+        found = self.compiler.view.objects(complaint.kind).get(key)
+        return found.metadata.uid if found is not None else ""
+
+    def _observed(self, observation: Observation) -> None:
+        if self._proxy:
+            self._proxy.observed(observation)
 
     def _uplink_changed(self) -> None:
         if self.reconciler.failures:
@@ -295,8 +325,8 @@ class Agent:
         return http.text("ok") if self.ready else http.text("\n".join(self._blockers() or ["wait"]), 503)
 
     def _metrics(self) -> http.Answer:
-        body = report.metrics(self.state()).encode()
-        return http.Answer(200, body, "text/plain; version=0.0.4; charset=utf-8")
+        text = report.metrics(self.state()) + (self._proxy.text() if self._proxy else "")
+        return http.Answer(200, text.encode(), "text/plain; version=0.0.4; charset=utf-8")
 
 
 class _Versions:

@@ -1,5 +1,7 @@
 """The agent's window: GET over a unix socket, and the public part of it on the metrics address.
 
+Health checks of load balancers are answered by the same few lines (health_checks.py).
+
 A few lines of HTTP/1.1 rather than a server library: this process is one of many on a small machine.
 """
 
@@ -24,9 +26,11 @@ class Answer(NamedTuple):
     status: int
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
+    headers: tuple[tuple[str, str], ...] = ()
 
 
-Pages = Mapping[str, Callable[[], Answer]]
+Page = Callable[[], Answer]
+Pages = Mapping[str, Page]
 
 _REASONS = {
     200: "OK",
@@ -47,10 +51,11 @@ def as_json(value: object) -> Answer:
 
 
 class Server:
-    """pages: path -> answer. Listens until closed."""
+    """pages: path -> answer. every: the answer to whatever is asked, of any path and method. Listens
+    until closed."""
 
-    def __init__(self, pages: Pages) -> None:
-        self._pages = pages
+    def __init__(self, pages: Pages, every: Page | None = None) -> None:
+        self._pages, self._every = pages, every
         self._server: asyncio.Server | None = None
         self._path: Path | None = None
 
@@ -75,6 +80,10 @@ class Server:
             self._server = await asyncio.start_server(self._serve, host, port, limit=MOST_HEAD_BYTES)
         except OSError as error:
             raise ConfigError(f"metrics address {where}: {error.strerror or error}") from None
+
+    async def listen_on(self, listener: socket.socket) -> None:
+        """On a socket that is bound and listens; it is closed with the server."""
+        self._server = await asyncio.start_server(self._serve, sock=listener, limit=MOST_HEAD_BYTES)
 
     async def close(self) -> None:
         if self._server is not None:
@@ -104,6 +113,8 @@ class Server:
         if len(words) != 3 or not words[2].startswith("HTTP/"):
             return "GET", text("not an HTTP request", 400)
         method, target, _ = words
+        if self._every is not None:
+            return method, self._every()
         page = self._pages.get(target.partition("?")[0])
         if page is None:
             return method, text(f"there is {' '.join(sorted(self._pages))}", 404)
@@ -117,7 +128,8 @@ def encode(answer: Answer, method: str) -> bytes:
         f"HTTP/1.1 {answer.status} {_REASONS[answer.status]}\r\n"
         f"Content-Type: {answer.content_type}\r\n"
         f"Content-Length: {len(answer.body)}\r\n"
-        "Connection: close\r\n\r\n"
+        + "".join(f"{name}: {value}\r\n" for name, value in answer.headers)
+        + "Connection: close\r\n\r\n"
     ).encode()
     return head if method == "HEAD" else head + answer.body
 

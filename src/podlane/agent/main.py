@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from podlane.agent.daemon import Agent
+from podlane.agent.health_checks import HealthChecks
 from podlane.agent.options import CONFIG_PATH, AgentOptions, parse
 from podlane.errors import ConfigError
 from podlane.kernel.driver import Driver
@@ -62,7 +63,10 @@ async def _main(options: AgentOptions, config: NetworkConfig, access: kubeconfig
 
 def drivers(options: AgentOptions, config: NetworkConfig) -> list[Driver]:
     """In the order in which a generation is applied."""
-    return [RtnlDriver(), ServicesDriver(config, serve=options.services)]
+    found: list[Driver] = [RtnlDriver(), ServicesDriver(config, serve=options.services)]
+    if options.services:
+        found.append(HealthChecks(asyncio.get_running_loop()))
+    return found
 
 
 def read_config(path: str) -> NetworkConfig:

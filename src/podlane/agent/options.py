@@ -14,7 +14,7 @@ CONFIG_PATH = "/etc/podlane/config.yaml"
 class AgentOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """config: NetworkConfig file; at its default it may be absent. metrics_address: IP:PORT, "" for none.
 
-    agent_socket: unix HTTP (/healthz /readyz /metrics /status /tables). services: ClusterIP and node
+    agent_socket: unix HTTP (/healthz /livez /readyz /metrics /status /tables). services: ClusterIP and node
     ports are programmed. policy, dns: accepted, without effect so far. standalone: no API, only the
     CNI plugin types and their leases.
     """

@@ -51,10 +51,20 @@ class Counts(NamedTuple):
     busy_s: float = 0.0
 
 
+class Observation(NamedTuple):
+    """full: the kernel was read and compared."""
+
+    driver: Driver
+    seconds: float
+    full: bool
+    report: Report
+
+
 class Reconciler:
     """Lives on one event loop; only the drivers' work leaves it.
 
     drivers: in the order in which a generation is applied. changed(): called after every generation.
+    observed(): called after each piece of a driver's work.
     """
 
     def __init__(
@@ -63,16 +73,19 @@ class Reconciler:
         drivers: Sequence[Driver],
         *,
         changed: Callable[[], None] = lambda: None,
+        observed: Callable[[Observation], None] = lambda _: None,
         rng: random.Random | None = None,
     ) -> None:
         self.compiler = compiler
         self.counts = Counts()
         self.synced = False  # the first resync is through
-        self._queues = [_Queue(driver) for driver in drivers]
+        self._queues = [_Queue(driver, observed) for driver in drivers]
         self._changed = changed
         self._rng = rng or random.Random()
         self._pending: list[Iterable[Change]] = []
         self._submitted = self._applied = 0
+        self._waiting_since_s: float | None = None  # the oldest submission that no generation has taken up
+        self._working_since_s: float | None = None  # the oldest one that the current generation has
         self._may_sync = False
         self._early_devices: set[str] = set()
         self._wake = asyncio.Event()
@@ -92,6 +105,13 @@ class Reconciler:
         return self._submitted - self._applied
 
     @property
+    def waiting_s(self) -> float:
+        """For how long the oldest submission has waited; or the oldest refusal of a whole driver."""
+        since = [s for s in (self._waiting_since_s, self._working_since_s) if s is not None]
+        since += [queue.refused_since_s for queue in self._queues if queue.refused_since_s is not None]
+        return time.monotonic() - min(since) if since else 0.0
+
+    @property
     def submitted(self) -> int:
         return self._submitted
 
@@ -109,6 +129,8 @@ class Reconciler:
         """
         self._pending.append(changes)
         self._submitted += 1
+        if self._waiting_since_s is None:
+            self._waiting_since_s = time.monotonic()
         self._wake.set()
         return self._submitted
 
@@ -165,6 +187,7 @@ class Reconciler:
         self._wake.clear()
         began_s = time.monotonic()
         batch, self._pending = self._pending, []
+        self._working_since_s, self._waiting_since_s = self._waiting_since_s, None
         upto = self._submitted
         deltas = self.compiler.apply(_flat(batch))
         if not self._may_sync:
@@ -176,7 +199,7 @@ class Reconciler:
                     queue.stale = True
             await self._apply(deltas)
             self.synced = True
-        self._applied = upto
+        self._applied, self._working_since_s = upto, None
         if batch:
             self.counts = self.counts._replace(generation=self.counts.generation + 1)
         self.counts = self.counts._replace(busy_s=self.counts.busy_s + time.monotonic() - began_s)
@@ -222,10 +245,13 @@ class _Queue:
     """One driver, its thread, and what it could not do.
 
     stale: the kernel must be read before anything else. retry_s: when to try again, None if all is well.
+    refused_since_s: since when not single rows but everything is refused; None if it is not.
     """
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver, observed: Callable[[Observation], None]) -> None:
         self.driver = driver
+        self.refused_since_s: float | None = None
+        self._observed = observed
         self.failures: tuple[Failure, ...] = ()
         self.stale = False
         self.retry_s: float | None = None
@@ -249,11 +275,18 @@ class _Queue:
         return report
 
     async def _run(self, work: Callable[[Any], Report], argument: Any) -> Report:
+        began_s = time.monotonic()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, work, argument)
+            report = await asyncio.get_running_loop().run_in_executor(self._thread, work, argument)
+            self.refused_since_s = None
         except KernelError as error:
             # Not one row but the whole was refused (a dump, a transaction): the retry compares it all.
-            return Report(0, (Failure(self.driver.tables[0], EVERY_ROW, error),))
+            report = Report(0, (Failure(self.driver.tables[0], EVERY_ROW, error),))
+            if self.refused_since_s is None:
+                self.refused_since_s = began_s
+        full = work == self.driver.resync
+        self._observed(Observation(self.driver, time.monotonic() - began_s, full, report))
+        return report
 
     def _judge(self, failures: tuple[Failure, ...], rng: random.Random) -> None:
         known = {(f.table, f.key) for f in self.failures}

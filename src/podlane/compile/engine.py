@@ -95,6 +95,10 @@ class Compiler:
     def contradictions(self) -> list[Contradiction]:
         return self._store.contradictions
 
+    def owner(self, table: Table, key: Any) -> UnitKey | None:
+        """The unit that a row comes from."""
+        return self._store.owner(table, key)
+
     @property
     def refused(self) -> dict[UnitKey, tuple[str, ...]]:
         return self._store.refused

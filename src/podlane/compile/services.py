@@ -36,6 +36,7 @@ from podlane.compile.endpoints import (
     select,
 )
 from podlane.compile.engine import Capability
+from podlane.compile.health_checks import health_checks
 from podlane.compile.store import Compiled, UnitKey
 from podlane.compile.tables import (
     NOTHING,
@@ -44,6 +45,8 @@ from podlane.compile.tables import (
     Frontend,
     FrontendClass,
     FrontendKey,
+    HealthCheck,
+    HealthCheckKey,
     ListKey,
     NodePortKey,
     Rows,
@@ -154,6 +157,7 @@ def compile_service(
         if where is None:
             continue
         rows.member(SetName.CLUSTER_IPS, where.cluster)
+        rows.health_checks |= health_checks(service, known, here, [family])
         for port in service.spec.ports:
             if port.protocol in PROTOCOLS:
                 there = known.get((port.name, PROTOCOLS[port.protocol], family), {})
@@ -389,6 +393,7 @@ class _Rows:
         self.lists: dict[ListKey, BackendList] = {}
         self.frontends: dict[FrontendKey, Frontend] = {}
         self.node_ports: dict[NodePortKey, Frontend] = {}
+        self.health_checks: dict[HealthCheckKey, HealthCheck] = {}
         self.refused: list[str] = []
 
     def member(self, name: SetName, where: Address) -> None:
@@ -409,5 +414,6 @@ class _Rows:
             Table.BACKENDS: self.lists,
             Table.FRONTENDS: self.frontends,
             Table.NODE_PORTS: self.node_ports,
+            Table.HEALTH_CHECKS: self.health_checks,
         }
         return {table: rows for table, rows in found.items() if rows}

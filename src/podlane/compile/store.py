@@ -65,6 +65,7 @@ class Store:
     def __init__(self) -> None:
         self.compared = 0
         self._units: dict[UnitKey, Compiled] = {}
+        self._refused: dict[UnitKey, tuple[str, ...]] = {}
         self._tables: dict[Table, dict[Any, Any]] = {table: {} for table in Table}
         # One claimant is the rule, so it is kept bare; several are kept as a set.
         self._claims: dict[Table, dict[Any, UnitKey | set[UnitKey]]] = {table: {} for table in Table}
@@ -83,7 +84,12 @@ class Store:
     @property
     def refused(self) -> dict[UnitKey, tuple[str, ...]]:
         """Per unit, what could not be compiled and why."""
-        return {key: unit.refused for key, unit in self._units.items() if unit.refused}
+        return dict(self._refused)
+
+    def owner(self, table: Table, key: Any) -> UnitKey | None:
+        """The unit whose row stands under that key; of several that want the same one the oldest."""
+        held = self._claims[table].get(key)
+        return min(held, key=self._age) if isinstance(held, set) else held
 
     def put(self, unit: UnitKey, compiled: Compiled) -> None:
         """Replace what `unit` wants. Compiled with no rows and nothing refused forgets it."""
@@ -92,6 +98,10 @@ class Store:
             self._units[unit] = compiled
         else:
             self._units.pop(unit, None)
+        if compiled.refused:
+            self._refused[unit] = compiled.refused
+        else:
+            self._refused.pop(unit, None)
         for table in {**old.rows, **compiled.rows}:
             before, after = old.rows.get(table, NOTHING), compiled.rows.get(table, NOTHING)
             same_age = old.since == compiled.since
@@ -151,11 +161,14 @@ class Store:
         elif not isinstance(held, set):
             rows[key] = self._row(held, table, key)
         else:
-            winner = min(held, key=lambda unit: (self._units[unit].since, unit))
+            winner = min(held, key=self._age)
             row = rows[key] = self._row(winner, table, key)
             losers = tuple(sorted(u for u in held if self._row(u, table, key) != row))
             if losers:
                 self._contradictions[table, key] = Contradiction(table, key, winner, losers)
+
+    def _age(self, unit: UnitKey) -> tuple[str, UnitKey]:
+        return self._units[unit].since, unit
 
     def _row(self, unit: UnitKey, table: Table, key: Any) -> Any:
         return self._units[unit].rows[table][key]

@@ -35,6 +35,7 @@ class Table(enum.StrEnum):
     BACKENDS = "backends"  # ListKey -> BackendList
     FRONTENDS = "frontends"  # FrontendKey -> Frontend
     NODE_PORTS = "node-ports"  # NodePortKey -> Frontend
+    HEALTH_CHECKS = "health-checks"  # HealthCheckKey -> HealthCheck
 
 
 # --- links, neighbours, routes --------------------------------------------------------------------
@@ -229,6 +230,20 @@ class Frontend(Struct, frozen=True):
     backends: ListKey | None
     short_circuit: ListKey | None = None
     guarded: bool = False
+
+
+class HealthCheckKey(NamedTuple):
+    family: Family
+    port: int
+
+
+class HealthCheck(Struct, frozen=True):
+    """Answered over HTTP on the node's addresses of one family (node-port-ips): how many ready endpoints
+    of a Service this node has."""
+
+    namespace: str
+    service: str
+    local_endpoints: int
 
 
 # --- network policy -------------------------------------------------------------------------------

@@ -60,9 +60,15 @@ class NodeAddress(_Narrow, frozen=True):
     address: str
 
 
+class Taint(_Narrow, frozen=True):
+    key: str
+    effect: str = ""
+
+
 class NodeSpec(_Narrow, frozen=True):
     pod_cidr: str = field(default="", name="podCIDR")
     pod_cidrs: list[str] = field(default_factory=list, name="podCIDRs")
+    taints: list[Taint] = []
 
 
 class NodeStatus(_Narrow, frozen=True):

@@ -78,6 +78,10 @@ class ApiHttp:
     async def patch(self, path: str, body: bytes, content_type: str) -> bytes:
         return await self._whole("PATCH", path, {}, body, content_type)
 
+    async def post(self, path: str, body: bytes) -> bytes:
+        """Makes an object. Raises AlreadyExistsError, among others."""
+        return await self._whole("POST", path, {}, body, "application/json")
+
     async def lines(self, path: str, query: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
         """The lines of an answer that goes on, without their ends and of any length.
 

@@ -56,7 +56,7 @@ OPTIONAL = frozenset({"ServiceCIDR"})
 
 # Annotations someone compiles from. Others are dropped on the way in: they may be large (the last applied
 # configuration) or change without meaning (leases of controllers).
-ANNOTATIONS = ("podlane.dev/", "service.kubernetes.io/", "kubernetes.io/")
+ANNOTATIONS = ("podlane.dev/", "service.kubernetes.io/", "kubernetes.io/", "endpoints.kubernetes.io/")
 
 Key: TypeAlias = tuple[str, str]  # (namespace, name)
 T = TypeVar("T", bound=Object)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Final
 
 from podlane.errors import KernelError
@@ -17,6 +18,7 @@ class Sweeper:
 
     def __init__(self, netns_fd: int | None = None) -> None:
         self.deleted = 0
+        self._durations_s: list[float] = []
         self._flows = Flows(netns_fd)
         self._wanted = Stale()
         self._error: KernelError | None = None
@@ -39,6 +41,12 @@ class Sweeper:
         with self._change:
             error, self._error = self._error, None
             return error
+
+    def take_durations_s(self) -> list[float]:
+        """How long each sweep since the last call took."""
+        with self._change:
+            found, self._durations_s = self._durations_s, []
+            return found
 
     def wait(self, timeout_s: float = 10.0) -> bool:
         """Until nothing is left to do."""
@@ -64,8 +72,11 @@ class Sweeper:
                 if self._closed:
                     return
                 stale, self._wanted, self._busy = self._wanted, Stale(), True
+            began_s = time.monotonic()
             try:
                 self.deleted += self._sweep(stale)
+                with self._change:
+                    self._durations_s.append(time.monotonic() - began_s)
             except KernelError as error:
                 with self._change:
                     self._error = error
