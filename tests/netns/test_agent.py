@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from podlane.compile.tables import Table
+from podlane.errors import CniError
 from podlane.kernel import netns
 from podlane.kernel.rtnl import PROTOCOL, Rtnl
 from podlane.kernel.rtnl.driver import RtnlDriver
@@ -33,6 +34,14 @@ def running(
         for node in (one, two):
             node.wait_ready()
         yield api, one, two
+
+
+def takes_pods(node: TestNode) -> bool:
+    try:
+        node.cni("STATUS", "", node.fd)
+    except CniError:
+        return False
+    return True
 
 
 def actual(node: TestNode) -> dict[Table, dict[Any, Any]]:
@@ -185,6 +194,33 @@ def test_an_agent_started_while_the_api_is_away_removes_nothing(tmp_path: Path) 
         assert any("Node has not been listed yet" in each for each in blockers)
         assert one.get("/readyz")[0] == 503
         assert actual(one) == before
+
+
+@pytest.mark.parametrize("mode", ["routed", "bridge"])
+def test_an_agent_started_while_the_api_is_away_attaches_pods(tmp_path: Path, mode: str) -> None:
+    with two_nodes(tmp_path, FAMILIES["both"], {"link": {"mode": mode}}) as (api, one, two):
+        for node in (one, two):
+            node.start()
+        for node in (one, two):
+            node.wait_ready()
+        first, far = one.add_pod("first"), two.add_pod("far")
+        one.stop(signal.SIGKILL)
+        api.close()
+        one.start()
+        wait_until(lambda: takes_pods(one), "the agent is up")
+        assert one.status()["blockers"]
+        second = one.add_pod("second")
+        for family in FAMILIES["both"]:
+            assert first[family] != second[family]
+            assert_reaches(one.pods["second"], one.pods["first"], first[family], second[family])
+            assert_reaches(one.pods["second"], two.pods["far"], far[family], second[family])
+        one.delete_pod("first")
+        with FakeApi([node.listener() for node in (one, two)]) as again:
+            for node in (one, two):
+                again.put("Node", node.name, **node.object)
+            one.wait_ready()
+            for at, family in enumerate(FAMILIES["both"]):
+                assert_reaches(one.fd, one.pods["second"], second[family], one.addresses[at])
 
 
 def test_a_peer_that_leaves_takes_its_rows_along_and_no_others(tmp_path: Path) -> None:

@@ -401,6 +401,25 @@ def test_an_attachment_cut_off_half_way_is_completed_or_collected(namespaces, tm
     asyncio.run(run())
 
 
+def test_an_attachment_whose_link_went_is_collected_by_the_agent_that_runs(namespaces, tmp_path):
+    mappings = {"portMappings": [{"hostPort": 80, "containerPort": 80, "protocol": "tcp"}]}
+
+    async def run() -> None:
+        async with CniNode(namespaces(), tmp_path) as node:
+            await node.call("ADD", "stays", namespaces())
+            await node.call("ADD", "a", namespaces(), runtimeConfig=mappings)
+            lease = node.leases.get("a", "eth0")
+            with Rtnl(node.namespace) as rt:
+                rt.delete_link(lease.device)  # as with a namespace that went without its DEL
+            assert await node.plugin.collect() == []
+            assert [key for key, _ in node.attachments] == ["stays"]
+            assert [each.container_id for each in node.leases.all()] == ["stays"]
+            # its host port is free again, too
+            await node.call("ADD", "b", namespaces(), runtimeConfig=mappings)
+
+    asyncio.run(run())
+
+
 def test_a_link_without_a_lease_does_not_stand_in_the_way(namespaces, tmp_path):
     async def run() -> None:
         async with CniNode(namespaces(), tmp_path) as node:

@@ -1,4 +1,4 @@
-"""The agent's smaller parts: uplink, settings, notices, window, reports, options."""
+"""The agent's smaller parts: uplink, settings, notices, window, reports, options, memory."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from podlane.agent import http, main, monitor, options, report, sysctls, underlay
+from podlane.agent.memory import Known, Memory
 from podlane.agent.monitor import Notice
 from podlane.agent.reconciler import Counts
 from podlane.cli.agent import command
@@ -350,3 +351,14 @@ def test_flags_without_effect_say_so(tmp_path: Path) -> None:
     assert "no effect" not in cli(*words)[1]
     assert "--policy on has no effect yet" in cli(*words, "--policy", "on")[1]
     assert "--dns on has no effect yet" in cli(*words, "--dns", "on")[1]
+
+
+def test_what_is_remembered_is_of_this_boot_and_node(tmp_path: Path) -> None:
+    known = Known((ip_network("10.244.1.0/24"), ip_network("fd00::/64")), 1450)
+    Memory(tmp_path, "boot", "node-1").keep(known)
+    assert Memory(tmp_path, "boot", "node-1").known == known
+    assert Memory(tmp_path, "another", "node-1").known is None
+    assert Memory(tmp_path, "boot", "node-2").known is None
+    for spoiled in ("", "{", '{"boot": "boot", "node": "node-1", "pools": ["x"], "mtu_bytes": 1}'):
+        (tmp_path / "node.json").write_text(spoiled)
+        assert Memory(tmp_path, "boot", "node-1").known is None

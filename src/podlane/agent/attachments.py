@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from podlane.agent.memory import Known, Memory
 from podlane.agent.options import AgentOptions
 from podlane.cni import plugins
 from podlane.cni.attacher import Attacher, Ports
@@ -25,13 +26,24 @@ OnChange = Callable[[Attachment | None, Attachment | None], Awaitable[None]]
 
 
 class Attachments:
-    """start() makes the attachments of an earlier life known again, serve() opens the door to new ones."""
+    """start() makes the attachments of an earlier life known again, serve() opens the door to new ones.
 
-    def __init__(self, options: AgentOptions, compiler: Compiler, on_change: OnChange) -> None:
+    node_listed(): the API has said whether there is a Node of this name.
+    """
+
+    def __init__(
+        self,
+        options: AgentOptions,
+        compiler: Compiler,
+        on_change: OnChange,
+        node_listed: Callable[[], bool],
+    ) -> None:
         state = Path(options.state_dir)
         state.mkdir(parents=True, exist_ok=True)
         self._compiler = compiler
         boot_id = BOOT_ID.read_text().strip()
+        self._node_listed = node_listed
+        self._memory = Memory(state, boot_id, options.node_name)
         self._leases = Leases(state / "leases.sqlite", boot_id)
         self._attacher = Attacher(
             self._leases,
@@ -58,22 +70,35 @@ class Attachments:
         await self._service.close()
         self._leases.close()
 
+    def remember(self) -> None:
+        """What pods need of the node is known: it is kept for a start without the API."""
+        pools, mtu_bytes = self._own_pools(), link_mtu_bytes(self._compiler.view)
+        if pools and mtu_bytes:
+            self._memory.keep(Known(pools, mtu_bytes))
+
     def _pools(self) -> list[Prefix]:
-        """This node's pod prefixes of the enabled families, primary first.
+        """This node's pod prefixes of the enabled families, primary first; the remembered ones until the
+        API has been heard.
 
         None before the tunnel's MTU is known: a link made now would be too wide.
         """
-        node = self._compiler.view.me.node
-        if node is None or not self._mtu_bytes():
+        if not self._mtu_bytes():
             return []
-        try:
-            prefixes = facts.pod_prefixes(node)
-        except ConfigError:
-            return []  # the node's own unit says what is wrong with them
-        return list(prefixes.values())
+        return list(self._own_pools() or (self._remembered.pools if self._remembered else ()))
 
     def _mtu_bytes(self) -> int:
-        return link_mtu_bytes(self._compiler.view)
+        return link_mtu_bytes(self._compiler.view) or (self._remembered.mtu_bytes if self._remembered else 0)
+
+    def _own_pools(self) -> tuple[Prefix, ...]:
+        node = self._compiler.view.me.node
+        try:
+            return tuple(facts.pod_prefixes(node).values()) if node else ()
+        except ConfigError:
+            return ()  # the node's own unit says what is wrong with them
+
+    @property
+    def _remembered(self) -> Known | None:
+        return None if self._node_listed() else self._memory.known
 
 
 def _ports(link: Link) -> Ports | None:

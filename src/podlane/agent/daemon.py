@@ -66,7 +66,7 @@ class Agent:
         self._sources = sources(self.compiler.reads, options.node_name)
         self._progress = {source.kind: _Versions() for source in self._sources}
         self._announcer = Announcer(api, lambda: self.compiler.view.me.node)
-        self._attachments = Attachments(options, self.compiler, self.attachment_changed)
+        self._attachments = Attachments(options, self.compiler, self.attachment_changed, self._node_listed)
         self._looked_at: Any = None  # the Node object the uplink was last searched for
         self._uplink_task: asyncio.Task[None] | None = None
         self._uplink_complaint = ""
@@ -172,6 +172,7 @@ class Agent:
         if self.compiler.view.me.node is not self._looked_at:
             self._announcer.look()
             self._uplink_changed()
+        self._attachments.remember()
         self._maybe_sync()
         if self.reconciler.synced:
             self._events.say(complaints(self.compiler, self.reconciler.failures), self._uid_of)
@@ -260,6 +261,9 @@ class Agent:
         elif me.underlay is None:
             waiting.append(self._uplink_complaint or "the uplink is being looked for")
         return waiting
+
+    def _node_listed(self) -> bool:
+        return bool(self._progress["Node"].applied(self.reconciler.applied))
 
     def _why(self, kind: str) -> str:
         error = self._progress[kind].error

@@ -4,7 +4,7 @@
     detach   on_change(old, None) -> link -> lease       the address is free only when nothing leads to it
 
 A crash at any point leaves a lease at most: with its link it is an attachment that goes on (or whose
-DEL comes), without it `start` collects it.
+DEL comes), without it it is `leaked`, and detached by whoever collects.
 """
 
 from __future__ import annotations
@@ -64,15 +64,13 @@ class Attacher:
         self._turns: Turns[Key] = Turns()
 
     async def start(self) -> list[Attachment]:
-        """The attachments that are there. Leases whose link is gone are collected."""
+        """The attachments that are there."""
         present = await self._on_adder(self._links.present)
-        alive: list[Attachment] = []
-        for lease in self._leases.all():
-            if lease.device in present:
-                alive.append(lease.attachment)
-            else:
-                self._leases.release(*lease.key)
-        return alive
+        return [lease.attachment for lease in self._leases.all() if lease.device in present]
+
+    def leaked(self, links: Collection[str]) -> list[Lease]:
+        """Leases whose link is gone. links: names of the node's links now."""
+        return [lease for lease in self._leases.all() if lease.device not in links]
 
     async def close(self) -> None:
         """Waits for what has begun."""

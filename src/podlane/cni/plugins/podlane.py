@@ -5,16 +5,16 @@ Not among the types of NAMES: it lives with the agent, whose tables follow from 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from podlane.cni.attacher import Attacher
 from podlane.cni.fields import Fields
 from podlane.cni.leases import Lease
 from podlane.cni.link import ANYWHERE, host_mac, ways
 from podlane.cni.plugins.bandwidth import bandwidth_of
-from podlane.cni.plugins.base import Call, PluginType
+from podlane.cni.plugins.base import Call, Host, PluginType
 from podlane.cni.plugins.portmap import mappings_of
-from podlane.cni.protocol import NOT_AS_MADE, NOT_AVAILABLE, Request
+from podlane.cni.protocol import NEWEST, NOT_AS_MADE, NOT_AVAILABLE, Request, Verb
 from podlane.cni.results import Interface, Ip, Result, RouteEntry, merge
 from podlane.errors import CniError
 from podlane.model.addresses import Prefix, family_of
@@ -25,6 +25,9 @@ class Podlane(PluginType):
 
     def __init__(self, attacher: Attacher) -> None:
         self._attacher = attacher
+
+    def leaked(self, host: Host, links: Collection[str]) -> list[Call]:
+        return [Call(_removal_of(lease), host, {}) for lease in self._attacher.leaked(links)]
 
     def faults(self, request: Request) -> list[str]:
         fields = Fields(request.config)
@@ -76,6 +79,16 @@ class Podlane(PluginType):
     async def status(self, call: Call) -> None:
         if self._attacher.not_ready:
             raise CniError(NOT_AVAILABLE, self._attacher.not_ready)
+
+
+def _removal_of(lease: Lease) -> Request:
+    return Request(
+        verb=Verb.DEL,
+        version=NEWEST,
+        container_id=lease.container_id,
+        ifname=lease.ifname,
+        network=lease.network,
+    )
 
 
 def result_of(lease: Lease, sandbox: str, mtu_bytes: int, pools: Sequence[Prefix] = ()) -> Result:
