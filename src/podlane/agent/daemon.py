@@ -7,8 +7,6 @@ module knows only when the first resync may be (`_blockers`) and what to tell wh
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import gc
 import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -16,7 +14,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-from podlane.agent import http, install, report, sysctls, underlay
+from podlane.agent import collector, http, install, report, sysctls, underlay
 from podlane.agent.announcer import Announcer
 from podlane.agent.attachments import Attachments
 from podlane.agent.complaints import Complaint, complaints
@@ -274,15 +272,10 @@ class Agent:
             self.reconciler.allow_sync()
 
     def _settle(self) -> None:
-        """What was read at the start stays for good: keep the collector off it, give the rest back."""
         me = self.compiler.view.me
         if me.underlay is not None:
             self._apply_settings(me.underlay.device)  # the drivers may have brought conntrack along
-        gc.collect()
-        gc.freeze()
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
+        collector.settle()
         try:
             install.install(self.options)
         except ConfigError as error:

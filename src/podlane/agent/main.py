@@ -12,6 +12,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from podlane.agent import collector
 from podlane.agent.daemon import Agent
 from podlane.agent.health_checks import HealthChecks
 from podlane.agent.options import CONFIG_PATH, AgentOptions, parse
@@ -48,6 +49,7 @@ def main(options: AgentOptions) -> None:
     config = read_config(options.config)
     access = kubeconfig.load(options.kubeconfig or None, options.context)
     Path(options.state_dir).mkdir(parents=True, exist_ok=True)
+    collector.relax()
     asyncio.run(_main(options, config, access))
 
 
