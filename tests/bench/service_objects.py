@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from podlane.model.objects import KINDS, Object
@@ -138,7 +138,7 @@ class Cluster:
         items = [self.item(kind, number) for number in range(start, end)]
         return json.dumps({"metadata": metadata, "items": items}).encode()
 
-    def objects(self, kind: str) -> tuple[Reflector[Object], list[Object]]:
+    def objects(self, kind: str) -> tuple[Reflector[Object], Sequence[Object]]:
         """What an agent holds after its list: decoded page by page by a reflector, ready for events."""
         reflector: Reflector[Object] = Reflector(Source(kind), KINDS[kind])
         found: Replace[Object] | None = None

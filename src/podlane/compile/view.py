@@ -10,7 +10,7 @@ underlay's link, the configuration itself).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -30,6 +30,7 @@ from podlane.model.objects import (
     Service,
     ServiceCIDR,
 )
+from podlane.model.packed import Shelf
 
 # Kinds of changes that are no API object.
 ATTACHMENT: Final = "Attachment"
@@ -100,8 +101,8 @@ class View:
         self._nodes: dict[str, Node] = {}
         self._namespaces: dict[str, Namespace] = {}
         self._pods: dict[Key, Pod] = {}
-        self._services: dict[Key, Service] = {}
-        self._slices: dict[Key, EndpointSlice] = {}
+        self._services = Shelf(Service)
+        self._slices = Shelf(EndpointSlice)
         self._service_cidrs: dict[str, ServiceCIDR] = {}
         self._network_policies: dict[Key, NetworkPolicy] = {}
         self._attachments: dict[Key, Attachment] = {}
@@ -150,8 +151,8 @@ class View:
         """Everything of one kind by its key, for taking a list's difference."""
         return MappingProxyType(self._table(kind))
 
-    def _table(self, kind: str) -> dict[Any, Any]:
-        tables: dict[str, dict[Any, Any]] = {
+    def _table(self, kind: str) -> MutableMapping[Any, Any]:
+        tables: dict[str, MutableMapping[Any, Any]] = {
             "Node": self._nodes,
             "Namespace": self._namespaces,
             "Pod": self._pods,

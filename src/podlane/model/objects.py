@@ -14,7 +14,7 @@ import msgspec
 from msgspec import field
 
 
-class _Narrow(msgspec.Struct, frozen=True, rename="camel", kw_only=True, gc=False):
+class _Narrow(msgspec.Struct, frozen=True, rename="camel", kw_only=True, gc=False, omit_defaults=True):
     pass
 
 

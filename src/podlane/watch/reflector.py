@@ -23,14 +23,15 @@ import enum
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 
 from podlane.errors import ApiError, GoneError, NotFoundError
-from podlane.model.objects import KINDS, Object
+from podlane.model.objects import KINDS, EndpointSlice, Object
+from podlane.model.packed import Pile
 
 if TYPE_CHECKING:
     from podlane.watch.http import ApiHttp
@@ -68,7 +69,7 @@ class Replace(NamedTuple, Generic[T]):
     unreadable: keys of objects that are there but could not be read: what was known of them stands.
     """
 
-    objects: list[T]
+    objects: Sequence[T]
     unreadable: frozenset[Key] = frozenset()
 
 
@@ -160,7 +161,8 @@ class Reflector(Generic[T]):
         self._streaming = streaming
         self._decoder = msgspec.json.Decoder(kind)
         self._continue = ""
-        self._collected: list[T] = []
+        self._collected: Pile[T] = Pile(kind)
+        self._kind = kind
 
     def next_request(self, watch_s: int) -> Request:
         """What to ask now. watch_s: how long the server shall keep a watch open."""
@@ -178,7 +180,7 @@ class Reflector(Generic[T]):
         if self.state is State.WATCHING:
             query["resourceVersion"] = self.version
         else:
-            self._collected = []
+            self._collected = Pile(self._kind)
             self.malformed.clear()
             query |= {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
         return Request(self.source.path, query, stream=True)
@@ -187,7 +189,7 @@ class Reflector(Generic[T]):
         """One page of a list; the last one completes it. Raises msgspec.DecodeError."""
         answer = _LIST.decode(body)
         if not self._continue:
-            self._collected = []
+            self._collected = Pile(self._kind)
             self.malformed.clear()
         for raw in answer.items or ():
             found = self._decode(raw, _HEAD.decode(raw).metadata)
@@ -249,7 +251,7 @@ class Reflector(Generic[T]):
 
     def _complete(self, version: str) -> Replace[T]:
         self.version, self.state, self.synced = version, State.WATCHING, True
-        objects, self._collected, self._continue = self._collected, [], ""
+        objects, self._collected, self._continue = self._collected, Pile(self._kind), ""
         return Replace(objects, frozenset(self.malformed))
 
     def _decode(self, raw: msgspec.Raw, meta: _Meta) -> T | None:
@@ -266,7 +268,11 @@ class Reflector(Generic[T]):
 
 
 def _slim(found: T) -> T:
-    """Without the annotations nobody compiles from."""
+    """Without the annotations nobody compiles from, and without endpoints' pods: addresses say it too."""
+    if isinstance(found, EndpointSlice):
+        for endpoint in found.endpoints or ():
+            # Just decoded, in nobody else's hands: a copy of each would take longer than the decoding.
+            msgspec.structs.force_setattr(endpoint, "target_ref", None)
     annotations = found.metadata.annotations
     kept = {name: text for name, text in annotations.items() if name.startswith(ANNOTATIONS)}
     if len(kept) == len(annotations):
