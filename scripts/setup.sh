@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what podlane needs on Debian 12: packages, .venv, generated schemas, the CNI shim.
+# Installs what podlane needs on Debian 12: packages, .venv, generated schemas, the CNI shim, the
+# eBPF programs.
 # Idempotent: each step is left out when what it makes is there and newer than what it is made from.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,6 +18,7 @@ for command in "${!packages[@]}"; do
   PATH="$PATH:/usr/sbin:/sbin" command -v "$command" >/dev/null || missing+=("${packages[$command]}")
 done
 command -v kubectl >/dev/null || missing+=(kubernetes-client)
+command -v clang >/dev/null || command -v clang-14 >/dev/null || missing+=(clang-14)
 [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || missing+=(python3)
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
@@ -54,4 +56,13 @@ if [ -e native/cni_shim.c ] && { [ ! -e native/build/podlane-cni ] || [ native/c
   echo "setup: building the CNI shim"
   mkdir -p native/build
   gcc -O2 -Wall -Wextra -Werror -static -o native/build/podlane-cni native/cni_shim.c
+fi
+
+bpf=native/build/socket_lb.bpf.o
+if [ ! -e $bpf ] || [ native/socket_lb.bpf.c -nt $bpf ]; then
+  echo "setup: compiling the eBPF programs"
+  mkdir -p native/build
+  # The kernel's headers are the machine's, as gcc finds them; the object is the same on amd64 and arm64.
+  "$(command -v clang || command -v clang-14)" -O2 -Wall -Wextra -Werror -target bpf -mcpu=v3 \
+    -isystem "/usr/include/$(gcc -dumpmachine)" -c -o $bpf native/socket_lb.bpf.c
 fi

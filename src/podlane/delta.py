@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Generic, NamedTuple, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -39,3 +39,13 @@ def delta(desired: Mapping[K, V], actual: Mapping[K, V]) -> Delta[K, V]:
             changed[key] = Change(actual[key], row)
     removed = {key: row for key, row in actual.items() if key not in desired}
     return Delta(added, changed, removed)
+
+
+def news(changes: Delta[K, V] | None) -> Iterator[tuple[K, V | None]]:
+    """(key, new row) of each change, None for removed ones; those come first."""
+    if changes is not None:
+        for key in changes.removed:
+            yield key, None
+        for key, change in changes.changed.items():
+            yield key, change.new
+        yield from changes.added.items()

@@ -12,21 +12,12 @@ import select
 import time
 from pathlib import Path
 
-from podlane.errors import LabError, UnsupportedError
+from podlane.errors import LabError
+from podlane.kernel.cgroups import mount_point, processes
+
+__all__ = ["PARENT", "join", "kill", "lab_cgroup", "make", "mount_point", "processes"]
 
 PARENT = "podlane"
-
-
-def mount_point() -> Path:
-    """Where cgroup v2 is mounted (alone, or beside v1). Raises UnsupportedError."""
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, where, kind, *_ = line.split()
-        if kind == "cgroup2":
-            return Path(where)
-    raise UnsupportedError(
-        "cgroup v2 is not mounted: podlane keeps every lab process in one cgroup subtree; "
-        "`mount -t cgroup2 none /sys/fs/cgroup/unified` mounts it"
-    )
 
 
 def lab_cgroup(lab: str) -> Path:
@@ -41,15 +32,6 @@ def make(path: Path) -> Path:
 def join(path: Path) -> None:
     """Move the calling process into path."""
     (path / "cgroup.procs").write_text(str(os.getpid()))
-
-
-def processes(path: Path) -> list[int]:
-    """Every process of the subtree."""
-    found: list[int] = []
-    for directory, _, files in os.walk(path):
-        if "cgroup.procs" in files:
-            found += map(int, Path(directory, "cgroup.procs").read_text().split())
-    return found
 
 
 def kill(path: Path, timeout_s: float = 10.0) -> None:

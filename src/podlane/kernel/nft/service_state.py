@@ -27,7 +27,7 @@ from podlane.compile.tables import (
     SetName,
     Table,
 )
-from podlane.delta import Delta
+from podlane.delta import Delta, news
 from podlane.errors import KernelError
 from podlane.kernel.driver import Failure
 from podlane.kernel.nft import lists, skeleton
@@ -108,11 +108,11 @@ class ServiceState:
         touched_lists: dict[ListKey, None] = {}
         told: dict[FrontKey, None] = {}
         for table in (Table.FRONTENDS, Table.NODE_PORTS):
-            for key, row in _news(changes.get(table)):
+            for key, row in news(changes.get(table)):
                 if self._speaks(table, key, _family(key), plan):
                     touched_lists.update(dict.fromkeys(self._use(key, row)))
                     told[key] = None
-        for key, row in _news(changes.get(Table.BACKENDS)):
+        for key, row in news(changes.get(Table.BACKENDS)):
             if self._speaks(Table.BACKENDS, key, key.family, plan):
                 if row is None:
                     self._rows.pop(key, None)
@@ -170,7 +170,7 @@ class ServiceState:
 
     def _put_members(self, changes: Delta[Any, Any] | None, plan: Plan) -> None:
         changed: dict[tuple[Family, SetName], list[tuple[SetMember, Any]]] = {}
-        for row, new in _news(changes):
+        for row, new in news(changes):
             family = family_of(row.value)
             if self._speaks(Table.SETS, row, family, plan):
                 changed.setdefault((family, row.set), []).append((row, new))
@@ -339,16 +339,6 @@ class ServiceState:
 
 
 _EMPTY: Final = BackendList(())
-
-
-def _news(changes: Delta[Any, Any] | None) -> Iterator[tuple[Any, Any]]:
-    """(key, new row), None for removed ones."""
-    if changes is not None:
-        for key in changes.removed:
-            yield key, None
-        for key, change in changes.changed.items():
-            yield key, change.new
-        yield from changes.added.items()
 
 
 def _members(

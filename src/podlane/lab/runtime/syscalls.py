@@ -6,6 +6,9 @@ import ctypes
 import os
 
 from podlane.errors import KernelError
+from podlane.kernel import mounts
+
+mount = mounts.mount
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUTS = 0x04000000
@@ -38,20 +41,6 @@ def _check(result: int, operation: str) -> int:
     if result < 0:
         raise KernelError.of(ctypes.get_errno(), operation)
     return result
-
-
-def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
-    """mount(2)."""
-    _check(
-        _libc.mount(
-            os.fsencode(source),
-            os.fsencode(target),
-            kind.encode() if kind else None,
-            ctypes.c_ulong(flags),
-            data.encode() if data else None,
-        ),
-        f"mount {kind or 'bind'} {source} on {target}",
-    )
 
 
 def unmount(target: str) -> None:

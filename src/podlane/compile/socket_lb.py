@@ -1,0 +1,54 @@
+"""Which frontends are answered at the socket in services.mode socket, and by which list. Pure.
+
+Who connects on a node, from a pod or from the node itself, has its service address replaced by an endpoint
+before a packet is sent. The choice is made from the same lists as in mode nftables, which stays in place for
+everything that is not held here: what comes from outside, raw packets, SCTP, and whatever shall be refused
+or dropped. Why a frontend is not held is said in words, for `podlane explain`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from podlane.compile.tables import BackendList, Frontend, FrontendClass, FrontendKey, ListKey, NodePortKey
+from podlane.model.addresses import Protocol
+
+_PROTOCOLS = (Protocol.TCP, Protocol.UDP)
+
+
+class AtSocket(NamedTuple):
+    """list: who answers, None where nftables does; why: for a reader, then."""
+
+    list: ListKey | None
+    why: str = ""
+
+
+def list_for(key: FrontendKey | NodePortKey, row: Frontend) -> AtSocket:
+    """The list that would answer, whatever is in it. Everybody here is a pod or the node, so that
+    externalTrafficPolicy Local leads to its short circuit."""
+    if key.protocol not in _PROTOCOLS:
+        return AtSocket(None, f"{key.protocol} has no hooks at the socket")
+    if row.guarded:
+        return AtSocket(None, "loadBalancerSourceRanges are judged by the packet's source")
+    if row.backends is None:
+        return AtSocket(None, "refusing and dropping is nftables' part")
+    return AtSocket(row.short_circuit if row.kind is FrontendClass.EXTERNAL_LOCAL else row.backends)
+
+
+def why_not(row: BackendList | None) -> str:
+    """Why a list is not held; "" if it is."""
+    if row is None or not row.backends:
+        return "the list is empty, and refusing is nftables' part"
+    return ""
+
+
+def at_socket(
+    key: FrontendKey | NodePortKey, row: Frontend, lists: Mapping[ListKey, BackendList]
+) -> AtSocket:
+    """What the socket does with one frontend."""
+    found = list_for(key, row)
+    if found.list is None:
+        return found
+    why = why_not(lists.get(found.list))
+    return AtSocket(None, why) if why else found
