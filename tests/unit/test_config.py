@@ -49,7 +49,7 @@ def test_a_document_and_settings_say_the_same() -> None:
         ("services.nodePortAddresses=primary,10.0.0.0/8", "services.nodePortAddresses: write primary alone"),
         ("services.nodePortAddresses=", "services.nodePortAddresses: write primary alone"),
         ("services.nodePortAddresses=10.0.0.1/8", "services.nodePortAddresses: '10.0.0.1/8'"),
-        ("services.mode=socket", "services.mode: socket is not available"),
+        ("services.mode=ipvs", "services.mode: 'ipvs' is none of nftables, socket"),
         ("backend.vni=0", "backend.vni"),
         ("backend.vni=16777216", "backend.vni"),
         ("backend.port=65536", "backend.port"),

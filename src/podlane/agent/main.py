@@ -17,11 +17,14 @@ from podlane.agent.daemon import Agent
 from podlane.agent.health_checks import HealthChecks
 from podlane.agent.options import CONFIG_PATH, AgentOptions, parse
 from podlane.errors import ConfigError
+from podlane.kernel import cgroups
+from podlane.kernel.bpf import installation
+from podlane.kernel.bpf.sockets import SocketDriver
 from podlane.kernel.driver import Driver
 from podlane.kernel.nft.services import ServicesDriver
 from podlane.kernel.rtnl.driver import RtnlDriver
 from podlane.model import config as configs
-from podlane.model.config import NetworkConfig
+from podlane.model.config import NetworkConfig, ServiceMode
 from podlane.watch import kubeconfig
 from podlane.watch.http import ApiHttp
 
@@ -64,8 +67,16 @@ async def _main(options: AgentOptions, config: NetworkConfig, access: kubeconfig
 
 
 def drivers(options: AgentOptions, config: NetworkConfig) -> list[Driver]:
-    """In the order in which a generation is applied."""
+    """In the order in which a generation is applied. Raises UnsupportedError."""
     found: list[Driver] = [RtnlDriver(), ServicesDriver(config, serve=options.services)]
+    pins = Path(options.bpf_dir)
+    if options.services and config.services.mode is ServiceMode.SOCKET:
+        installation.require()
+        site = installation.Site(pins, Path(options.cgroup) if options.cgroup else cgroups.mount_point())
+        # Before nftables, which as the last has additions and removals at once.
+        found.insert(1, SocketDriver(config, site))
+    elif installation.remove(pins):
+        log.info("services are no longer answered at the socket: what was pinned at %s is gone", pins)
     if options.services:
         found.append(HealthChecks(asyncio.get_running_loop()))
     return found

@@ -15,8 +15,9 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """config: NetworkConfig file; at its default it may be absent. metrics_address: IP:PORT, "" for none.
 
     agent_socket: unix HTTP (/healthz /livez /readyz /metrics /status /tables). services: ClusterIP and node
-    ports are programmed. policy, dns: accepted, without effect so far. standalone: no API, only the
-    CNI plugin types and their leases.
+    ports are programmed. bpf_dir, cgroup: of services.mode socket: where maps and programs are pinned,
+    whose sockets are served ("": the whole machine's). policy, dns: accepted, without effect so far.
+    standalone: no API, only the CNI plugin types and their leases.
     """
 
     node_name: str
@@ -29,6 +30,8 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     cni_conf_dir: str = ""
     agent_socket: str = "/run/podlane/agent.sock"
     metrics_address: str = ""
+    bpf_dir: str = "/sys/fs/bpf/podlane"
+    cgroup: str = ""
     services: bool = True
     policy: bool = True
     dns: bool = False

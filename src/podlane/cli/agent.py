@@ -18,6 +18,8 @@ ON_OFF = click.Choice(["on", "off"])
 @click.option("--cni-conf-dir", metavar="DIR", default="", help="Install the conflist here when ready.")
 @click.option("--agent-socket", metavar="PATH", default="/run/podlane/agent.sock", help="HTTP: /status.")
 @click.option("--metrics-address", metavar="IP:PORT", default="", help="/healthz /livez /readyz /metrics.")
+@click.option("--bpf-dir", metavar="DIR", default="/sys/fs/bpf/podlane", help="Pins of services.mode socket.")
+@click.option("--cgroup", metavar="DIR", default="", help="Whose sockets that serves; all by default.")
 @click.option("--services", type=ON_OFF, default="on", show_default=True, help="ClusterIP and node ports.")
 @click.option("--policy", type=ON_OFF, default="on", show_default=True, help="NetworkPolicy (not yet there).")
 @click.option("--dns", type=ON_OFF, default="off", show_default=True, help="DNS (not yet there).")
@@ -35,6 +37,8 @@ def command(
     cni_conf_dir: str,
     agent_socket: str,
     metrics_address: str,
+    bpf_dir: str,
+    cgroup: str,
     services: str,
     policy: str,
     dns: str,
@@ -70,6 +74,8 @@ def command(
             cni_conf_dir=cni_conf_dir,
             agent_socket=agent_socket,
             metrics_address=metrics_address,
+            bpf_dir=bpf_dir,
+            cgroup=cgroup,
             services=services == "on",
             policy=policy == "on",
             dns=dns == "on",

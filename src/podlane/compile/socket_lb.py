@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from podlane.compile.tables import BackendList, Frontend, FrontendClass, FrontendKey, ListKey, NodePortKey
 from podlane.model.addresses import Protocol
+from podlane.model.config import Balancing
 
 _PROTOCOLS = (Protocol.TCP, Protocol.UDP)
 
@@ -40,6 +41,8 @@ def why_not(row: BackendList | None) -> str:
     """Why a list is not held; "" if it is."""
     if row is None or not row.backends:
         return "the list is empty, and refusing is nftables' part"
+    if row.balancing is not Balancing.RANDOM:
+        return f"balancing {row.balancing} is nftables' part"
     return ""
 
 

@@ -39,7 +39,7 @@ def launch(
 ) -> LabRecord:
     """A running lab whose agents are starting. Raises; then nothing of it is left."""
     plan = topology.plan(config, nodes)
-    preflight.require()
+    preflight.require(config)
     paths = LabPaths(name)
     if paths.run.exists() or paths.state.exists():
         raise LabError(
@@ -145,6 +145,7 @@ def start_agent(supervisor: Supervisor, record: LabRecord, node: NodeRecord, log
             "state_dir": str(paths.node_state(node.name)),
             "cni_socket": str(paths.cni_socket(node.name)),
             "agent_socket": str(paths.agent_socket(node.name)),
+            "cgroup": str(Path(record.cgroup) / node.name),
             "log_level": log_level,
         },
         join=node.pid,

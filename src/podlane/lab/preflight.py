@@ -11,11 +11,12 @@ from podlane.errors import KernelError, LabError, UnsupportedError
 from podlane.kernel import netns
 from podlane.kernel.rtnl import Rtnl
 from podlane.lab import cgroups
+from podlane.model.config import NetworkConfig, ServiceMode
 
 _COMMANDS = {"nft": "nftables"}
 
 
-def require() -> None:
+def require(config: NetworkConfig) -> None:
     """Raises LabError or UnsupportedError naming everything that is missing and what would help."""
     if sys.platform != "linux":
         raise UnsupportedError(f"podlane needs Linux, this is {sys.platform}")
@@ -36,6 +37,10 @@ def require() -> None:
     missing += _missing_links()
     if missing:
         raise UnsupportedError("this machine lacks " + "; ".join(missing))
+    if config.services.mode is ServiceMode.SOCKET:
+        from podlane.kernel.bpf import installation
+
+        installation.require()
 
 
 def _missing_links() -> list[str]:

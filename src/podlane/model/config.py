@@ -336,8 +336,9 @@ def validate(config: NetworkConfig, where: str) -> NetworkConfig:
         raise refuse(
             "link.bridge", f"{config.link.bridge!r}: 1 to 15 characters, as cni0; names in pl… are taken"
         )
-    if config.services.mode is not ServiceMode.NFTABLES:
-        raise refuse("services.mode", f"{config.services.mode} is not available; use nftables")
+    if config.services.mode is ServiceMode.SOCKET and config.services.masquerade_all:
+        why = "sources are kept in services.mode socket; use nftables, or leave it out"
+        raise refuse("services.masqueradeAll", why)
     if not 0 < config.backend.vni < 1 << 24:
         raise refuse("backend.vni", f"{config.backend.vni} is not between 1 and 16777215")
     if not 0 < config.backend.port < 1 << 16:

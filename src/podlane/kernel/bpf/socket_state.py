@@ -95,8 +95,11 @@ class Plan:
 
 
 class SocketState:
-    def __init__(self, families: Iterable[Family]) -> None:
+    """ends: connections to endpoints that are gone are to end; datagram sockets always are."""
+
+    def __init__(self, families: Iterable[Family], *, ends: bool = True) -> None:
         self.families = frozenset(families)
+        self._ends = ends
         self._addresses: dict[Address, SetMember] = {}
         self._rows: dict[ListKey, BackendList] = {}
         self._frontends: dict[FrontKey, Frontend] = {}
@@ -147,6 +150,7 @@ class SocketState:
         held = {
             number: (key.protocol, frozenset(_keeping(self._rows[key])))
             for number, key in self._numbers.items()
+            if self._ends or key.protocol is Protocol.UDP
         }
         return Gone(held, frozenset(self._numbers))
 
@@ -172,9 +176,9 @@ class SocketState:
 
     def _put_addresses(self, changes: Delta[Any, Any] | None, plan: Plan) -> None:
         for row, new in news(changes):
-            if row.set is not SetName.NODE_PORT_IPS or row.value.num_addresses != 1:
-                continue  # of a whole network nftables judges
             where = row.value.network_address
+            if row.set is not SetName.NODE_PORT_IPS or row.value.num_addresses != 1 or where.is_loopback:
+                continue  # every pod has a loopback of its own; of a whole network nftables judges
             if family_of(where) in self.families and (where in self._addresses) != (new is not None):
                 if new is None:
                     del self._addresses[where]
@@ -192,8 +196,9 @@ class SocketState:
         if row is not None:
             self._rows[key] = row
         lost = set(_keeping(old)) - set(_keeping(row))
-        if key in self._laid and lost and (row is not None or key.protocol is Protocol.UDP):
-            # Without a row the service is gone, and of its connections' ends nothing is known.
+        # Without a row the service is gone, and of its connections' ends nothing is known.
+        ends = key.protocol is Protocol.UDP or (self._ends and row is not None)
+        if key in self._laid and lost and ends:
             plan.gone.lists[layout.number(key)] = key.protocol, frozenset(_keeping(row))
 
     def _lay(self, key: ListKey, plan: Plan) -> bool:

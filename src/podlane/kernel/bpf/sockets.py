@@ -46,7 +46,7 @@ class SocketDriver:
     def __init__(self, config: NetworkConfig, site: Site, netns_fd: int | None = None) -> None:
         self._config, self._netns_fd = config, netns_fd
         self._installed = Installation(site)
-        self._state = SocketState(config.ip_families)
+        self._state = self._empty()
         self._ending = Ending(site.cgroup, self._sockets_of)
         self._maps = threading.Lock()  # metrics are read on other threads
         self._ready = False
@@ -69,7 +69,7 @@ class SocketDriver:
     def resync(self, desired: Mapping[Table, Mapping[Any, Any]]) -> Report:
         """Read the maps and repair by difference, then see to it that the programs run."""
         self._ready = False
-        state = SocketState(self._config.ip_families)
+        state = self._empty()
         with self._maps:
             self._installed.close()
             # Ten maps of a sized-up guess are better than one that grows ten times.
@@ -117,6 +117,9 @@ class SocketDriver:
             yield Use(inode, seen, names.get(seen.bound.list))
 
     # --- the maps ---
+
+    def _empty(self) -> SocketState:
+        return SocketState(self._config.ip_families, ends=self._config.services.reset_gone_endpoints)
 
     def _write(self, operations: Sequence[Operation]) -> list[Failure]:
         failures: dict[Any, Failure] = {}
