@@ -73,7 +73,6 @@ def drivers(options: AgentOptions, config: NetworkConfig) -> list[Driver]:
     if options.services and config.services.mode is ServiceMode.SOCKET:
         installation.require()
         site = installation.Site(pins, Path(options.cgroup) if options.cgroup else cgroups.mount_point())
-        # Before nftables, which as the last has additions and removals at once.
         found.insert(1, SocketDriver(config, site))
     elif installation.remove(pins):
         log.info("services are no longer answered at the socket: what was pinned at %s is gone", pins)

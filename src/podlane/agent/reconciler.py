@@ -208,7 +208,7 @@ class Reconciler:
         self._changed()
 
     async def _apply(self, deltas: Deltas) -> None:
-        """Additions in the drivers' order, removals in reverse; the last driver gets both at once."""
+        """Additions in the drivers' order, removals in reverse; who asks for it gets both at once."""
         now_s = time.monotonic()
         current: list[_Queue] = []
         for queue in self._queues:
@@ -217,9 +217,9 @@ class Reconciler:
                 tables = {table: dict(self.compiler.tables[table]) for table in queue.driver.tables}
                 self._took(await queue.resync(tables, self._rng), resyncs=1)
             else:
-                await self._stage(deltas if queue is self._queues[-1] else _additions(deltas), [queue])
+                await self._stage(deltas if queue.at_once else _additions(deltas), [queue])
                 current.append(queue)
-        await self._stage(_removals(deltas), [q for q in reversed(current) if q is not self._queues[-1]])
+        await self._stage(_removals(deltas), [q for q in reversed(current) if not q.at_once])
 
     async def _stage(self, deltas: Deltas, queues: Iterable[_Queue]) -> None:
         for queue in queues:
@@ -257,6 +257,11 @@ class _Queue:
         self.retry_s: float | None = None
         self._pause_s = RETRY_FIRST_S
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=type(driver).__name__)
+
+    @property
+    def at_once(self) -> bool:
+        """The driver has an order of its own, or a transaction."""
+        return bool(getattr(self.driver, "at_once", False))
 
     def close(self) -> None:
         self._thread.shutdown(wait=True)

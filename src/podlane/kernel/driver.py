@@ -31,7 +31,8 @@ class Driver(Protocol):
     """Blocking; called on one worker thread a driver, so that calls are ordered.
 
     A driver binds the numbers its part of the kernel needs (ids, marks, indexes) and reads them back
-    at `resync`. It never touches what it did not make.
+    at `resync`. It never touches what it did not make. One with a true attribute `at_once` gets a
+    generation's additions and removals together.
     """
 
     @property

@@ -43,6 +43,8 @@ class SocketDriver:
     """For the node whose namespace is netns_fd, or that of the calling thread, and whose processes are in
     site.cgroup. Raises UnsupportedError without a compiled program."""
 
+    at_once: Final = True
+
     def __init__(self, config: NetworkConfig, site: Site, netns_fd: int | None = None) -> None:
         self._config, self._netns_fd = config, netns_fd
         self._installed = Installation(site)

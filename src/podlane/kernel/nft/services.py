@@ -51,6 +51,8 @@ class ServicesDriver:
     Raises UnsupportedError without the program nft, KernelError when the ruleset cannot be loaded.
     """
 
+    at_once: Final = True
+
     def __init__(self, config: NetworkConfig, netns_fd: int | None = None, *, serve: bool = True) -> None:
         self._config, self._serve = config, serve
         self._netns_fd = netns_fd
