@@ -64,11 +64,11 @@ class Contradiction(NamedTuple):
 class Store:
     def __init__(self) -> None:
         self.compared = 0
-        self._units: dict[UnitKey, Compiled] = {}
+        self._units: dict[UnitKey, _Held] = {}
         self._refused: dict[UnitKey, tuple[str, ...]] = {}
         self._tables: dict[Table, dict[Any, Any]] = {table: {} for table in Table}
-        # One claimant is the rule, so it is kept bare; several are kept as a set.
-        self._claims: dict[Table, dict[Any, UnitKey | set[UnitKey]]] = {table: {} for table in Table}
+        # One claimant is the rule, so it is kept bare; several are kept with the rows they want.
+        self._claims: dict[Table, dict[Any, UnitKey | dict[UnitKey, Any]]] = {table: {} for table in Table}
         self._contradictions: dict[tuple[Table, Any], Contradiction] = {}
         self._before: dict[Table, dict[Any, Any]] = {table: {} for table in Table}
 
@@ -89,29 +89,30 @@ class Store:
     def owner(self, table: Table, key: Any) -> UnitKey | None:
         """The unit whose row stands under that key; of several that want the same one the oldest."""
         held = self._claims[table].get(key)
-        return min(held, key=self._age) if isinstance(held, set) else held
+        return min(held, key=self._age) if isinstance(held, dict) else held
 
     def put(self, unit: UnitKey, compiled: Compiled) -> None:
         """Replace what `unit` wants. Compiled with no rows and nothing refused forgets it."""
-        old = self._units.get(unit, _EMPTY)
-        if any(compiled.rows.values()) or compiled.refused:
-            self._units[unit] = compiled
+        old = self._units.get(unit, _NOTHING_HELD)
+        keys = {table: tuple(rows) for table, rows in compiled.rows.items() if rows}
+        if keys:
+            self._units[unit] = _Held(compiled.since, tuple(keys.items()))
         else:
             self._units.pop(unit, None)
         if compiled.refused:
             self._refused[unit] = compiled.refused
         else:
             self._refused.pop(unit, None)
-        for table in {**old.rows, **compiled.rows}:
-            before, after = old.rows.get(table, NOTHING), compiled.rows.get(table, NOTHING)
-            same_age = old.since == compiled.since
+        same_age = old.since == compiled.since
+        had = dict(old.keys)
+        for table in {**had, **keys}:
+            before = {key: self._row(unit, table, key) for key in had.get(table, ())}
+            after = compiled.rows.get(table, NOTHING)
             for key in {**before, **after}:
                 self.compared += 1
                 was, now = before.get(key, _ABSENT), after.get(key, _ABSENT)
-                if was is not _ABSENT and now is not _ABSENT and same_age and was == now:
-                    continue
-                self._claim(table, key, unit, wants=now is not _ABSENT)
-                self._settle(table, key)
+                if was is _ABSENT or now is _ABSENT or not same_age or was != now:
+                    self._claim(table, key, unit, now)
 
     def take(self) -> dict[Table, Delta[Any, Any]]:
         """Net changes of the tables since the last call; tables without any are left out."""
@@ -134,47 +135,52 @@ class Store:
                 changes[table] = found
         return changes
 
-    def _claim(self, table: Table, key: Any, unit: UnitKey, *, wants: bool) -> None:
-        claims = self._claims[table]
-        held = claims.get(key)
-        if wants:
-            if held is None:
-                claims[key] = unit
-            elif isinstance(held, set):
-                held.add(unit)
-            elif held != unit:
-                claims[key] = {held, unit}
-        elif isinstance(held, set):
-            held.discard(unit)
-            if len(held) == 1:
-                claims[key] = held.pop()
-        elif held == unit:
-            del claims[key]
-
-    def _settle(self, table: Table, key: Any) -> None:
-        held = self._claims[table].get(key)
-        rows = self._tables[table]
+    def _claim(self, table: Table, key: Any, unit: UnitKey, row: Any) -> None:
+        """`unit` wants this row of the key, or none any more."""
+        rows, claims = self._tables[table], self._claims[table]
         self._before[table].setdefault(key, rows.get(key, _ABSENT))
+        held = claims.get(key)
+        if isinstance(held, dict):
+            if row is _ABSENT:
+                held.pop(unit, None)
+            else:
+                held[unit] = row
+            self._settle(table, key, held)
+        elif held is not None and held != unit:
+            if row is not _ABSENT:
+                both = claims[key] = {held: rows[key], unit: row}
+                self._settle(table, key, both)
+        elif row is not _ABSENT:
+            claims[key], rows[key] = unit, row
+        elif held is not None:
+            del claims[key], rows[key]
+
+    def _settle(self, table: Table, key: Any, held: dict[UnitKey, Any]) -> None:
+        """Which of several units has the key."""
         self._contradictions.pop((table, key), None)
-        if held is None:
-            rows.pop(key, None)
-        elif not isinstance(held, set):
-            rows[key] = self._row(held, table, key)
-        else:
-            winner = min(held, key=self._age)
-            row = rows[key] = self._row(winner, table, key)
-            losers = tuple(sorted(u for u in held if self._row(u, table, key) != row))
-            if losers:
-                self._contradictions[table, key] = Contradiction(table, key, winner, losers)
+        winner = min(held, key=self._age)
+        row = self._tables[table][key] = held[winner]
+        if len(held) == 1:
+            self._claims[table][key] = winner
+        elif losers := tuple(sorted(unit for unit, other in held.items() if other != row)):
+            self._contradictions[table, key] = Contradiction(table, key, winner, losers)
 
     def _age(self, unit: UnitKey) -> tuple[str, UnitKey]:
         return self._units[unit].since, unit
 
     def _row(self, unit: UnitKey, table: Table, key: Any) -> Any:
-        return self._units[unit].rows[table][key]
+        held = self._claims[table][key]
+        return held[unit] if isinstance(held, dict) else self._tables[table][key]
 
 
-_EMPTY: Final = Compiled(NOTHING)
+class _Held(NamedTuple):
+    """A unit's keys. The rows are in the tables, or with the claims of those who contradict each other."""
+
+    since: str
+    keys: tuple[tuple[Table, tuple[Any, ...]], ...]
+
+
+_NOTHING_HELD: Final = _Held("", ())
 
 
 def _show(key: Any) -> str:

@@ -10,9 +10,9 @@ underlay's link, the configuration itself).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from podlane.compile.policy_index import PolicyIndex
 from podlane.errors import ConfigError
@@ -246,17 +246,30 @@ def since(value: Object | None) -> str:
     return (value.metadata.creation_timestamp or "") if value is not None else ""
 
 
-class _Index(dict[V, set[Key]]):
-    """value -> keys of the objects that have it."""
+class _Index(Generic[V]):
+    """value -> keys of the objects that have it. One is the rule, so it is kept bare."""
+
+    def __init__(self) -> None:
+        self._keys: dict[V, Key | set[Key]] = {}
 
     def add(self, value: V, key: Key) -> None:
-        self.setdefault(value, set()).add(key)
+        held = self._keys.get(value)
+        if held is None:
+            self._keys[value] = key
+        elif isinstance(held, set):
+            held.add(key)
+        elif held != key:
+            self._keys[value] = {held, key}
 
     def remove(self, value: V, key: Key) -> None:
-        keys = self.get(value)
-        keys.discard(key)
-        if not keys:
-            self.pop(value, None)
+        held = self._keys.get(value)
+        if held == key:
+            del self._keys[value]
+        elif isinstance(held, set):
+            held.discard(key)
+            if len(held) == 1:
+                self._keys[value] = held.pop()
 
-    def get(self, value: V) -> set[Key]:  # type: ignore[override]
-        return super().get(value) or set()
+    def get(self, value: V) -> Collection[Key]:
+        held = self._keys.get(value)
+        return () if held is None else held if isinstance(held, set) else (held,)

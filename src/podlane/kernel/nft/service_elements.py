@@ -71,7 +71,7 @@ def source_range(list_id: int, first: int, last: int, family: Family) -> Element
 
 def member(row: SetMember) -> Element:
     """Of a set that is no interval set. Raises ValueError for a prefix of several addresses."""
-    if row.value.num_addresses != 1:
+    if row.value.prefixlen != row.value.max_prefixlen:
         raise ValueError(
             f"{row.value} has {row.value.num_addresses} addresses; {row.set} takes one at a time"
         )
