@@ -290,7 +290,7 @@ class _Port(NamedTuple):
     number: int
     node_port: int
     protocol: Protocol
-    lists: ListKey  # scope is filled in
+    lists: ListKey  # of the cluster; that of this node differs in its scope
     internal_local: bool
     external_local: bool
     affinity_timeout_s: int
@@ -359,9 +359,10 @@ def _frontends(port: _Port, chosen: Selection) -> tuple[Frontend, Frontend]:
 
     With services.masqueradeAll a ClusterIP is served as an external address is: masqueraded always.
     """
-    cluster, local = port.lists._replace(scope=CLUSTER), port.lists._replace(scope=LOCAL)
     if not chosen.any:
         return _REJECT, _REJECT
+    cluster = port.lists
+    local = ListKey(*cluster[:-1], LOCAL) if port.internal_local or port.external_local else cluster
     kind = FrontendClass.EXTERNAL if port.masquerade_all else FrontendClass.INTERNAL
     internal = Frontend(kind, local if port.internal_local else cluster)
     if port.internal_local and not chosen.local:
@@ -376,7 +377,7 @@ def _guarded(port: _Port, external: Frontend) -> Frontend:
     """The external frontend for some sources only. Refusing is for them as well: without endpoints it is
     the empty list that refuses."""
     if external.backends is None:
-        external = Frontend(FrontendClass.EXTERNAL, port.lists._replace(scope=CLUSTER))
+        external = Frontend(FrontendClass.EXTERNAL, port.lists)
     return structs.replace(external, guarded=True)
 
 
