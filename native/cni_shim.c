@@ -173,20 +173,26 @@ static int print_answer(const struct bytes *answer)
     return (int)ntohl(status);
 }
 
+/* As strchr, but no set has the NUL. */
+static int among(const char *set, char c)
+{
+    return c && strchr(set, c);
+}
+
 /* The value of the first "cniVersion" of the configuration: errors are answered in its version. */
 static void config_version(const struct bytes *input, char *version, size_t room)
 {
     static const char key[] = "\"cniVersion\"";
     size_t n = 0;
     snprintf(version, room, "1.1.0");
-    for (size_t i = 0; i + sizeof key - 1 < input->size; i++) {
+    for (size_t i = 0; i + sizeof key - 1 <= input->size; i++) {
         if (memcmp(input->data + i, key, sizeof key - 1))
             continue;
-        for (i += sizeof key - 1; i < input->size && strchr(" \t\r\n:", input->data[i]); i++)
+        for (i += sizeof key - 1; i < input->size && among(" \t\r\n:", input->data[i]); i++)
             ;
         if (i >= input->size || input->data[i++] != '"')
             return;
-        while (i + n < input->size && n < room - 1 && strchr("0123456789.", input->data[i + n]))
+        while (i + n < input->size && n < room - 1 && among("0123456789.", input->data[i + n]))
             n++;
         if (n && i + n < input->size && input->data[i + n] == '"')
             snprintf(version, room, "%.*s", (int)n, input->data + i);
@@ -209,7 +215,7 @@ __attribute__((format(printf, 3, 4))) static int fail(const struct bytes *input,
     for (const char *c = message; *c; c++) {
         if (*c == '"' || *c == '\\')
             append(&out, "\\", 1);
-        append(&out, (unsigned char)*c < ' ' ? " " : c, 1);
+        append(&out, *c < ' ' || *c > '~' ? "?" : c, 1);
     }
     append(&out, "\"}", 2);
     write_all(1, out.data, out.size);

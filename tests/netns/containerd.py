@@ -113,7 +113,10 @@ class Containerd:
         with Rtnl(self.node) as rt:
             rt.set_up("lo")
         # dash reaps what is left to it while it waits.
-        script = "mount -t tmpfs tmpfs /run && : > $1 && sleep infinity & wait"
+        # /var/lib: the runtime library keeps results of CNI in /var/lib/cni, whatever it is told.
+        script = (
+            "mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs /var/lib && : > $1 && sleep infinity & wait"
+        )
         apart = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         with netns.entered(self.node), (self.where / "site.log").open("wb") as log:
             self._init = subprocess.Popen(

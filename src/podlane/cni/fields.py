@@ -57,6 +57,9 @@ class Fields:
 
     def text(self, key: str, default: str = "") -> str:
         value = self._typed(key, str, "a string")
+        if value is not None and "\0" in value:
+            self.fault(key, f"is {_shown(value)}, which has a NUL in it")
+            return default
         return default if value is None else value
 
     def boolean(self, key: str, default: bool = False) -> bool:

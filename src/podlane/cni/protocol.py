@@ -133,10 +133,12 @@ def parse(
     faults += config_faults
     version, version_faults = _version(verb, config)
     faults += version_faults
-    previous = config.get("prevResult")
-    if previous is not None and not isinstance(previous, dict):
-        faults.append((UNDECODABLE, "prevResult is no object"))
-        previous = None
+    faults += [
+        (UNDECODABLE, f"{key} is no object")
+        for key in ("prevResult", "runtimeConfig", "args")
+        if not isinstance(config.get(key), dict | None)
+    ]
+    previous = config.get("prevResult") if isinstance(config.get("prevResult"), dict) else None
     if verb is Verb.CHECK and previous is None:
         faults.append((INVALID_CONFIG, "CHECK needs prevResult"))
     valid, valid_faults = _valid_attachments(verb, config)
@@ -207,7 +209,7 @@ def _args(text: str) -> tuple[dict[str, str], list[tuple[int, str]]]:
 
 def _config(stdin: bytes) -> tuple[dict[str, Any], list[tuple[int, str]]]:
     try:
-        config = json.loads(stdin)
+        config = json.loads(stdin.decode())
     except (ValueError, RecursionError) as error:
         return {}, [(UNDECODABLE, f"network configuration on stdin: {error}")]
     if not isinstance(config, dict):
@@ -265,7 +267,7 @@ def _named_version(config: Mapping[str, Any]) -> Any:
 def version_of(stdin: bytes) -> str:
     """The version to answer in when the request could not be read otherwise."""
     try:
-        version = _named_version(json.loads(stdin))
+        version = _named_version(json.loads(stdin.decode()))
     except (ValueError, AttributeError, RecursionError):
         return NEWEST
     return version if version in VERSIONS else NEWEST

@@ -20,6 +20,7 @@ import msgspec
 from msgspec import Struct
 
 from podlane.errors import CniError
+from podlane.kernel.rtnl import links
 from podlane.model.addresses import Address, Prefix
 
 UNDECODABLE: Final = 6
@@ -205,6 +206,8 @@ def decode(found: Mapping[str, Any], what: str = "prevResult") -> Result:
         interfaces = tuple(
             Interface(i.name, i.mac, i.mtu, i.sandbox, i.socketPath, i.pciID) for i in read.interfaces or ()
         )
+        for name in (i.name for i in interfaces if i.name):
+            links.check_name(name)
         for ip in ips:
             if ip.interface is not None and not 0 <= ip.interface < len(interfaces):
                 raise ValueError(f"{ip.address} is of interface {ip.interface}, and there is none")

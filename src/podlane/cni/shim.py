@@ -10,6 +10,7 @@ It stands alone: the runtime starts it outside of any virtual environment, where
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -25,7 +26,7 @@ IO_FAILURE, TRY_AGAIN_LATER, NOT_AVAILABLE = 5, 11, 50
 
 def main() -> int:
     command = os.environ.get("CNI_COMMAND", "")
-    stdin = b"" if command == "VERSION" else sys.stdin.buffer.read()
+    stdin = b"" if command == "VERSION" else _read_all(0)
     environment = b"".join(
         key + b"=" + value + b"\0" for key, value in os.environb.items() if key.startswith(b"CNI_")
     )
@@ -54,6 +55,16 @@ def main() -> int:
     return _print(answer)
 
 
+def _read_all(fd: int) -> bytes:
+    parts = []
+    try:
+        while part := os.read(fd, 1 << 16):
+            parts.append(part)
+    except OSError:
+        pass  # closed: as good as empty
+    return b"".join(parts)
+
+
 def _name() -> bytes:
     """By which name the runtime found us: IPAM types are executed for configurations of other types."""
     return os.environb.get(b"PODLANE_CNI_NAME") or os.path.basename(os.fsencode(sys.argv[0]))
@@ -70,8 +81,10 @@ def _ask(request: bytes, netns: int | None) -> tuple[str, bytes]:
     """("", the whole answer), or (why there is none, b"")."""
     path = os.environ.get("PODLANE_CNI_SOCKET") or "/run/podlane/cni.sock"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as agent:
+        if len(os.fsencode(path)) > 107:  # sockaddr_un.sun_path
+            return f"{path}: path too long for a socket", b""
         try:
-            agent.connect(path)
+            agent.connect(os.fsencode(path))
         except OSError as error:
             return f"{path}: {error.strerror or error}", b""
         answer = b""
@@ -91,14 +104,19 @@ def _ask(request: bytes, netns: int | None) -> tuple[str, bytes]:
 
 def _spool(request: bytes) -> str:
     directory = os.environ.get("PODLANE_CNI_SPOOL") or "/var/lib/podlane/cni-spool"
-    os.makedirs(directory, mode=0o700, exist_ok=True)
+    with contextlib.suppress(OSError):  # opening the file says what is wrong
+        os.makedirs(directory, mode=0o700, exist_ok=True)
     path = os.path.join(directory, f"{time.time_ns():019d}-{os.getpid()}.request")
     fd = os.open(path + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(fd, "wb") as file:
-        file.write(request)
-        file.flush()
-        os.fsync(fd)
-    os.rename(path + ".tmp", path)
+    try:
+        with open(fd, "wb") as file:
+            file.write(request)
+            file.flush()
+            os.fsync(fd)
+        os.rename(path + ".tmp", path)
+    except OSError:
+        os.unlink(path + ".tmp")
+        raise
     return path
 
 
@@ -108,15 +126,20 @@ def _print(answer: bytes) -> int:
 
 
 def _fail(stdin: bytes, code: int, message: str) -> int:
-    found = re.search(rb'"cniVersion"[\s:]*"([0-9.]{1,15})"', stdin)
-    version = found[1].decode() if found else VERSIONS[-1]
-    _write(json.dumps({"cniVersion": version, "code": code, "msg": message}).encode())
+    # The first one counts, whatever it is.
+    found = re.search(rb'"cniVersion"(?:[ \t\r\n:]*"([0-9.]{1,15})")?', stdin)
+    version = found[1].decode() if found and found[1] else VERSIONS[-1]
+    text = "".join(chr(byte) if 32 <= byte < 127 else "?" for byte in os.fsencode(message))
+    _write(json.dumps({"cniVersion": version, "code": code, "msg": text}).encode())
     return 1
 
 
 def _write(data: bytes) -> None:
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
+    try:
+        while data:
+            data = data[os.write(1, data) :]
+    except OSError:
+        pass  # nobody listens any more
 
 
 if __name__ == "__main__":

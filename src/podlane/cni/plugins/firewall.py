@@ -145,6 +145,8 @@ def _bridge(result: Result) -> str:
     if len(names) < 2:
         what = "ingressPolicy is about bridges, and prevResult names none: put firewall after bridge"
         raise CniError(INVALID_CONFIG, what)
+    if '"' in names[0]:
+        raise CniError(INVALID_CONFIG, f"the bridge's name {names[0]!r} cannot be said in nftables")
     return names[0]
 
 

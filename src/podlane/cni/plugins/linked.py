@@ -223,6 +223,8 @@ class LinkedType(PluginType):
         call.host.records.remove(self.name, call.owner)
 
     def _faults(self, call: Call, device: str, previous: Result) -> list[str]:
+        if not device:
+            return ["nobody here made it, and prevResult names no link of the node that could be its"]
         with Rtnl(call.host.netns_fd) as node, Rtnl(call.namespace) as pod:
             found = inside.faults(node, pod, device, call.request.ifname, previous)
             return found + self.node_faults(call, node, device)
