@@ -7,11 +7,14 @@ import contextlib
 import json
 import os
 import subprocess
+import sys
 
 import pytest
 
+from podlane.kernel import netns
 from podlane.kernel.rtnl import Rtnl
 from tests.netns.cni_node import CniNode
+from tests.netns.standalone import MAIN
 from tests.netns.test_cni import refusal
 from tests.netns.test_cni_types import left, network
 
@@ -183,11 +186,11 @@ def test_an_interface_that_is_there_already_stays(namespaces, tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 64 KiB."""
+    """A file system of 512 KiB."""
     where = tmp_path / "disk"
     where.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", where], check=False, capture_output=True
+        ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", where], check=False, capture_output=True
     )
     if mounted.returncode:
         pytest.skip("tmpfs cannot be mounted here")
@@ -222,6 +225,40 @@ def test_a_full_disk_and_one_that_cannot_be_written(namespaces, tmp_path, small_
             assert left(node) == []
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("kind", ["bridge", "ptp", "podlane"])
+def test_a_full_state_directory(namespaces, tmp_path, small_disk, kind):
+    async def run() -> None:
+        async with CniNode(namespaces(), small_disk) as node:
+            whole = network(tmp_path, kind)
+            await node.call("ADD", "a", namespaces(), **whole)
+            before = [*left(node), *map(str, node.leases.all())]
+            filler = small_disk / "filler"
+            fill(filler)
+            pod = namespaces()
+            error = await refusal(node.call("ADD", "b", pod, **whole))
+            assert (error.code, "disk" in error.message) == (5, True), error.message
+            with Rtnl(pod) as rt:
+                assert [link.name for link in rt.links()] == ["lo"]
+            assert [*left(node), *map(str, node.leases.all())] == before
+            filler.unlink()
+            await node.call("ADD", "b", pod, **whole)
+            for name in ("a", "b"):
+                await node.call("DEL", name, **whole)
+            assert (left(node), node.leases.all()) == ([], [])
+
+    asyncio.run(run())
+
+
+def test_a_state_directory_that_cannot_be_written_is_told_at_the_start(namespaces, tmp_path, small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    flags = [f"--state-dir={small_disk}/state", f"--cni-socket={tmp_path}/c", f"--agent-socket={tmp_path}/a"]
+    command = [sys.executable, "-c", MAIN, "agent", "--standalone", "--node-name=n", *flags]
+    with netns.entered(namespaces()):
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"{small_disk}/state: Read-only file system" in done.stderr
 
 
 def test_a_pods_namespace_that_went_without_its_delete_is_collected(namespaces, tmp_path):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from podlane.cni import plugins, protocol, results, wire
 from podlane.errors import CniError
+from tests.cni_corpus import entries
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
@@ -89,6 +90,11 @@ def read(environment: dict[str, str], stdin: bytes) -> None:
 @given(ENVIRONMENT, CONFIG)
 def test_any_configuration_is_read_or_refused(environment, config):
     read(environment, json.dumps(config).encode())
+
+
+def test_the_corpus_is_read_or_refused(tmp_path):
+    for entry in entries(tmp_path):
+        read(entry.environment, entry.stdin)
 
 
 GOOD = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "a", "CNI_IFNAME": "b", "CNI_NETNS": "c", "CNI_PATH": "d"}

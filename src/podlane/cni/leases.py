@@ -21,7 +21,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from podlane.cni.protocol import TRY_AGAIN_LATER
+from podlane.cni.protocol import IO_FAILURE, TRY_AGAIN_LATER
 from podlane.errors import CniError, PodlaneError
 from podlane.model.addresses import Address, Prefix
 from podlane.model.local import Attachment
@@ -166,14 +166,18 @@ class Leases:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
+        """Raises CniError (IO_FAILURE) for what the file system refuses; then nothing has changed."""
         with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
             try:
+                self._db.execute("BEGIN IMMEDIATE")
                 yield
-            except BaseException:
-                self._db.execute("ROLLBACK")
+                self._db.execute("COMMIT")
+            except BaseException as error:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                if isinstance(error, sqlite3.Error):
+                    raise CniError(IO_FAILURE, f"leases: {error}") from None
                 raise
-            self._db.execute("COMMIT")
 
     def _next(self, pool: Prefix) -> Address:
         """The first free address after the one given out last, around the end if need be."""
