@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from podlane.compile.view import ATTACHMENT, UNDERLAY, Change
+from podlane.compile.view import ATTACHMENT, UNDERLAY, ZONE_LABEL, Change
 from podlane.model.addresses import Family, address, prefix
 from podlane.model.config import NetworkConfig, Services
 from podlane.model.local import Attachment, Underlay
@@ -15,6 +15,8 @@ from podlane.model.objects import (
     EndpointPort,
     EndpointSlice,
     ForZone,
+    LoadBalancerIngress,
+    LoadBalancerStatus,
     Namespace,
     Node,
     NodeAddress,
@@ -30,7 +32,9 @@ from podlane.model.objects import (
     ServiceCIDRSpec,
     ServicePort,
     ServiceSpec,
+    ServiceStatus,
 )
+from podlane.model.pools import ALLOCATED_FROM, ANNOUNCING_NODES
 
 ME = "n1"
 NODES = [ME, "n2", "n3", "n4"]
@@ -68,10 +72,17 @@ def services(draw: st.DrawFn, namespace: str, name: str) -> Service:
     digits = st.sampled_from("123")
     ips = draw(some([f"10.96.0.{draw(digits)}", f"fd00:10:96::{draw(digits)}"]))
     policy = st.sampled_from(["Cluster", "Local"])
+    balanced = [LoadBalancerIngress(ip) for ip in draw(some(["203.0.113.1", "2001:db8::2", "172.30.1.1"]))]
+    pools = [{}, {ALLOCATED_FROM: "p"}, {ALLOCATED_FROM: "p", ANNOUNCING_NODES: f"{ZONE_LABEL}=a"}]
     return Service(
         metadata=ObjectMeta(
-            name=name, namespace=namespace, creation_timestamp=draw(st.sampled_from(AGES)), uid=name
+            name=name,
+            namespace=namespace,
+            creation_timestamp=draw(st.sampled_from(AGES)),
+            uid=name,
+            annotations=draw(st.sampled_from(pools)),
         ),
+        status=ServiceStatus(LoadBalancerStatus(balanced)),
         spec=ServiceSpec(
             type=draw(st.sampled_from(["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"])),
             cluster_ip=ips[0] if ips else "None",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from podlane.agent import collector, http, install, report, sysctls, underlay
+from podlane.agent.announcements import Announcements
 from podlane.agent.announcer import Announcer
 from podlane.agent.attachments import Attachments
 from podlane.agent.complaints import Complaint, complaints
@@ -30,8 +31,9 @@ from podlane.compile.engine import Compiler, capabilities
 from podlane.compile.tables import Table
 from podlane.compile.view import ATTACHMENT, CLUSTER_WIDE, UNDERLAY, Change, key_of
 from podlane.errors import ConfigError, KernelError
+from podlane.kernel.announce.driver import AnnounceDriver
 from podlane.kernel.driver import Driver, Failure
-from podlane.kernel.rtnl import Rtnl
+from podlane.kernel.rtnl import PROTOCOL, Rtnl
 from podlane.model.config import LinkMode, NetworkConfig
 from podlane.model.local import Attachment
 from podlane.model.objects import KINDS, Object
@@ -64,6 +66,7 @@ class Agent:
         self._sources = sources(self.compiler.reads, options.node_name)
         self._progress = {source.kind: _Versions() for source in self._sources}
         self._announcer = Announcer(api, lambda: self.compiler.view.me.node)
+        self._announcements = Announcements(options.node_name, self.compiler.view, api)
         self._attachments = Attachments(options, self.compiler, self.attachment_changed, self._node_listed)
         self._looked_at: Any = None  # the Node object the uplink was last searched for
         self._uplink_task: asyncio.Task[None] | None = None
@@ -108,6 +111,9 @@ class Agent:
             for driver in self._drivers:
                 if isinstance(driver, HealthChecks):
                     stack.push_async_callback(driver.close)
+                elif isinstance(driver, AnnounceDriver):
+                    self._announcements.listen(driver)
+                    stack.callback(driver.close)
             tasks: list[asyncio.Task[Any]] = [asyncio.create_task(self.reconciler.run(), name="reconciler")]
             tasks.append(asyncio.create_task(self._events.run(), name="events"))
             tasks += [
@@ -115,6 +121,7 @@ class Agent:
                 for source in self._sources
             ]
             tasks.append(asyncio.create_task(self._announcer.run(), name="announcer"))
+            tasks.append(asyncio.create_task(self._announcements.run(), name="announcements"))
             stack.push_async_callback(_cancel, tasks)
             stack.push_async_callback(self._attachments.stop_serving)
             await self._attachments.serve()
@@ -316,6 +323,7 @@ class Agent:
             units_compiled=compiler.units_compiled,
             rows_compared=compiler.rows_compared,
             attachments=len(compiler.view.me.attachments),
+            announced=self._announcements.held,
         )
 
     def _readyz(self) -> http.Answer:
@@ -373,7 +381,8 @@ def _concerns(failure: Failure, attachment: Attachment) -> bool:
 
 def _read_links() -> tuple[list[Any], list[Any]]:
     with Rtnl() as rt:
-        return rt.links(), rt.addresses()
+        # What is lent to announce it (kernel/announce/) is none of the node's own.
+        return rt.links(), [each for each in rt.addresses() if each.protocol != PROTOCOL]
 
 
 def _raise_to_log(task: asyncio.Task[None]) -> None:

@@ -18,6 +18,7 @@ from podlane.agent.health_checks import HealthChecks
 from podlane.agent.options import CONFIG_PATH, AgentOptions, parse
 from podlane.errors import ConfigError
 from podlane.kernel import cgroups
+from podlane.kernel.announce.driver import AnnounceDriver
 from podlane.kernel.bpf import installation
 from podlane.kernel.bpf.sockets import SocketDriver
 from podlane.kernel.driver import Driver
@@ -78,6 +79,7 @@ def drivers(options: AgentOptions, config: NetworkConfig) -> list[Driver]:
         log.info("services are no longer answered at the socket: what was pinned at %s is gone", pins)
     if options.services:
         found.append(HealthChecks(asyncio.get_running_loop()))
+    found.append(AnnounceDriver())
     return found
 
 

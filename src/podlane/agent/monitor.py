@@ -66,8 +66,13 @@ def judge(message: Message, desired: Desired, name_of: NameOf) -> Notice | None:
             )
         return Notice(Table.ROUTES) if gone and _carries(link.name, desired) else None
     if kind in (addresses.RTM_NEWADDR, addresses.RTM_DELADDR):
-        _, _, _, _, index = struct.unpack_from("=BBBBi", message.body)
-        name = name_of(index)
+        found = addresses.unpack(message)
+        if found is None:
+            return None
+        if found.protocol == PROTOCOL:  # lent: it is none of the node's own
+            lost = kind == addresses.RTM_DELADDR and found.address.ip in desired[Table.ANNOUNCEMENTS]
+            return Notice(Table.ANNOUNCEMENTS) if lost else None
+        name = name_of(found.link)
         for table in (Table.BRIDGES, Table.LINKS):
             if name in desired[table]:
                 return Notice(table) if kind == addresses.RTM_DELADDR else None

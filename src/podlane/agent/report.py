@@ -19,7 +19,8 @@ class State(NamedTuple):
 
     blockers: what the first resync waits for, as sentences; refused: objects that could not be compiled
     or lost a contradiction; applied: kind -> resourceVersion that the node holds; away: kind -> why the
-    API could not be asked, for the kinds it could not be asked for.
+    API could not be asked, for the kinds it could not be asked for; announced: load-balancer addresses
+    that this node answers for.
     """
 
     node: str
@@ -35,6 +36,7 @@ class State(NamedTuple):
     units_compiled: int
     rows_compared: int
     attachments: int
+    announced: tuple[str, ...] = ()
 
 
 def status(state: State) -> dict[str, Any]:
@@ -53,6 +55,7 @@ def status(state: State) -> dict[str, Any]:
         "refused": state.refused,
         "apiAway": dict(state.away),
         "attachments": state.attachments,
+        "announced": list(state.announced),
         "tables": {str(table): len(rows) for table, rows in state.tables.items()},
         "operations": state.counts.operations,
         "resyncs": state.counts.resyncs,
@@ -114,6 +117,12 @@ def metrics(state: State) -> str:
         _Metric("units_compiled_total", "counter", "Units compiled.", _one(state.units_compiled)),
         _Metric("rows_compared_total", "counter", "Rows compared.", _one(state.rows_compared)),
         _Metric("attachments", "gauge", "Pod interfaces on this node.", _one(state.attachments)),
+        _Metric(
+            "announced_addresses",
+            "gauge",
+            "Load-balancer addresses this node answers for.",
+            _one(len(state.announced)),
+        ),
         _Metric("refused", "gauge", "Objects that could not be compiled.", _one(len(state.refused))),
         _Metric(
             "table_rows",

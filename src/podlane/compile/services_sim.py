@@ -78,7 +78,7 @@ def resolve(tables: Mapping[Table, Mapping[Any, Any]], flow: Flow) -> Verdict:
     if row is not None:
         return _frontend(tables, flow, key, row)
     if holds(sets, SetName.CLUSTER_IPS, flow.destination):
-        return Verdict(Action.REFUSED, "the address is a ClusterIP, but no service serves this port")
+        return Verdict(Action.REFUSED, "the address is a service's, but no service serves this port")
     if holds(sets, SetName.SERVICE_CIDRS, flow.destination):
         return Verdict(Action.DROP, "the address is a service address that no service holds")
     return _outward(sets, flow)

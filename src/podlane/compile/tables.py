@@ -36,6 +36,7 @@ class Table(enum.StrEnum):
     FRONTENDS = "frontends"  # FrontendKey -> Frontend
     NODE_PORTS = "node-ports"  # NodePortKey -> Frontend
     HEALTH_CHECKS = "health-checks"  # HealthCheckKey -> HealthCheck
+    ANNOUNCEMENTS = "announcements"  # Address -> Announcement
 
 
 # --- links, neighbours, routes --------------------------------------------------------------------
@@ -115,7 +116,7 @@ class Route(Struct, frozen=True):
 
 
 class SetName(enum.StrEnum):
-    CLUSTER_IPS = "cluster-ips"  # every ClusterIP: a port nobody serves is refused
+    CLUSTER_IPS = "cluster-ips"  # every ClusterIP, every pool's address: a port nobody serves is refused
     SERVICE_CIDRS = "service-cidrs"  # an address nobody holds is dropped
     POD_CIDRS = "pod-cidrs"  # sources that are pods (the local detector)
     CLUSTER_CIDRS = "cluster-cidrs"  # destinations a pod reaches without masquerade
@@ -363,6 +364,32 @@ class Guard(Struct, frozen=True):
 
     def policies(self, direction: Direction) -> tuple[PolicyKey, ...] | None:
         return self.ingress if direction is Direction.INGRESS else self.egress
+
+
+# --- load-balancer addresses ----------------------------------------------------------------------
+
+
+class Candidate(NamedTuple):
+    """A node that may answer for an address. identity: what its agent signs with, a Node's uid."""
+
+    node: str
+    identity: str
+
+
+class Announcement(Struct, frozen=True):
+    """This node may answer ARP and NDP for an address on its uplink.
+
+    candidates: in the order of their right to it; this node, `me`, does if all before it are silent.
+    """
+
+    address: Address
+    device: str
+    me: Candidate
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def before(self) -> tuple[Candidate, ...]:
+        return self.candidates[: self.candidates.index(self.me)]
 
 
 Rows: TypeAlias = Mapping[Table, Mapping[Any, Any]]

@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from types import MappingProxyType
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
+from podlane.compile import facts
 from podlane.compile.policy_index import PolicyIndex
 from podlane.errors import ConfigError
 from podlane.model.addresses import Address, address
@@ -31,6 +32,7 @@ from podlane.model.objects import (
     ServiceCIDR,
 )
 from podlane.model.packed import Shelf
+from podlane.model.pools import announced, pool_addresses
 
 # Kinds of changes that are no API object.
 ATTACHMENT: Final = "Attachment"
@@ -111,6 +113,8 @@ class View:
         self._pods_by_node: _Index[str] = _Index()
         self._pods_by_address: _Index[str] = _Index()
         self._slices_by_service: _Index[Key] = _Index()
+        self._balanced: _Index[str] = _Index()  # by address, and all of them under ""
+        self._nodes_by_address: _Index[str] = _Index()
         self._attachments_by_address: _Index[str] = _Index()
         self._attachments_by_pod: _Index[Key] = _Index()
         self.policies = PolicyIndex(node_name)
@@ -122,6 +126,19 @@ class View:
         self.slices: Mapping[Key, EndpointSlice] = MappingProxyType(self._slices)
         self.network_policies: Mapping[Key, NetworkPolicy] = MappingProxyType(self._network_policies)
         self.shares: Mapping[Key, Shares] = MappingProxyType(self._shares)
+
+    @property
+    def balanced(self) -> frozenset[Key]:
+        """Keys of the services that have addresses of a LoadBalancerPool."""
+        return frozenset(self._balanced.get(""))
+
+    def balanced_at(self, where: Address) -> list[Key]:
+        """Keys of those that have this one, in order."""
+        return sorted(self._balanced.get(str(where)))
+
+    def nodes_at(self, where: Address) -> list[Node]:
+        """The nodes with this InternalIP, in order of name."""
+        return [self._nodes[name] for _, name in sorted(self._nodes_by_address.get(str(where)))]
 
     @property
     def me(self) -> Me:
@@ -221,6 +238,12 @@ class Objects(View):
                 act(self._pods_by_address, str(where), key)
         elif isinstance(value, EndpointSlice):
             act(self._slices_by_service, service_of(value), key)
+        elif isinstance(value, Service):
+            for text in ["", *map(str, pool_addresses(value))] if announced(value) else ():
+                act(self._balanced, text, key)
+        elif isinstance(value, Node):
+            for where in facts.internal_addresses(value):
+                act(self._nodes_by_address, str(where), ("", value.name))
         elif isinstance(value, Attachment):
             for where in value.addresses:
                 act(self._attachments_by_address, str(where), key)

@@ -16,7 +16,8 @@ from podlane.lab import record as records
 from podlane.lab.api import auth
 from podlane.lab.api.bootstrap import API_PORT
 from podlane.lab.api.server import ApiServer
-from podlane.lab.controllers.manager import ControllerManager
+from podlane.lab.controllers.manager import ControllerManager, make_all
+from podlane.lab.controllers.pool_routes import PoolRoutes
 from podlane.lab.kubelet.kubelet import Kubelet, NodeFacts
 from podlane.lab.nodes import NodeKubelets
 from podlane.lab.record import LabRecord
@@ -51,7 +52,12 @@ async def _main(lab: LabRecord, sockets: list[socket.socket]) -> None:
     kubelets = NodeKubelets()
     server = ApiServer(lab.paths.database, config, kubelets, service_endpoints=fabric_addresses)
     kubelets.bind(server.client)
-    manager = ControllerManager(server.client, config, ca_pem=pki.ca_pem)
+    manager = ControllerManager(
+        server.client,
+        config,
+        ca_pem=pki.ca_pem,
+        make=lambda context: [*make_all(context), PoolRoutes(context, topology, lab.pids["fabric"])],
+    )
     running: dict[str, Kubelet] = {}
     for node in lab.nodes:
         facts = NodeFacts(

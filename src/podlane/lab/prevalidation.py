@@ -8,17 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from podlane.errors import ApiError
-from podlane.lab.api import allocation_fields, defaults, schema, validation, validation_decode
+from podlane.controller import definitions
+from podlane.errors import ApiError, ConfigError
+from podlane.lab.api import (
+    allocation_fields,
+    defaults,
+    schema,
+    structural_validation,
+    validation,
+    validation_decode,
+)
 from podlane.lab.api.resources import Catalog
 from podlane.lab.api.validation_field import invalid_error
 from podlane.lab.client import Obj
+from podlane.model import pools
+from podlane.model.config import API_VERSION
 
 
 def problems(objects: Sequence[Obj]) -> Iterator[tuple[int, str]]:
     """(index of the object, what the API would say of it)"""
     catalog = Catalog()
-    defined = set(_defined(objects))
+    defined = set(_defined([*definitions.ALL, *objects]))
     for i, obj in enumerate(objects):
         key = obj["apiVersion"], obj["kind"]
         if catalog.of_kind(*key) is None:
@@ -26,6 +36,8 @@ def problems(objects: Sequence[Obj]) -> Iterator[tuple[int, str]]:
                 known = ", ".join(sorted(r.api_version for r in catalog if r.kind == obj["kind"]))
                 hint = f"; {obj['kind']} is served as {known}" if known else ""
                 yield i, f'no matches for kind "{obj["kind"]}" in version "{obj["apiVersion"]}"{hint}'
+            elif key == (API_VERSION, pools.KIND) and (why := _pool_problem(obj)):
+                yield i, why
         elif schema.type_name(*key) is not None:
             try:
                 _check(obj)
@@ -46,6 +58,18 @@ def _check(obj: Obj) -> None:
     name = meta.setdefault("name", f"{meta.get('generateName', '')}x")
     if errors := validation.validate_create(decoded):
         raise invalid_error(obj["apiVersion"], obj["kind"], name, errors)
+
+
+def _pool_problem(obj: Obj) -> str:
+    """What the schema says of a LoadBalancerPool, or else what the controller would; "" for nothing."""
+    own = definitions.LOAD_BALANCER_POOL["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    for problem in structural_validation.validate(obj, own):
+        return f"{problem.path}: {problem.message}"
+    try:
+        pools.parse(obj)
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def _defined(objects: Sequence[Obj]) -> Iterator[tuple[str, str]]:

@@ -174,8 +174,16 @@ class LoadBalancerStatus(_Narrow, frozen=True):
     ingress: list[LoadBalancerIngress] = []
 
 
+class Condition(_Narrow, frozen=True):
+    type: str
+    status: str = "Unknown"
+    reason: str = ""
+    message: str = ""
+
+
 class ServiceStatus(_Narrow, frozen=True):
     load_balancer: LoadBalancerStatus = LoadBalancerStatus()
+    conditions: list[Condition] = []
 
 
 class Service(Object, frozen=True):

@@ -14,6 +14,7 @@ from msgspec import Struct
 from podlane.errors import ConfigError
 from podlane.model import selectors
 from podlane.model.addresses import Address, Family, Prefix, address, family_of
+from podlane.model.objects import Condition, Service
 from podlane.model.selectors import EVERYTHING, Selector
 
 RESOURCE: Final = "loadbalancerpools.podlane.dev"
@@ -230,6 +231,29 @@ def announcer(message: str) -> tuple[str, Address] | None:
         return None
 
 
+def announced(service: Service) -> bool:
+    """It has addresses of a pool."""
+    return service.spec.type == "LoadBalancer" and ALLOCATED_FROM in service.metadata.annotations
+
+
+def pool_addresses(service: Service) -> list[Address]:
+    """Those of status.loadBalancer that nodes translate (ipMode VIP)."""
+    return addresses(i.ip for i in service.status.load_balancer.ingress if i.ip_mode in (None, "VIP"))
+
+
+def condition_of(service: Service, where: Address) -> Condition | None:
+    """What was said last of who answers for an address of this family."""
+    wanted = ANNOUNCED[family_of(where)]
+    return next((c for c in service.status.conditions if c.type == wanted), None)
+
+
+def announcing_node(service: Service, where: Address) -> str:
+    """ "" when nobody is known to."""
+    found = condition_of(service, where)
+    told = announcer(found.message) if found is not None and found.status == "True" else None
+    return told[0] if told is not None and told[1] == where else ""
+
+
 def addresses(texts: Iterable[str]) -> list[Address]:
     """Of a status; what is no address is left out."""
     found = []
@@ -239,7 +263,3 @@ def addresses(texts: Iterable[str]) -> list[Address]:
         except ConfigError:
             continue
     return found
-
-
-def by_family(found: Iterable[Address]) -> dict[Family, Address]:
-    return {family_of(each): each for each in found}

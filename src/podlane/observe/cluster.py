@@ -8,10 +8,11 @@ from typing import Any, Final
 from msgspec import Struct
 
 from podlane.compile import facts
-from podlane.compile.view import pod_addresses, service_of
+from podlane.compile.view import pod_addresses, service_of, since
 from podlane.errors import ConfigError
 from podlane.model.addresses import Address, Family, Protocol, family_of
 from podlane.model.objects import EndpointSlice, Node, Object, Pod, Service
+from podlane.model.pools import announced, pool_addresses
 from podlane.observe.targets import Target, TargetKind, close
 
 ENDED: Final = ("Succeeded", "Failed")
@@ -75,6 +76,11 @@ class Cluster:
     def node_at(self, where: Address) -> Node | None:
         """The node with that InternalIP."""
         return self._nodes_at.get(where)
+
+    def balanced_at(self, where: Address) -> Service | None:
+        """The oldest service that has an address of a LoadBalancerPool."""
+        having = [s for s in self.services.values() if announced(s) and where in pool_addresses(s)]
+        return min(having, key=lambda s: (since(s), s.key), default=None)
 
     def pod_at(self, where: Address) -> Pod | None:
         """The pod whose own address it is (host-network pods have none)."""

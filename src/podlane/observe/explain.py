@@ -27,7 +27,8 @@ from podlane.errors import ConfigError
 from podlane.model.addresses import Address, Family, Prefix, Protocol, address, family_of
 from podlane.model.config import NetworkConfig
 from podlane.model.local import Attachment
-from podlane.model.objects import Node, Pod
+from podlane.model.objects import Node, Pod, Service
+from podlane.model.pools import ALLOCATED_FROM, announcing_node
 from podlane.observe.cluster import ENDED, Cluster, Party, family_for, port_of
 from podlane.observe.explanation import (
     API_VERSION,
@@ -196,6 +197,8 @@ class _Way:
         if node is not None:
             self._add("underlay", "", f"the nodes' own network carries it to {node.name}, which has {to}")
             return node.name
+        if (balanced := self.cluster.balanced_at(to)) is not None:
+            return self._announcing(to, balanced)
         inner = [*self.config.pods.values(), *self.config.cluster_services.values()]
         inside = next((p for p in inner if to in p), None)
         if inside is not None:
@@ -205,6 +208,20 @@ class _Way:
         self._add("underlay", "", why)
         hint = "; a service of type NodePort is reached on every node" if sent_to.service else ""
         raise WayEnds(Outcome.NO_ROUTE, why + hint)
+
+    def _announcing(self, to: Address, service: Service) -> str:
+        """The node that answers for a pool's address on the nodes' own network."""
+        pool = service.metadata.annotations.get(ALLOCATED_FROM, "")
+        node = announcing_node(service, to)
+        where = f"{to}, which {service.namespace}/svc/{service.name} has from pool {pool}"
+        if node not in self.cluster.nodes:
+            self._add("underlay", "", f"no node answers for {where}")
+            raise WayEnds(Outcome.NO_ROUTE, f"no node answers for {to}")
+        how = "ARP" if family_of(to) is Family.IPV4 else "NDP"
+        self._add(
+            "underlay", "", f"the nodes' own network carries it to {node}, which answers {how} for {where}"
+        )
+        return node
 
     def _carry_each(self, node: str, flow: Flow, backends: list[Backend], verdict: Verdict) -> str:
         """Every endpoint's way is walked. Shown is one that fails, else one that leaves the node."""

@@ -28,6 +28,7 @@ from podlane.errors import ConfigError
 from podlane.model.addresses import Address, Family, Protocol, address, family_of
 from podlane.model.config import NetworkConfig
 from podlane.model.objects import EndpointSlice, Service, ServicePort
+from podlane.model.pools import ALLOCATED_FROM, announced, announcing_node
 from podlane.observe.cluster import Cluster
 from podlane.observe.explanation import API_VERSION, end
 
@@ -38,13 +39,16 @@ EXTERNAL_IP: Final = "external IP"
 
 
 class Entry(Struct, frozen=True, rename="camel"):
-    """A way in. address: "" for a node port. sources: who alone may use it; None: everyone."""
+    """A way in. address: "" for a node port. sources: who alone may use it; None: everyone. pool: the
+    LoadBalancerPool that the address is from; announced_by: the node that answers ARP or NDP for it."""
 
     kind: str
     address: str
     port: int
     protocol: str
     sources: list[str] | None = None
+    pool: str = ""
+    announced_by: str = ""
 
 
 class End(Struct, frozen=True, rename="camel"):
@@ -178,7 +182,11 @@ def _entries(service: Service, compiled: Compiled) -> Iterator[Entry]:
         text = str(key.address)
         kind = CLUSTER_IP if key.address in own else LOAD_BALANCER if text in vips else EXTERNAL_IP
         sources = [str(s) for s in lists[row.backends].sources] if row.guarded else None
-        yield Entry(kind, text, key.port, key.protocol, sources)
+        pool, node = "", ""
+        if kind == LOAD_BALANCER and announced(service):
+            pool = service.metadata.annotations[ALLOCATED_FROM]
+            node = announcing_node(service, key.address)
+        yield Entry(kind, text, key.port, key.protocol, sources, pool, node)
     for port in dict.fromkeys((key.port, key.protocol) for key in rows.get(Table.NODE_PORTS, {})):
         yield Entry(NODE_PORT, "", *port)
 
@@ -325,7 +333,10 @@ def report_lines(told: ServiceReport) -> Iterator[str]:
     for entry in told.entries:
         only = "" if entry.sources is None else f", only from {', '.join(entry.sources) or 'nobody'}"
         where = f"{entry.kind:<14} {_way_in(entry)}"
-        yield f"  {where}{only}"
+        from_pool = (
+            f", pool {entry.pool}, {entry.announced_by or 'no node'} answers for it" if entry.pool else ""
+        )
+        yield f"  {where}{from_pool}{only}"
     yield "endpoints" if told.endpoints else "no endpoints"
     places = [
         (f"{_where(e.address, e.port)}/{e.protocol}", e.state, e.node or "no node", e.zone or "-")

@@ -12,19 +12,21 @@ from podlane.model.addresses import Interface, family_of
 
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 IFA_F_NODAD, IFA_F_TENTATIVE, IFA_F_NOPREFIXROUTE = 0x02, 0x40, 0x200
-_IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_CACHEINFO, _IFA_FLAGS, _IFA_PROTO = 1, 2, 6, 8, 11
 SCOPE_UNIVERSE, SCOPE_LINK = 0, 253
 
 _IFADDR = struct.Struct("=BBBBi")
 
 
 class InterfaceAddress(NamedTuple):
-    """link: index; address: with its prefix, as 10.0.0.1/24."""
+    """link: index; address: with its prefix, as 10.0.0.1/24. protocol: who made it, 0 for anybody (since
+    Linux 5.18; the numbers are those of routes)."""
 
     link: int
     address: Interface
     flags: int
     scope: int
+    protocol: int = 0
 
 
 def _pack(link: int, address: Interface, flags: int, scope: int) -> bytes:
@@ -51,6 +53,18 @@ def add(
     )
 
 
+def lend(link: int, address: Interface, *, valid_s: int, protocol: int, what: str = "") -> Request:
+    """An address that goes by itself after valid_s seconds; asked again, it begins that time anew.
+
+    It brings no route, and the kernel does not choose it as a source for IPv6 (deprecated, RFC 6724).
+    """
+    body = _pack(link, address, IFA_F_NODAD | IFA_F_NOPREFIXROUTE, SCOPE_UNIVERSE)
+    body += attribute(_IFA_CACHEINFO, struct.pack("=IIII", 0, valid_s, 0, 0))
+    body += attribute(_IFA_PROTO, bytes([protocol]))
+    flags = nl.NLM_F_CREATE | nl.NLM_F_REPLACE
+    return Request(RTM_NEWADDR, flags, body, f"lend address {address} to {what or link}")
+
+
 def delete(link: int, address: Interface, *, what: str = "") -> Request:
     body = _pack(link, address, 0, 0)
     return Request(RTM_DELADDR, 0, body, f"delete address {address} of {what or link}")
@@ -70,4 +84,5 @@ def unpack(message: Message) -> InterfaceAddress | None:
     if family not in (2, 10) or octets is None:
         return None
     flags = struct.unpack("=I", found[_IFA_FLAGS])[0] if _IFA_FLAGS in found else short_flags
-    return InterfaceAddress(link, ipaddress.ip_interface((octets, length)), flags, scope)
+    protocol = found[_IFA_PROTO][0] if found.get(_IFA_PROTO) else 0
+    return InterfaceAddress(link, ipaddress.ip_interface((octets, length)), flags, scope, protocol)

@@ -277,6 +277,11 @@ class Rtnl:
         index = self.link_index(device)
         self.do(addresses.add(index, address, nodad=nodad, noprefixroute=noprefixroute, what=str(device)))
 
+    def lend_address(self, device: Device, address: Interface, *, valid_s: int) -> None:
+        """An address of ours (protocol 85) that goes by itself after valid_s seconds, if not lent again."""
+        index = self.link_index(device)
+        self.do(addresses.lend(index, address, valid_s=valid_s, protocol=PROTOCOL, what=str(device)))
+
     def delete_address(self, device: Device, address: Interface) -> None:
         self.do(addresses.delete(self.link_index(device), address, what=str(device)))
 

@@ -1,0 +1,50 @@
+"""Which of the addresses that a node may answer for are its own now. Pure; time is handed in.
+
+A candidate lives while it is heard. One that has not been heard of yet counts as alive for a while, so that
+an agent that starts does not take addresses from those who have them. The exception: an address that this
+node holds already, from an earlier life of its agent, stays its own until somebody with a better right is
+heard, so that a restart drops nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from podlane.compile.tables import Announcement
+from podlane.model.addresses import Address
+
+HEARTBEAT_S: Final = 0.5
+SILENCE_S: Final = 2.0
+"""A candidate that was not heard for so long is taken for dead: three heartbeats may be lost."""
+
+
+class Election:
+    def __init__(self) -> None:
+        self._rows: Mapping[Address, Announcement] = {}
+        self._heard_s: dict[str, float] = {}
+        """By identity: when it was heard last, or when listening for it began."""
+
+    def set_rows(self, rows: Mapping[Address, Announcement], held: Iterable[Address], now_s: float) -> None:
+        """held: addresses that are on this node's uplink."""
+        self._rows, known = rows, self._heard_s
+        usurped = {c.identity for where in held if where in rows for c in rows[where].before}
+        wanted = {c.identity for row in rows.values() for c in row.candidates}
+        self._heard_s = {
+            each: known.get(each, now_s - SILENCE_S if each in usurped else now_s) for each in wanted
+        }
+
+    def heard(self, identity: str, now_s: float) -> None:
+        """Others than candidates are not remembered: whoever is on the wire may say anything."""
+        if identity in self._heard_s:
+            self._heard_s[identity] = now_s
+
+    def alive(self, identity: str, now_s: float) -> bool:
+        return now_s - self._heard_s.get(identity, now_s - SILENCE_S) < SILENCE_S
+
+    def mine(self, now_s: float) -> dict[Address, Announcement]:
+        return {
+            where: row
+            for where, row in self._rows.items()
+            if not any(self.alive(each.identity, now_s) for each in row.before)
+        }
