@@ -54,7 +54,7 @@ class Agent:
         self.options, self.config = options, config
         self._drivers = drivers
         # Without services another proxy serves them; what leaves the cluster is masqueraded all the same.
-        absent = {"policy"} | (set() if options.services else {"services"})
+        absent = {"policy"} | (set() if options.services else {"services", "announce"})
         only = [c for c in capabilities() if c.name not in absent]
         self.compiler = Compiler(options.node_name, config, only)
         self.reconciler = Reconciler(

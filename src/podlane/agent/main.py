@@ -78,8 +78,7 @@ def drivers(options: AgentOptions, config: NetworkConfig) -> list[Driver]:
     elif installation.remove(pins):
         log.info("services are no longer answered at the socket: what was pinned at %s is gone", pins)
     if options.services:
-        found.append(HealthChecks(asyncio.get_running_loop()))
-    found.append(AnnounceDriver())
+        found += [HealthChecks(asyncio.get_running_loop()), AnnounceDriver()]
     return found
 
 
