@@ -109,7 +109,7 @@ def _compile_link(key: Key, view: View) -> Rows:
         return NOTHING
     key = PodKey(attachment.pod_namespace, attachment.pod_name)
     pod = view.pods.get(key)
-    known = not key.name or (pod is not None and pod.spec.node_name == view.me.name)
+    known = not key.name or (pod is not None and pod.spec.node_name == view.me.name and networked(pod))
     ingress, egress = (_isolating(pod, direction, view) if known else () for direction in Direction)
     guard = Guard(key, attachment.device, attachment.addresses, attachment.bridge, ingress, egress, known)
     return {Table.GUARDS: {guard.device: guard}}

@@ -75,7 +75,7 @@ class Judge:
         if policies is None:
             return Decision(True, f"no policy isolates {guard.pod[0]}/{guard.pod[1]} for {direction}", guard)
         if not guard.known:
-            why = f"the API shows no pod {guard.pod[0]}/{guard.pod[1]} on this node yet"
+            why = f"the API shows no running pod {guard.pod[0]}/{guard.pod[1]} on this node"
             return Decision(False, why, guard, policies)
         for tried in self.tried(flow, policies):
             if tried.fits:

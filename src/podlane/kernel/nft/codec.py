@@ -23,10 +23,11 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator
 from functools import cache
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from podlane.kernel import netlink
 from podlane.kernel.netlink import NLM_F_CREATE, Message, Request
+from podlane.kernel.nft import expressions
 from podlane.model.addresses import Address, Family, Prefix
 
 SUBSYSTEM: Final = 10  # NFNL_SUBSYS_NFTABLES
@@ -44,7 +45,7 @@ INTERVAL_END: Final = 1  # NFT_SET_ELEM_INTERVAL_END
 _TABLE, _SET, _ELEMENTS = 1, 2, 3  # NFTA_SET_ELEM_LIST_*
 _KEY, _DATA, _FLAGS, _KEY_END = 1, 2, 3, 10  # NFTA_SET_ELEM_*
 _VALUE, _VERDICT = 1, 2  # NFTA_DATA_*
-_VERDICT_CHAIN = 2
+_VERDICT_CODE, _VERDICT_CHAIN = 1, 2
 _LIST_ELEMENT = 1
 _NAME = 1  # NFTA_TABLE_NAME; of chains and sets: the table
 _SET_NAME = 2
@@ -58,16 +59,28 @@ _NESTED = netlink.NLA_F_NESTED
 _ATTRIBUTE = struct.Struct("=HH")
 
 
+class BridgeFamily(NamedTuple):
+    """The family of what crosses a bridge, beside those of IP."""
+
+    af: int = 7  # NFPROTO_BRIDGE
+    nft: str = "bridge"
+
+
+TableFamily: TypeAlias = Family | BridgeFamily
+BRIDGE: Final = BridgeFamily()
+
+
 class Element(NamedTuple):
     """key: the padded fields. data: a map's value, None in a set and for verdicts. flags: INTERVAL_END.
-    chain: where a verdict of a dump jumps to (podlane writes no verdicts). last: the end of an interval
-    of concatenations, empty when it is the key itself."""
+    verdict, chain: of a map of verdicts, what to do and where that leads. last: the end of an interval of
+    concatenations, empty when it is the key itself."""
 
     key: bytes
     data: bytes | None = None
     flags: int = 0
     chain: str = ""
     last: bytes = b""
+    verdict: int | None = None
 
 
 # --- fields ---------------------------------------------------------------------------------------
@@ -132,7 +145,7 @@ def unpack_intervals(elements: Iterable[Element], family: Family) -> list[tuple[
 # --- messages -------------------------------------------------------------------------------------
 
 
-def header(family: Family | None, resource: int = 0) -> bytes:
+def header(family: TableFamily | None, resource: int = 0) -> bytes:
     """struct nfgenmsg. None: of no family."""
     return _NFGENMSG.pack(family.af if family else 0, 0, resource)
 
@@ -151,6 +164,8 @@ def pack_element(element: Element) -> bytes:
     body = _nest(_KEY, _nest(_VALUE, key, flag=0))
     if data is not None:
         body += _nest(_DATA, _nest(_VALUE, data, flag=0))
+    elif element.verdict is not None:
+        body += expressions.verdict(_DATA, element.verdict, element.chain)
     if element.last:
         body += _nest(_KEY_END, _nest(_VALUE, element.last, flag=0))
     if element.flags:
@@ -170,12 +185,11 @@ def _map_headers(key_bytes: int, data_bytes: int) -> tuple[bytes, bytes]:
 
 
 def _nest(kind: int, payload: bytes, flag: int = _NESTED) -> bytes:
-    """An attribute whose payload is already padded (keys and data are)."""
-    return _ATTRIBUTE.pack(4 + len(payload), kind | flag) + payload
+    return _ATTRIBUTE.pack(4 + len(payload), kind | flag) + payload + b"\0" * (-len(payload) & 3)
 
 
 def change(
-    family: Family, table: str, set_: str, elements: Iterable[bytes], *, add: bool
+    family: TableFamily, table: str, set_: str, elements: Iterable[bytes], *, add: bool
 ) -> Iterator[Request]:
     """Messages that add or delete elements of one set. elements: packed."""
     head = header(family) + netlink.attribute(_TABLE, netlink.text(table))
@@ -199,7 +213,7 @@ def change(
         yield message()
 
 
-def get_elements(family: Family, table: str, set_: str) -> Request:
+def get_elements(family: TableFamily, table: str, set_: str) -> Request:
     """A dump of one set's elements."""
     body = netlink.attribute(_TABLE, netlink.text(table)) + netlink.attribute(_SET, netlink.text(set_))
     return Request(GET_ELEMENTS, 0, header(family) + body, f"list elements: {family.nft} {table} {set_}")
@@ -248,23 +262,24 @@ def _unpack_element(body: bytes) -> Element:
         return Element(key, None, flags, last=last if last != key else b"")
     data = netlink.attributes(found[_DATA])
     if _VERDICT in data:
-        chain = netlink.attributes(data[_VERDICT]).get(_VERDICT_CHAIN, b"")
-        return Element(key, None, flags, netlink.unpack_text(chain))
+        verdict = netlink.attributes(data[_VERDICT])
+        code = int.from_bytes(verdict.get(_VERDICT_CODE, b""), "big", signed=True)
+        return Element(key, None, flags, netlink.unpack_text(verdict.get(_VERDICT_CHAIN, b"")), verdict=code)
     return Element(key, data.get(_VALUE, b""), flags)
 
 
-def get_table(family: Family, table: str) -> Request:
+def get_table(family: TableFamily, table: str) -> Request:
     body = header(family) + netlink.attribute(_NAME, netlink.text(table))
     return Request(GET_TABLE, 0, body, f"look up table {family.nft} {table}")
 
 
-def get_chain(family: Family, table: str, chain: str) -> Request:
+def get_chain(family: TableFamily, table: str, chain: str) -> Request:
     body = header(family) + netlink.attribute(_NAME, netlink.text(table))
     body += netlink.attribute(_CHAIN_NAME, netlink.text(chain))
     return Request(GET_CHAIN, 0, body, f"look up chain {family.nft} {table} {chain}")
 
 
-def get_sets(family: Family, table: str) -> Request:
+def get_sets(family: TableFamily, table: str) -> Request:
     """A dump of a table's sets and maps."""
     body = header(family) + netlink.attribute(_NAME, netlink.text(table))
     return Request(GET_SET, 0, body, f"list sets: {family.nft} {table}")

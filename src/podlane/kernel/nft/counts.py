@@ -19,8 +19,11 @@ from collections.abc import Iterator
 from typing import Final
 
 from podlane.compile import hashing
-from podlane.kernel.netlink import NLM_F_APPEND, NLM_F_CREATE, Request, attribute, be32, nested, text
+from podlane.kernel.netlink import NLM_F_APPEND, NLM_F_CREATE, Request, attribute, nested, text
 from podlane.kernel.nft import codec, lists
+from podlane.kernel.nft.expressions import JUMP, verdict
+from podlane.kernel.nft.expressions import expression as _expression
+from podlane.kernel.nft.expressions import number as _u
 from podlane.kernel.nft.skeleton import COUNTS, ENDPOINTS, PICKS, STICK, TABLE, count_key
 from podlane.model import marks
 from podlane.model.addresses import Family
@@ -28,7 +31,6 @@ from podlane.model.addresses import Family
 _NEW_CHAIN: Final = codec.SUBSYSTEM << 8 | 3
 _NEW_RULE: Final = codec.SUBSYSTEM << 8 | 6
 
-_JUMP: Final = -3  # NFT_JUMP
 _CT_MARK: Final = 3  # NFT_CT_MARK
 _RANDOM: Final = 1  # NFT_NG_RANDOM
 _DNAT: Final = 1  # NFT_NAT_DNAT
@@ -56,9 +58,8 @@ def chain(family: Family, code: int, *, affinity: bool) -> Iterator[Request]:
     body = head + table + attribute(2, text(name)) + nested(4, rule)
     for _ in range(2 if affinity else 1):
         yield Request(_NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, body, f"add rule to {name}")
-    element = nested(
-        1, nested(1, attribute(1, codec.mark_field(count_key(code, affinity=affinity)))), _verdict(2, name)
-    )
+    key = attribute(1, codec.mark_field(count_key(code, affinity=affinity)))
+    element = nested(1, nested(1, key), verdict(2, JUMP, name))
     body = head + table + attribute(2, text(COUNTS)) + nested(3, element)
     yield Request(codec.NEW_ELEMENTS, NLM_F_CREATE, body, f"add element: {COUNTS} {name}")
 
@@ -104,18 +105,5 @@ def _translate(family: Family) -> bytes:
 def _stick() -> bytes:
     """ct mark set to what the map gave, then on to the affinity rules"""
     return _expression("ct", _u(4, _R0), _u(2, _CT_MARK)) + _expression(
-        "immediate", _u(1, 0), _verdict(2, STICK)
+        "immediate", _u(1, 0), verdict(2, JUMP, STICK)
     )
-
-
-def _verdict(kind: int, chain: str) -> bytes:
-    code = attribute(1, struct.pack("!i", _JUMP))
-    return nested(kind, nested(2, code, attribute(2, text(chain))))
-
-
-def _expression(name: str, *attributes: bytes) -> bytes:
-    return nested(1, attribute(1, text(name)), nested(2, *attributes))
-
-
-def _u(kind: int, value: int) -> bytes:
-    return attribute(kind, be32(value))

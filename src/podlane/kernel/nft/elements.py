@@ -17,7 +17,7 @@ from podlane.kernel.nft.codec import Element
 from podlane.model.addresses import Family
 
 # The kernel asks to begin again: a module was loaded meanwhile, a signal came, another commit was first.
-_AGAIN: Final = frozenset({errno.EAGAIN, errno.EINTR, errno.ERESTART, errno.ENOBUFS})
+AGAIN: Final = frozenset({errno.EAGAIN, errno.EINTR, errno.ERESTART, errno.ENOBUFS})
 _ATTEMPTS: Final = 5
 _DUMPS: Final = 20
 _GROWS_S: Final = 0.005  # a table of a million elements takes about 0.1 s
@@ -125,13 +125,13 @@ class Elements:
             try:
                 verdicts = self._netlink.transaction(requests, begin=begin, end=end)
             except KernelError as error:
-                if error.errno not in _AGAIN or attempt == _ATTEMPTS:
+                if error.errno not in AGAIN or attempt == _ATTEMPTS:
                     raise
                 continue
             errors = [error for error in verdicts if error is not None]
             if not errors:
                 return None
-            if attempt == _ATTEMPTS or any(error.errno not in _AGAIN for error in errors):
+            if attempt == _ATTEMPTS or any(error.errno not in AGAIN for error in errors):
                 break
         return verdicts
 
