@@ -430,8 +430,8 @@ def elements(net: Net) -> dict[str, str]:
     return {name: " ".join(sorted(text.replace(",", " ").split())) for name, text in shown.items()}
 
 
-def echo(stream: socket.socket) -> None:
-    stream.settimeout(3)
+def echo(stream: socket.socket, timeout_s: float = 3.0) -> None:
+    stream.settimeout(timeout_s)
     stream.sendall(b"still here")
     assert stream.recv(64) == b"still here"
 

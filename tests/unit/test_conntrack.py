@@ -10,10 +10,10 @@ from podlane.compile.tables import Backend
 from podlane.kernel import netlink
 from podlane.kernel.conntrack import codec
 from podlane.kernel.conntrack.codec import Entry, Filter, Tuple
-from podlane.kernel.conntrack.stale import Stale
+from podlane.kernel.conntrack.stale import Fate, Front, Kept, Stale
 from podlane.kernel.netlink import Message, attribute, be32, nested
 from podlane.model import marks
-from podlane.model.addresses import Address, Family, address
+from podlane.model.addresses import Family, Protocol, address
 
 UDP, TCP = 17, 6
 
@@ -66,7 +66,7 @@ def test_a_deletion_names_the_entry_by_its_tuple_and_id() -> None:
 LIST = 42
 MARK = marks.mark(marks.Class.INTERNAL, 2, LIST)
 STICKY = marks.mark(marks.Class.STICKY, 9, LIST)
-GONE, KEPT = "10.244.1.5", "10.244.2.5"
+GONE, KEPT, DRAINING = "10.244.1.5", "10.244.2.5", "10.244.2.6"
 V4 = Family.IPV4
 
 
@@ -74,57 +74,131 @@ def end(where: str) -> Backend:
     return Backend(address(where), 5353)
 
 
-def front(where: str = "10.96.0.1", port: int = 53) -> tuple[Address, int]:
-    return address(where), port
+def front(where: str = "10.96.0.1", port: int = 53, protocol: Protocol = Protocol.UDP) -> Front:
+    return protocol, address(where), port
 
 
-LISTS: dict[Any, Any] = {(V4, LIST): frozenset({end(KEPT)})}
+def kept(chosen: tuple[str, ...], *others: str) -> Kept:
+    return Kept(tuple(map(end, chosen)), tuple(map(end, (*chosen, *others))))
+
+
+U, T = Protocol.UDP, Protocol.TCP
+LISTS: dict[Any, Any] = {(V4, U, LIST): kept((KEPT,)), (V4, T, LIST): kept((KEPT,), DRAINING)}
+EVERY = Stale(every=LISTS, families=frozenset({V4}))
+
+
+def tcp(server: str, mark: int = MARK, *, answered: bool = True, **given: Any) -> Entry:
+    found = flow(server, mark=mark, protocol=TCP, **given)
+    return found._replace(status=codec.SEEN_REPLY if answered else 0)
+
+
 CASES = {
-    "to an endpoint that went": (Stale(lists=LISTS), flow(GONE, mark=MARK), True),
-    "to one that went, with affinity": (Stale(lists=LISTS), flow(GONE, mark=STICKY), True),
-    "to an endpoint that stays": (Stale(lists=LISTS), flow(KEPT, mark=MARK), False),
-    "of another list": (Stale(lists=LISTS), flow(GONE, mark=MARK + 1), False),
-    "of no list": (Stale(lists=LISTS), flow(GONE), False),
-    "TCP": (Stale(lists=LISTS), flow(GONE, mark=MARK, protocol=TCP), False),
-    "of a list without endpoints": (Stale(lists={(V4, LIST): frozenset()}), flow(KEPT, mark=MARK), True),
-    "older than the service": (Stale(fronts={front(): frozenset({LIST})}), flow(KEPT), True),
-    "of the service": (Stale(fronts={front(): frozenset({LIST})}), flow(KEPT, mark=MARK), False),
-    "of the address's former service": (Stale(fronts={front(): frozenset({7})}), flow(KEPT, mark=MARK), True),
-    "to another port": (Stale(fronts={front(port=54): frozenset()}), flow(KEPT), False),
-    "of an address that is no service any more": (Stale(fronts={front(): None}), flow(KEPT, mark=MARK), True),
-    "to it, but never a service's": (Stale(fronts={front(): None}), flow(KEPT), False),
-    "of a number nobody has": (Stale(ids={V4: frozenset({7})}), flow(KEPT, mark=MARK), True),
-    "of a number somebody has": (Stale(ids={V4: frozenset({LIST})}), flow(KEPT, mark=MARK), False),
-    "of no number": (Stale(ids={V4: frozenset()}), flow(KEPT), False),
+    "to an endpoint that went": (Stale(lists=LISTS), flow(GONE, mark=MARK), Fate.GOES),
+    "to one that went, with affinity": (Stale(lists=LISTS), flow(GONE, mark=STICKY), Fate.GOES),
+    "to an endpoint that stays": (Stale(lists=LISTS), flow(KEPT, mark=MARK), Fate.STAYS),
+    "of another list": (Stale(lists=LISTS), flow(GONE, mark=MARK + 1), Fate.STAYS),
+    "of no list": (Stale(lists=LISTS), flow(GONE), Fate.STAYS),
+    "of a protocol that has no services": (Stale(lists=LISTS), flow(GONE, mark=MARK, protocol=1), Fate.STAYS),
+    "of a list without endpoints": (
+        Stale(lists={(V4, U, LIST): kept(())}),
+        flow(KEPT, mark=MARK),
+        Fate.GOES,
+    ),
+    "older than the service": (Stale(fronts={front(): frozenset({LIST})}), flow(KEPT), Fate.GOES),
+    "of the service": (Stale(fronts={front(): frozenset({LIST})}), flow(KEPT, mark=MARK), Fate.STAYS),
+    "of the address's former service": (
+        Stale(fronts={front(): frozenset({7})}),
+        flow(KEPT, mark=MARK),
+        Fate.GOES,
+    ),
+    "to another port": (Stale(fronts={front(port=54): frozenset()}), flow(KEPT), Fate.STAYS),
+    "of an address that is no service any more": (
+        Stale(fronts={front(): None}),
+        flow(KEPT, mark=MARK),
+        Fate.GOES,
+    ),
+    "to it, but never a service's": (Stale(fronts={front(): None}), flow(KEPT), Fate.STAYS),
+    "at start, of a number nobody has": (EVERY, flow(KEPT, mark=MARK + 1), Fate.GOES),
+    "at start, of a list's endpoint": (EVERY, flow(KEPT, mark=MARK), Fate.STAYS),
+    "at start, to an endpoint that went": (EVERY, flow(GONE, mark=MARK), Fate.GOES),
+    "at start, of no number": (EVERY, flow(KEPT), Fate.STAYS),
+    "a connection to an endpoint that went": (Stale(lists=LISTS), tcp(GONE), Fate.GOES_IF_GONE),
+    "a connection to one that goes": (Stale(lists=LISTS), tcp(DRAINING), Fate.STAYS),
+    "a connection to one that stays": (Stale(lists=LISTS), tcp(KEPT), Fate.STAYS),
+    "half open, to one that goes": (Stale(lists=LISTS), tcp(DRAINING, answered=False), Fate.GOES),
+    "half open, to one that stays": (Stale(lists=LISTS), tcp(KEPT, answered=False), Fate.STAYS),
+    "half open, older than the service": (
+        Stale(fronts={front(protocol=T): frozenset({LIST})}),
+        tcp(KEPT, 0, answered=False),
+        Fate.GOES,
+    ),
+    "a connection older than the service": (
+        Stale(fronts={front(protocol=T): frozenset({LIST})}),
+        tcp(KEPT, 0),
+        Fate.STAYS,
+    ),
+    "at start, a connection of a number nobody has": (EVERY, tcp(KEPT, MARK + 1), Fate.GOES_IF_GONE),
+    "at start, a connection to an endpoint that went": (EVERY, tcp(GONE), Fate.GOES_IF_GONE),
 }
 
 
 @pytest.mark.parametrize("what", CASES)
 def test_stale(what: str) -> None:
     stale, entry, expected = CASES[what]
-    assert stale.has(entry) is expected
+    assert stale.fate(entry) is expected
 
 
 def test_a_later_word_replaces_an_earlier_one() -> None:
-    stale = Stale(lists={(V4, LIST): frozenset()})
+    stale = Stale(lists={(V4, U, LIST): kept(())})
     stale.update(Stale(lists=LISTS, fronts={front(): None}))
     assert stale == Stale(lists=LISTS, fronts={front(): None})
+    stale.update(EVERY)
+    stale.update(Stale())
+    assert (stale.every, stale.families) == (LISTS, {V4})
 
 
 def test_few_are_looked_up_narrowly() -> None:
-    stale = Stale(lists=LISTS, fronts={front(): None})
+    stale = Stale(lists=LISTS, fronts={front(): None, front(protocol=T): None})
     assert list(stale.filters()) == [
         Filter(V4, UDP, mark=LIST, mask=marks.LIST.mask),
+        Filter(V4, TCP, mark=LIST, mask=marks.LIST.mask),
         Filter(V4, UDP, address("10.96.0.1"), 53),
+        Filter(V4, TCP, unanswered=True),
     ]
 
 
 def test_many_are_looked_up_at_once() -> None:
-    stale = Stale(lists={(family, n): frozenset() for family in Family for n in range(3)})
+    stale = Stale(lists={(family, U, n): kept(()) for family in Family for n in range(5)})
     assert list(stale.filters()) == [Filter(family, UDP) for family in Family]
-    assert list(Stale(ids={V4: frozenset()}).filters()) == [Filter(V4, UDP)]
+    fronts = Stale(fronts={front(port=port): None for port in range(5)})
+    assert list(fronts.filters()) == [Filter(V4, UDP)]
+    assert set(EVERY.filters()) == {Filter(V4, protocol.number) for protocol in Protocol}
 
 
 def test_nothing_is_false() -> None:
     assert not Stale()
-    assert Stale(ids={})
+    assert Stale(every={})
+
+
+# --- what else an entry says ----------------------------------------------------------------------
+
+
+def test_state_and_counts_are_read() -> None:
+    body = as_message(tcp(KEPT)).body
+    body += attribute(3, be32(codec.SEEN_REPLY | codec.ASSURED)) + attribute(7, be32(431999))
+    body += nested(4, nested(1, attribute(1, b"\x03")))
+    for kind, (packets, octets) in {9: (3, 200), 10: (2, 1 << 40)}.items():
+        counts = (attribute(n, value.to_bytes(8, "big")) for n, value in ((1, packets), (2, octets)))
+        body += nested(kind, *counts)
+    entry = codec.unpack(Message(1 << 8, 0, 1, body))
+    assert entry is not None
+    assert (entry.state, entry.timeout_s, entry.half_open) == ("ESTABLISHED", 431999, False)
+    assert (entry.sent, entry.answered) == ((3, 200), (2, 1 << 40))
+
+
+@pytest.mark.parametrize(
+    ("status", "state"),
+    [(0, "UNREPLIED"), (codec.SEEN_REPLY, ""), (codec.SEEN_REPLY | codec.ASSURED, "ASSURED")],
+)
+def test_the_state_of_what_has_none_of_its_own(status: int, state: str) -> None:
+    assert flow(KEPT)._replace(status=status).state == state

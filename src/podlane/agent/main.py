@@ -14,6 +14,7 @@ from typing import Any
 
 from podlane.agent import collector
 from podlane.agent.daemon import Agent
+from podlane.agent.gone import GonePods
 from podlane.agent.health_checks import HealthChecks
 from podlane.agent.options import CONFIG_PATH, AgentOptions, parse
 from podlane.errors import ConfigError
@@ -21,6 +22,7 @@ from podlane.kernel import cgroups
 from podlane.kernel.announce.driver import AnnounceDriver
 from podlane.kernel.bpf import installation
 from podlane.kernel.bpf.sockets import SocketDriver
+from podlane.kernel.conntrack.sweeper import Gone
 from podlane.kernel.driver import Driver
 from podlane.kernel.nft.services import ServicesDriver
 from podlane.kernel.rtnl.driver import RtnlDriver
@@ -62,14 +64,17 @@ async def _main(options: AgentOptions, config: NetworkConfig, access: kubeconfig
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    agent = Agent(options, config, ApiHttp(access), drivers(options, config))
+    api = ApiHttp(access)
+    gone = GonePods(api, config, loop)
+    agent = Agent(options, config, api, drivers(options, config, gone.among))
+    gone.view = agent.compiler.view
     loop.add_signal_handler(signal.SIGHUP, agent.reconciler.request_resync)
     await agent.run(stop)
 
 
-def drivers(options: AgentOptions, config: NetworkConfig) -> list[Driver]:
+def drivers(options: AgentOptions, config: NetworkConfig, gone: Gone | None = None) -> list[Driver]:
     """In the order in which a generation is applied. Raises UnsupportedError."""
-    found: list[Driver] = [RtnlDriver(), ServicesDriver(config, serve=options.services)]
+    found: list[Driver] = [RtnlDriver(), ServicesDriver(config, serve=options.services, gone=gone)]
     pins = Path(options.bpf_dir)
     if options.services and config.services.mode is ServiceMode.SOCKET:
         installation.require()

@@ -24,13 +24,16 @@ from podlane.kernel.netlink import (
     u8,
     u32,
 )
-from podlane.model.addresses import Address, Family, family_of
+from podlane.model.addresses import Address, Family, Protocol, family_of
 
 _SUBSYSTEM: Final = 1  # NFNL_SUBSYS_CTNETLINK
 _GET: Final = _SUBSYSTEM << 8 | 1
 _DELETE: Final = _SUBSYSTEM << 8 | 2
 
 _ORIGINAL, _REPLY, _MARK, _ID, _ZONE, _MARK_MASK, _FILTER = 1, 2, 8, 12, 18, 21, 25  # CTA_*
+_STATUS, _PROTOCOL_INFO, _TIMEOUT, _COUNTS_ORIGINAL, _COUNTS_REPLY, _STATUS_MASK = 3, 4, 7, 9, 10, 26
+_PACKETS, _BYTES = 1, 2  # CTA_COUNTERS_*
+_INFO_TCP, _TCP_STATE = 1, 1  # CTA_PROTOINFO_TCP, CTA_PROTOINFO_TCP_STATE
 _TUPLE_IP, _TUPLE_PROTOCOL = 1, 2
 _NUMBER, _SOURCE_PORT, _DESTINATION_PORT = 1, 2, 3  # CTA_PROTO_*
 _SOURCE = {Family.IPV4: 1, Family.IPV6: 3}  # CTA_IP_V4_SRC, CTA_IP_V6_SRC; the destination's is one more
@@ -38,6 +41,22 @@ _SOURCE = {Family.IPV4: 1, Family.IPV6: 3}  # CTA_IP_V4_SRC, CTA_IP_V6_SRC; the 
 # CTA_FILTER_ORIG_FLAGS and what of the tuple is compared.
 _FILTER_ORIGINAL, _FILTER_REPLY = 1, 2
 _BY_DESTINATION, _BY_PROTOCOL, _BY_DESTINATION_PORT = 1 << 1, 1 << 3, 1 << 5
+
+SEEN_REPLY: Final = 1 << 1  # IPS_SEEN_REPLY
+ASSURED: Final = 1 << 2  # IPS_ASSURED
+_CONNECTED: Final = (Protocol.TCP.number, Protocol.SCTP.number)
+_TCP_STATES: Final = (
+    "NONE",
+    "SYN_SENT",
+    "SYN_RECV",
+    "ESTABLISHED",
+    "FIN_WAIT",
+    "CLOSE_WAIT",
+    "LAST_ACK",
+    "TIME_WAIT",
+    "CLOSE",
+    "SYN_SENT2",
+)
 
 _NFGENMSG = struct.Struct("!BBH")
 
@@ -52,18 +71,44 @@ class Tuple(NamedTuple):
     destination_port: int = 0
 
 
+class Counts(NamedTuple):
+    """What one direction has carried; nothing while nf_conntrack_acct is off."""
+
+    packets: int = 0
+    octets: int = 0
+
+
 class Entry(NamedTuple):
-    """id: tells this entry from a later one with the same tuples."""
+    """id: tells this entry from a later one with the same tuples. status: bits IPS_*. tcp_state: of
+    enum tcp_conntrack, 0 for other protocols. timeout_s: when it is forgotten, if nothing more comes."""
 
     original: Tuple
     reply: Tuple
     mark: int
     id: int
     zone: int = 0
+    status: int = 0
+    tcp_state: int = 0
+    timeout_s: int = 0
+    sent: Counts = Counts()
+    answered: Counts = Counts()
+
+    @property
+    def half_open(self) -> bool:
+        """A connection that nobody has answered yet."""
+        return self.original.protocol in _CONNECTED and not self.status & SEEN_REPLY
+
+    @property
+    def state(self) -> str:
+        """As conntrack(8) calls it; UNREPLIED or ASSURED where there is no state of the protocol's."""
+        if self.original.protocol == Protocol.TCP.number and self.tcp_state < len(_TCP_STATES):
+            return _TCP_STATES[self.tcp_state]
+        return "UNREPLIED" if not self.status & SEEN_REPLY else "ASSURED" if self.status & ASSURED else ""
 
 
 class Filter(NamedTuple):
-    """Which flows of a family: all that is given must match. mark: compared under mask."""
+    """Which flows of a family: all that is given must match. mark: compared under mask. unanswered: only
+    those without a reply so far (Linux before 5.19 brings all)."""
 
     family: Family
     protocol: int = 0
@@ -71,6 +116,7 @@ class Filter(NamedTuple):
     destination_port: int = 0
     mark: int = 0
     mask: int = 0
+    unanswered: bool = False
 
 
 def get(wanted: Filter) -> Request:
@@ -79,6 +125,8 @@ def get(wanted: Filter) -> Request:
     body = _NFGENMSG.pack(family.af, 0, 0)
     if wanted.mask:
         body += attribute(_MARK, be32(wanted.mark)) + attribute(_MARK_MASK, be32(wanted.mask))
+    if wanted.unanswered:
+        body += attribute(_STATUS, be32(0)) + attribute(_STATUS_MASK, be32(SEEN_REPLY))
     flags = 0
     parts: list[bytes] = []
     if wanted.destination is not None:
@@ -123,7 +171,26 @@ def unpack(message: Message) -> Entry | None:
     original, reply = _unpack(found.get(_ORIGINAL, b"")), _unpack(found.get(_REPLY, b""))
     if original is None or reply is None:
         return None
-    return Entry(original, reply, _number(found, _MARK), _number(found, _ID), _number(found, _ZONE))
+    info = attributes(attributes(found.get(_PROTOCOL_INFO, b"")).get(_INFO_TCP, b""))
+    return Entry(
+        original,
+        reply,
+        _number(found, _MARK),
+        _number(found, _ID),
+        _number(found, _ZONE),
+        _number(found, _STATUS),
+        _number(info, _TCP_STATE),
+        _number(found, _TIMEOUT),
+        _counts(found.get(_COUNTS_ORIGINAL)),
+        _counts(found.get(_COUNTS_REPLY)),
+    )
+
+
+def _counts(data: bytes | None) -> Counts:
+    if data is None:
+        return _NOTHING
+    found = attributes(data)
+    return Counts(_number(found, _PACKETS), _number(found, _BYTES))
 
 
 def _unpack(data: bytes) -> Tuple | None:
@@ -139,6 +206,9 @@ def _unpack(data: bytes) -> Tuple | None:
                 _number(protocol, _DESTINATION_PORT),
             )
     return None
+
+
+_NOTHING: Final = Counts()
 
 
 def _number(found: Attributes, kind: int) -> int:

@@ -29,6 +29,7 @@ from podlane.compile.tables import (
 )
 from podlane.delta import Delta, news
 from podlane.errors import KernelError
+from podlane.kernel.conntrack.stale import Front, Kept, ListId
 from podlane.kernel.driver import Failure
 from podlane.kernel.nft import lists, skeleton
 from podlane.kernel.nft import service_elements as pack
@@ -37,7 +38,7 @@ from podlane.kernel.nft.elements import Operation
 from podlane.kernel.nft.kernel_lists import KernelLists
 from podlane.kernel.nft.service_plan import Chain, FrontKey, List, Place, Plan, Timeout
 from podlane.model import marks
-from podlane.model.addresses import Address, Family, Prefix, Protocol, family_of
+from podlane.model.addresses import Family, Prefix, Protocol, family_of
 from podlane.model.marks import Class
 
 _CLASSES: Final = {
@@ -127,7 +128,7 @@ class ServiceState:
         for key in touched:
             self._front(key, plan)
         for key in told:
-            if key.protocol is Protocol.UDP:
+            if key.protocol is Protocol.UDP or not silent:
                 plan.stale.fronts.update(self._answering(key))
         for key in touched_lists:
             self._short(key, plan)
@@ -137,11 +138,11 @@ class ServiceState:
         return plan
 
     @property
-    def list_ids(self) -> dict[Family, frozenset[int]]:
-        """All numbers that are bound."""
+    def kept(self) -> dict[ListId, Kept]:
+        """Of every list the endpoints whose flows may go on."""
         return {
-            family: frozenset(each.id for key, each in self._lists.items() if key.family is family)
-            for family in self.families
+            (key.family, key.protocol, each.id): Kept(self._rows.get(key, _EMPTY).backends, each.keep)
+            for key, each in self._lists.items()
         }
 
     def elements(self) -> dict[Place, dict[tuple[bytes, int], Operation]]:
@@ -246,8 +247,13 @@ class ServiceState:
         return List(old.id, layout, code, slots, timeout_s, keep, sources)
 
     def _forget(self, key: ListKey, old: List, new: List, plan: Plan) -> None:
-        if key.protocol is Protocol.UDP and not (keep := frozenset(new.keep)).issuperset(old.keep):
-            plan.stale.lists[key.family, new.id] = keep
+        """Note flows that may have to go, if the list lost endpoints."""
+        if not old.keep:
+            return
+        udp = key.protocol is Protocol.UDP
+        keep, chosen = frozenset(new.keep), frozenset(() if udp else new.layout)
+        if not keep.issuperset(old.keep) or (not udp and not chosen.issuperset(old.layout)):
+            plan.stale.lists[key.family, key.protocol, new.id] = Kept(chosen, keep)
 
     def _exchange(self, key: ListKey, old: List, new: List, plan: Plan) -> None:
         if plan.silent:
@@ -307,15 +313,15 @@ class ServiceState:
         each = self._lists[key]
         return marks.mark(klass | (marks.AFFINITY if each.timeout_s else 0), each.code, each.id)
 
-    def _answering(self, key: FrontKey) -> Iterator[tuple[tuple[Address, int], frozenset[int] | None]]:
+    def _answering(self, key: FrontKey) -> Iterator[tuple[Front, frozenset[int] | None]]:
         """For each address of a frontend the ids that may answer; None if it is gone."""
         row = self._frontends.get(key)
         numbers = frozenset(self._lists[each].id for each in _lists_of(row)) if row is not None else None
         if isinstance(key, FrontendKey):
-            yield (key.address, key.port), numbers
+            yield (key.protocol, key.address, key.port), numbers
         else:
             for value in self._members.get((key.family, SetName.NODE_PORT_IPS), ()):
-                yield (value.network_address, key.port), numbers
+                yield (key.protocol, value.network_address, key.port), numbers
 
     def _short(self, key: ListKey, plan: Plan) -> None:
         """The way from a local list to its service's cluster list. A list has one, whoever uses it."""

@@ -16,7 +16,7 @@ from typing import Any, Final
 from podlane.compile.tables import SetName, Table
 from podlane.delta import Delta
 from podlane.errors import KernelError
-from podlane.kernel.conntrack.sweeper import Sweeper
+from podlane.kernel.conntrack.sweeper import Gone, Sweeper
 from podlane.kernel.driver import Failure, Report
 from podlane.kernel.netlink import Request
 from podlane.kernel.nft import command, counts, skeleton, text
@@ -48,16 +48,24 @@ class ServicesDriver:
     """For the network namespace netns_fd, or that of the calling thread. Blocking; for one thread.
 
     serve: False leaves services to another proxy; what leaves the cluster is masqueraded in any case.
+    gone: tells which endpoints' pods are no more, so that connections to them end (kernel/conntrack).
     Raises UnsupportedError without the program nft, KernelError when the ruleset cannot be loaded.
     """
 
     at_once: Final = True
 
-    def __init__(self, config: NetworkConfig, netns_fd: int | None = None, *, serve: bool = True) -> None:
+    def __init__(
+        self,
+        config: NetworkConfig,
+        netns_fd: int | None = None,
+        *,
+        serve: bool = True,
+        gone: Gone | None = None,
+    ) -> None:
         self._config, self._serve = config, serve
         self._netns_fd = netns_fd
         self._elements = Elements(skeleton.TABLE, netns_fd)
-        self._sweeper = Sweeper(netns_fd)
+        self._sweeper = Sweeper(netns_fd, gone if config.services.reset_gone_endpoints else None)
         self._state = ServiceState(config.ip_families)
         self._chains: set[Chain] = set()
         self._timeouts: set[Timeout] = set()
@@ -69,7 +77,7 @@ class ServicesDriver:
 
     @property
     def sweeper(self) -> Sweeper:
-        """Deletes stale UDP flows after a generation."""
+        """Deletes stale flows after a generation."""
         return self._sweeper
 
     def close(self) -> None:
@@ -89,8 +97,8 @@ class ServicesDriver:
         )
         loaded = self._load()
         done, failures = self._repair(self._dump() if loaded else dump)
-        if not self._ready or done:
-            plan.stale.ids = self._state.list_ids
+        if self._serve and (not self._ready or done):
+            plan.stale.every, plan.stale.families = self._state.kept, self._state.families
             self._sweeper.submit(plan.stale)
         self._ready = True
         return self._report(loaded + done, plan, failures)
@@ -118,7 +126,7 @@ class ServicesDriver:
     def _report(self, operations: int, plan: Plan, refused: Iterable[Failure]) -> Report:
         failures = [*plan.failures, *refused]
         if error := self._sweeper.take_error():
-            failures.append(Failure(Table.BACKENDS, "stale UDP flows", error))
+            failures.append(Failure(Table.BACKENDS, "stale flows", error))
         return Report(operations, tuple(failures))
 
     def remove(self) -> None:
