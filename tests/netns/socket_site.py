@@ -71,21 +71,10 @@ class SocketSite:
 
     def socket(self, name: str, family: int, kind: int) -> socket.socket:
         """Of a process of this node."""
-        with inside(self.site.cgroup):
+        with cgroups.joined(self.site.cgroup):
             made = netns.socket_in(self.lab.fds[name], family, kind)
         made.settimeout(3.0)
         return made
-
-
-@contextmanager
-def inside(cgroup: Path) -> Iterator[None]:
-    """This process is in the cgroup."""
-    home = Path("/proc/self/cgroup").read_text().rpartition("0::")[2].strip()
-    (cgroup / "cgroup.procs").write_text(str(os.getpid()))
-    try:
-        yield
-    finally:
-        (cgroups.mount_point() / home.lstrip("/") / "cgroup.procs").write_text(str(os.getpid()))
 
 
 @contextmanager
@@ -96,7 +85,7 @@ def scratch(directory: Path, lab: ServiceLab) -> Iterator[Site]:
     pauses = []
     try:
         for name in ("node", "client", "local-1"):
-            with inside(cgroup), netns.entered(lab.fds[name]):
+            with cgroups.joined(cgroup), netns.entered(lab.fds[name]):
                 pauses.append(subprocess.Popen(["sleep", "1000"]))
         yield Site(directory, cgroup)
     finally:

@@ -16,7 +16,7 @@ import pytest
 from podlane.kernel import netns
 from podlane.lab.runtime.conversation import Conversation, Identity, answer
 from podlane.model.addresses import Address, Family, Protocol
-from podlane.observe.check import Report, check
+from podlane.observe.check import Place, Report, check
 from podlane.observe.check_plan import Step, plan
 from podlane.observe.ground import Ground, Member, Port, Ready, Served
 from podlane.observe.text import report_lines
@@ -71,8 +71,8 @@ def nodes(namespaces: Callable[[], int]) -> Nodes:
     return Nodes(namespaces)
 
 
-def places(nodes: Nodes) -> dict[str, str]:
-    return {name: f"/proc/self/fd/{fd}" for name, fd in nodes.places.items()}
+def places(nodes: Nodes) -> dict[str, Place]:
+    return {name: Place(f"/proc/self/fd/{fd}") for name, fd in nodes.places.items()}
 
 
 def own(number: int) -> tuple[Address, ...]:
@@ -183,7 +183,7 @@ def test_a_place_that_is_gone_fails_its_own_checks_alone(nodes: Nodes) -> None:
         "default/pod/server": True,
     }
     assert any("has no network namespace here" in c.detail for c in report.checks)
-    ended = check(steps, ground(), known | {"default/pod/client": "/proc/0/ns/net"})
+    ended = check(steps, ground(), known | {"default/pod/client": Place("/proc/0/ns/net")})
     assert [c.detail.rpartition(": ")[2] for c in ended.checks if not c.ok] == [
         "default/pod/client went away meanwhile"
     ] * sum(s.place == "default/pod/client" for s in steps)
@@ -191,7 +191,7 @@ def test_a_place_that_is_gone_fails_its_own_checks_alone(nodes: Nodes) -> None:
     assert run_in(nobody, steps).passed == 0
 
 
-def run_in(known: dict[str, str], steps: list[Step]) -> Report:
+def run_in(known: dict[str, Place], steps: list[Step]) -> Report:
     return check(steps, ground(), known, timeout_s=0.5)
 
 

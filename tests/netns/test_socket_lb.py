@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from podlane.compile import socket_lb
 from podlane.compile.tables import Backend, NodePortKey, SetName, Table
 from podlane.delta import delta
+from podlane.kernel import cgroups
 from podlane.kernel.bpf import installation, layout, syscall
 from podlane.kernel.bpf.sockets import SocketDriver
 from podlane.model.addresses import Family, Protocol, address
 from podlane.model.objects import ClientIPConfig, LoadBalancerIngress, SessionAffinityConfig
 from tests.netns.service_lab import PLANS, PODS, PORT, Answer, ServiceLab, service_lab
-from tests.netns.socket_site import SocketSite, inside, scratch, service_address
+from tests.netns.socket_site import SocketSite, scratch, service_address
 from tests.netns.test_services import NODE_PORT, piece, service
 from tests.property.service_tables import Tables, tables
 
@@ -526,7 +527,7 @@ def test_a_cgroup_that_is_another_one_is_attached_to(site: SocketSite) -> None:
     try:
         site.site = site.site._replace(cgroup=other)
         assert site.restart().operations == 11
-        with inside(other):
+        with cgroups.joined(other):
             assert site.lab.ask("client", service_address(Family.IPV4)).server == "local-1"
         assert sum(site.driver.chosen().values()) == 1
         site.site = site.site._replace(cgroup=other.with_name(f"podlane-test-{os.getpid()}"))

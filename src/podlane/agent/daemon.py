@@ -26,12 +26,14 @@ from podlane.agent.options import AgentOptions
 from podlane.agent.proxy import Proxy
 from podlane.agent.reconciler import EVERY_ROW, Observation, Reconciler
 from podlane.agent.ruleset_monitor import RulesetMonitor
+from podlane.agent.sockets import SocketPages
 from podlane.compile import facts
 from podlane.compile.engine import Compiler, capabilities
 from podlane.compile.tables import Table
 from podlane.compile.view import ATTACHMENT, CLUSTER_WIDE, UNDERLAY, Change, key_of
 from podlane.errors import ConfigError, KernelError
 from podlane.kernel.announce.driver import AnnounceDriver
+from podlane.kernel.bpf.sockets import SocketDriver
 from podlane.kernel.driver import Driver, Failure
 from podlane.kernel.rtnl import PROTOCOL, Rtnl
 from podlane.model.config import LinkMode, NetworkConfig
@@ -62,6 +64,8 @@ class Agent:
         )
         self._proxy = Proxy(self.compiler, self.reconciler, drivers) if options.services else None
         self._events = Events(api, options.node_name)
+        at_socket = (SocketPages(options.node_name, d) for d in drivers if isinstance(d, SocketDriver))
+        self._sockets = next(at_socket, None)
         self._api = api
         self._sources = sources(self.compiler.reads, options.node_name)
         self._progress = {source.kind: _Versions() for source in self._sources}
@@ -78,7 +82,7 @@ class Agent:
     # --- life ---
 
     async def run(self, stop: asyncio.Event) -> None:
-        pages: http.Pages = {
+        pages: dict[str, http.Page] = {
             "/healthz": lambda: http.text("ok"),
             "/livez": lambda: http.text("ok"),
             "/readyz": self._readyz,
@@ -87,6 +91,8 @@ class Agent:
             "/status": lambda: http.as_json(report.status(self.state())),
             "/tables": lambda: http.as_json(report.tables(self.options.node_name, self.compiler.tables)),
         }
+        if self._sockets is not None:
+            pages["/sockets"] = self._sockets.page
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._api)
             window = http.Server(pages)
@@ -329,8 +335,9 @@ class Agent:
     def _readyz(self) -> http.Answer:
         return http.text("ok") if self.ready else http.text("\n".join(self._blockers() or ["wait"]), 503)
 
-    def _metrics(self) -> http.Answer:
+    async def _metrics(self) -> http.Answer:
         text = report.metrics(self.state()) + (self._proxy.text() if self._proxy else "")
+        text += await self._sockets.metrics() if self._sockets else ""
         return http.Answer(200, text.encode(), "text/plain; version=0.0.4; charset=utf-8")
 
 

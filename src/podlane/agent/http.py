@@ -12,7 +12,7 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ class Answer(NamedTuple):
     headers: tuple[tuple[str, str], ...] = ()
 
 
-Page = Callable[[], Answer]
+Page = Callable[[], Answer | Awaitable[Answer]]
 Pages = Mapping[str, Page]
 
 _REASONS = {
@@ -97,7 +97,7 @@ class Server:
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 head = await reader.readuntil(b"\r\n\r\n")
-                method, answer = self._answer(head)
+                method, answer = await self._answer(head)
                 writer.write(encode(answer, method))
                 await writer.drain()
         except (TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError):
@@ -107,20 +107,19 @@ class Server:
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
 
-    def _answer(self, head: bytes) -> tuple[str, Answer]:
+    async def _answer(self, head: bytes) -> tuple[str, Answer]:
         line, _, _ = head.partition(b"\r\n")
         words = line.decode("latin-1").split(" ")
         if len(words) != 3 or not words[2].startswith("HTTP/"):
             return "GET", text("not an HTTP request", 400)
         method, target, _ = words
-        if self._every is not None:
-            return method, self._every()
-        page = self._pages.get(target.partition("?")[0])
+        page = self._every or self._pages.get(target.partition("?")[0])
         if page is None:
             return method, text(f"there is {' '.join(sorted(self._pages))}", 404)
-        if method not in ("GET", "HEAD"):
+        if method not in ("GET", "HEAD") and not self._every:
             return method, text("GET only", 405)
-        return method, page()
+        answer = page()
+        return method, answer if isinstance(answer, Answer) else await answer
 
 
 def encode(answer: Answer, method: str) -> bytes:

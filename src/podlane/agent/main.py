@@ -77,7 +77,7 @@ def drivers(options: AgentOptions, config: NetworkConfig, gone: Gone | None = No
     found: list[Driver] = [RtnlDriver(), ServicesDriver(config, serve=options.services, gone=gone)]
     pins = Path(options.bpf_dir)
     if options.services and config.services.mode is ServiceMode.SOCKET:
-        installation.require()
+        installation.require(pins)
         site = installation.Site(pins, Path(options.cgroup) if options.cgroup else cgroups.mount_point())
         found.insert(1, SocketDriver(config, site))
     elif installation.remove(pins):

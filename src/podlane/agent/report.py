@@ -94,7 +94,7 @@ def words(key: Any) -> str:
     return " ".join(map(str, key)) if isinstance(key, tuple) else str(key)
 
 
-class _Metric(NamedTuple):
+class Metric(NamedTuple):
     name: str
     kind: str
     help: str
@@ -108,41 +108,45 @@ def metrics(state: State) -> str:
     for failure in state.failures:
         failed[str(failure.table)] = failed.get(str(failure.table), 0) + 1
     found = [
-        _Metric("ready", "gauge", "Whether the node holds what the API says.", _one(int(state.ready))),
-        _Metric("generations_total", "counter", "Generations applied.", _one(counts.generation)),
-        _Metric("generation_seconds_total", "counter", "Time spent on generations.", _one(counts.busy_s)),
-        _Metric("resyncs_total", "counter", "Comparisons of a driver's kernel state.", _one(counts.resyncs)),
-        _Metric("operations_total", "counter", "Changes sent to the kernel.", _one(counts.operations)),
-        _Metric("pending", "gauge", "Changes not applied yet.", _one(state.pending)),
-        _Metric("units_compiled_total", "counter", "Units compiled.", _one(state.units_compiled)),
-        _Metric("rows_compared_total", "counter", "Rows compared.", _one(state.rows_compared)),
-        _Metric("attachments", "gauge", "Pod interfaces on this node.", _one(state.attachments)),
-        _Metric(
+        Metric("ready", "gauge", "Whether the node holds what the API says.", _one(int(state.ready))),
+        Metric("generations_total", "counter", "Generations applied.", _one(counts.generation)),
+        Metric("generation_seconds_total", "counter", "Time spent on generations.", _one(counts.busy_s)),
+        Metric("resyncs_total", "counter", "Comparisons of a driver's kernel state.", _one(counts.resyncs)),
+        Metric("operations_total", "counter", "Changes sent to the kernel.", _one(counts.operations)),
+        Metric("pending", "gauge", "Changes not applied yet.", _one(state.pending)),
+        Metric("units_compiled_total", "counter", "Units compiled.", _one(state.units_compiled)),
+        Metric("rows_compared_total", "counter", "Rows compared.", _one(state.rows_compared)),
+        Metric("attachments", "gauge", "Pod interfaces on this node.", _one(state.attachments)),
+        Metric(
             "announced_addresses",
             "gauge",
             "Load-balancer addresses this node answers for.",
             _one(len(state.announced)),
         ),
-        _Metric("refused", "gauge", "Objects that could not be compiled.", _one(len(state.refused))),
-        _Metric(
+        Metric("refused", "gauge", "Objects that could not be compiled.", _one(len(state.refused))),
+        Metric(
             "table_rows",
             "gauge",
             "Desired rows.",
             [({"table": str(table)}, len(rows)) for table, rows in state.tables.items()],
         ),
-        _Metric(
+        Metric(
             "failed_rows",
             "gauge",
             "Rows the kernel refuses.",
             [({"table": table}, number) for table, number in failed.items()],
         ),
-        _Metric(
+        Metric(
             "api_away",
             "gauge",
             "Whether the API cannot be asked for a kind.",
             [({"kind": kind}, int(bool(why))) for kind, why in state.away.items()],
         ),
     ]
+    return exposition(*found)
+
+
+def exposition(*found: Metric) -> str:
     return "".join(_exposition(metric) for metric in found)
 
 
@@ -150,7 +154,7 @@ def _one(value: float) -> list[tuple[Mapping[str, str], float]]:
     return [({}, value)]
 
 
-def _exposition(metric: _Metric) -> str:
+def _exposition(metric: Metric) -> str:
     name = f"podlane_agent_{metric.name}"
     lines = [f"# HELP {name} {metric.help}", f"# TYPE {name} {metric.kind}"]
     for labels, value in metric.samples:

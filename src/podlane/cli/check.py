@@ -27,7 +27,7 @@ def command(name: str | None, lab: str | None, timeout: str, output: str) -> Non
     from podlane.errors import UsageError
     from podlane.lab import snapshot
     from podlane.model.addresses import address
-    from podlane.observe.check import check
+    from podlane.observe.check import Place, check
     from podlane.observe.check_plan import plan
     from podlane.observe.cluster import Cluster
     from podlane.observe.ground import survey
@@ -41,7 +41,10 @@ def command(name: str | None, lab: str | None, timeout: str, output: str) -> Non
         assert record is not None
         cluster = Cluster(snapshot.objects(look.client), map(address, record.outside))
     ground = survey(cluster, snapshot.running(record))
-    places = {place: f"/proc/{pid}/ns/net" for place, pid in snapshot.places(record, cluster).items()}
+    places = {
+        place: Place(f"/proc/{pid}/ns/net", snapshot.cgroup(record, pid))
+        for place, pid in snapshot.places(record, cluster).items()
+    }
     report = check(plan(ground), ground, places, timeout_s=timeout_s)
     if output == "json":
         click.echo(report.json())

@@ -60,6 +60,7 @@ def command(
             source_address=way.own,
             timeout_s=timeout_s,
             vxlan_ports=frozenset({look.config.backend.port}),
+            cgroup=snapshot.cgroup(record, pids[way.place]) if way.place in pids else None,
         )
     if output == "json":
         click.echo(told.json())

@@ -1,10 +1,13 @@
-"""cgroup v2: where it is, and who is in it."""
+"""cgroup v2: where it is, who is in it, and being in one for a moment.
+
+A socket belongs for good to the cgroup that its process is in when it is made.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from podlane.errors import UnsupportedError
@@ -46,3 +49,23 @@ def namespaces(path: Path) -> Iterator[tuple[int, int]]:
                     yield fd, inode
             finally:
                 os.close(fd)
+
+
+def of(pid: int | str = "self") -> Path:
+    """The directory of a process. Raises UnsupportedError without cgroup v2, OSError when it has ended."""
+    return mount_point() / Path(f"/proc/{pid}/cgroup").read_text().rpartition("0::")[2].strip().lstrip("/")
+
+
+@contextmanager
+def joined(path: Path | None) -> Iterator[None]:
+    """The calling process, all of it, is in that cgroup; None: where it is. The body must not await. Raises
+    OSError."""
+    if path is None:
+        yield
+        return
+    home, me = of(), str(os.getpid())
+    (path / "cgroup.procs").write_text(me)
+    try:
+        yield
+    finally:
+        (home / "cgroup.procs").write_text(me)

@@ -11,13 +11,13 @@ from typing import Any
 import msgspec
 
 from podlane.errors import KernelError, NotFoundError, UsageError
-from podlane.kernel import netns
+from podlane.kernel import cgroups, netns
 from podlane.lab import record as records
 from podlane.lab.kubelet.container_spec import LABEL_CONTAINER, LABEL_UID
 from podlane.lab.record import LabRecord
 from podlane.lab.rest import Client
 from podlane.lab.supervisor.client import ProcessInfo, Supervisor
-from podlane.model.config import DEFAULT, NetworkConfig
+from podlane.model.config import DEFAULT, NetworkConfig, ServiceMode
 from podlane.model.objects import KINDS, Object
 from podlane.observe.cluster import Cluster
 from podlane.observe.ground import Running
@@ -121,6 +121,16 @@ def places(record: LabRecord, cluster: Cluster) -> dict[str, int]:
         if not pod.spec.host_network and pod.metadata.uid in by_uid:
             found[f"{pod.namespace}/pod/{pod.name}"] = by_uid[pod.metadata.uid]
     return found
+
+
+def cgroup(record: LabRecord, pid: int) -> Path | None:
+    """What a place's sockets must be of to be treated as its processes' are; None where that is the same."""
+    if record.config.services.mode is not ServiceMode.SOCKET:
+        return None
+    try:
+        return cgroups.of(pid)
+    except OSError:
+        return None  # it ended meanwhile
 
 
 @contextmanager

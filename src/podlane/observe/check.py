@@ -16,13 +16,14 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from msgspec import Struct, field
 
 from podlane.errors import KernelNotFoundError
-from podlane.kernel import netns
+from podlane.kernel import cgroups, netns
 from podlane.model.addresses import Address, Protocol, address, family_of
 from podlane.observe.check_plan import Step
 from podlane.observe.explanation import API_VERSION, end
@@ -36,6 +37,14 @@ PATIENCE_S: Final = 0.05
 _MOST: Final = 256
 _MAX_ANSWER_BYTES: Final = 64 << 10
 _NODE: Final = "node/"
+
+
+class Place(NamedTuple):
+    """Where to send from: the path of a network namespace (/proc/PID/ns/net), and the cgroup that its sockets
+    shall be of; None: ours."""
+
+    namespace: str
+    cgroup: Path | None = None
 
 
 class Check(Struct, frozen=True):
@@ -74,9 +83,12 @@ class _Failure(Exception):
 
 
 def check(
-    steps: Iterable[Step], ground: Ground, places: Mapping[str, str], *, timeout_s: float = TIMEOUT_S
+    steps: Iterable[Step],
+    ground: Ground,
+    places: Mapping[str, Place],
+    *,
+    timeout_s: float = TIMEOUT_S,
 ) -> Report:
-    """places: the path of each place's network namespace (/proc/PID/ns/net)."""
     return report(asyncio.run(_check(list(steps), ground, places, timeout_s)))
 
 
@@ -86,7 +98,7 @@ def report(checks: list[Check]) -> Report:
 
 
 async def _check(
-    steps: list[Step], ground: Ground, places: Mapping[str, str], timeout_s: float
+    steps: list[Step], ground: Ground, places: Mapping[str, Place], timeout_s: float
 ) -> list[Check]:
     found: list[list[Check]] = [[] for _ in steps]
     most, room = asyncio.Semaphore(_MOST), asyncio.Semaphore(AT_ONCE)
@@ -122,7 +134,7 @@ async def _room(room: asyncio.Semaphore) -> AsyncIterator[None]:
 
 
 async def _try(
-    step: Step, places: Mapping[str, str], listeners: Mapping[Address, int], timeout_s: float
+    step: Step, places: Mapping[str, Place], listeners: Mapping[Address, int], timeout_s: float
 ) -> list[Check]:
     port = step.port or listeners.get(step.address, 0)
     where = f"{step.family} {end(step.address, port)}/{step.protocol}"
@@ -175,23 +187,24 @@ def _who(answer: _Answer | None) -> str:
 # --- sockets --------------------------------------------------------------------------------------
 
 
-def _socket(places: Mapping[str, str], place: str, family: int, kind: int) -> socket.socket:
+def _socket(places: Mapping[str, Place], place: str, family: int, kind: int) -> socket.socket:
     """A non-blocking socket of that place's namespace."""
     if place not in places:
         raise _Failure(f"{place} has no network namespace here: is it still running?")
     try:
-        namespace = netns.open_path(places[place])
+        namespace = netns.open_path(places[place].namespace)
     except KernelNotFoundError:
         raise _Failure(f"{place} went away meanwhile") from None
     try:
-        made = netns.socket_in(namespace, family, kind)
+        with cgroups.joined(places[place].cgroup):
+            made = netns.socket_in(namespace, family, kind)
     finally:
         os.close(namespace)
     made.setblocking(False)
     return made
 
 
-async def _ask(step: Step, port: int, places: Mapping[str, str]) -> _Answer | None:
+async def _ask(step: Step, port: int, places: Mapping[str, Place]) -> _Answer | None:
     """None where no more than a connection was asked for."""
     loop = asyncio.get_running_loop()
     kind = socket.SOCK_DGRAM if step.protocol is Protocol.UDP else socket.SOCK_STREAM
@@ -239,7 +252,7 @@ def _decode(data: bytes) -> _Answer:
 
 @contextlib.asynccontextmanager
 async def _listeners(
-    steps: Iterable[Step], ground: Ground, places: Mapping[str, str]
+    steps: Iterable[Step], ground: Ground, places: Mapping[str, Place]
 ) -> AsyncIterator[dict[Address, int]]:
     """A listener on each node address that a step with port 0 is for; address -> port, while it lasts."""
     wanted = {step.address for step in steps if step.port == 0}

@@ -187,17 +187,18 @@ def hops(found: list[tuple[str, Seen]], probe: Probe) -> list[Hop]:
                     outer.vni or 0,
                     outer.ttl,
                 ),
-                changes=list(_changes(last, each)) if last else list(_sent(probe, leg, each.packet)),
+                changes=list(_changes(last, each)) if last else list(_sent(probe, leg, each)),
             )
         )
     return told
 
 
-def _sent(probe: Probe, leg: str, first: Packet) -> Iterator[str]:
-    """What was changed before the first link saw it."""
+def _sent(probe: Probe, leg: str, first: Seen) -> Iterator[str]:
+    """What was changed before the first link saw it; in a pod only its socket can have done that."""
     if leg == REQUEST:
         sent = probe.source, probe.source_port, probe.destination, probe.port
-        yield from _translations(sent, first.ends)
+        changes = _translations(sent, first.packet.ends)
+        yield from (f"at the socket: {each}" if "/pod/" in first.place else each for each in changes)
 
 
 def _changes(before: Seen, now: Seen) -> Iterator[str]:

@@ -14,13 +14,14 @@ import socket
 import time
 from collections.abc import Container, Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Final
 
 import msgspec
 from msgspec import Struct
 
 from podlane.errors import ConfigError, KernelError, LabError, UnsupportedError
-from podlane.kernel import netns
+from podlane.kernel import cgroups, netns
 from podlane.kernel.capture import SETTLE_S, Capture, Sighting
 from podlane.model.addresses import Address, Family, Protocol, address, family_of
 from podlane.model.objects import Pod
@@ -126,11 +127,13 @@ def trace(
     source_address: Address | None = None,
     timeout_s: float = 2.0,
     vxlan_ports: Container[int] = frozenset({8472, 4789}),
+    cgroup: Path | None = None,
 ) -> Trace:
     """Send one packet from place `source` and follow it.
 
     places: a namespace descriptor each, by the names hops are told with. source_address: to send from;
-    the kernel's choice when None. Raises KernelError, UnsupportedError (SCTP), LabError.
+    the kernel's choice when None. cgroup: that the socket shall be of.
+    Raises KernelError, UnsupportedError (SCTP), LabError.
     """
     if source not in places:
         raise LabError(f"{source} has no network namespace here: is it running?")
@@ -139,7 +142,8 @@ def trace(
     with ExitStack() as stack:
         captures = {name: stack.enter_context(Capture(fd)) for name, fd in places.items()}
         kind = socket.SOCK_STREAM if protocol is Protocol.TCP else socket.SOCK_DGRAM
-        sender = stack.enter_context(netns.socket_in(places[source], family_of(to).af, kind))
+        with cgroups.joined(cgroup):
+            sender = stack.enter_context(netns.socket_in(places[source], family_of(to).af, kind))
         sender.setblocking(False)
         time.sleep(SETTLE_S)
         pending: dict[str, list[Sighting]] = {name: [] for name in captures}

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from podlane.errors import KernelError, UnsupportedError
+from podlane.errors import KernelError
 from podlane.kernel.mounts import mount
 
 DEFAULT: Final = "/sys/fs/bpf/podlane"
@@ -26,19 +26,12 @@ def is_bpffs(path: Path) -> bool:
 
 def make(directory: Path) -> None:
     """Make the directory; where no BPF file system is, mount one in the caller's mount namespace: on the
-    parent if that is made for it (/sys/fs/bpf), else on the directory itself. Raises UnsupportedError."""
-    try:
-        _make(directory)
-    except (OSError, KernelError) as error:
-        raise UnsupportedError(
-            f"{directory} cannot be a directory of a BPF file system ({error}); name one with --bpf-dir, "
-            "or use services.mode=nftables"
-        ) from None
-
-
-def _make(directory: Path) -> None:
+    parent if that is made for it (/sys/fs/bpf), else on the directory itself. Raises KernelError."""
     if directory.parent == Path("/sys/fs/bpf") and not is_bpffs(directory.parent):
         mount("bpf", str(directory.parent), "bpf")
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise KernelError.of(error.errno or 0, f"mkdir {directory}") from None
     if not is_bpffs(directory):
         mount("bpf", str(directory), "bpf")

@@ -57,9 +57,18 @@ def compiled() -> Path:
     )
 
 
-def require() -> None:
-    """Tries everything out and leaves nothing. Raises UnsupportedError: why not, and what would work."""
+def require(directory: Path | None = None) -> None:
+    """Tries everything out and leaves nothing but the directory for pins. Raises UnsupportedError: why not,
+    and what would work."""
     codes = elf.programs(compiled().read_bytes())
+    if directory is not None:
+        try:
+            bpffs.make(directory)
+        except KernelError as error:
+            raise UnsupportedError(
+                f"services.mode=socket: {directory} cannot be on a BPF file system ({error}); name another "
+                "directory with --bpf-dir, or use services.mode=nftables"
+            ) from None
     maps: dict[str, int] = {}
     loaded: dict[str, int] = {}
     try:
