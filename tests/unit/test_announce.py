@@ -194,11 +194,12 @@ def test_the_first_answers_at_once_the_second_when_the_first_is_silent() -> None
     assert FOUR in first.mine(100.0)
     assert not second.mine(101.9)
     assert FOUR in second.mine(102.0)
-    second.heard("a", 103.0)
+    assert second.heard("a", 103.0), "it is back"
+    assert not second.heard("a", 103.1)
     assert not second.mine(103.0)
     second.set_rows(rows("b", "a", "b"), [], 104.5)
     assert not second.mine(104.9), "rows that change do not make the dead live, nor the living die"
-    assert FOUR in second.mine(103.0 + SILENCE_S)
+    assert FOUR in second.mine(103.1 + SILENCE_S)
 
 
 def test_all_before_must_be_silent() -> None:
@@ -220,7 +221,7 @@ def test_an_agent_that_comes_back_keeps_what_it_holds_until_a_better_one_speaks(
 def test_strangers_are_not_heard() -> None:
     one = Election()
     one.set_rows(rows("a", "a"), [], 0.0)
-    one.heard("x" * 60, 0.0)
+    assert not one.heard("x" * 60, 0.0)
     assert not one.alive("x" * 60, 0.0)
 
 

@@ -245,6 +245,12 @@ class AnnounceDriver:
             for frame in frames.announcements(where, self._wire.mac):
                 self._send(self._wire, frame)
 
+    def _insist(self) -> None:
+        """Somebody else may have answered for our addresses meanwhile."""
+        for where, held in self._held.items():
+            held.burst = BURST
+            self._changed(where, True)
+
     def _send(self, wire: _Wire, frame: bytes) -> None:
         try:
             wire.socket.send(frame)
@@ -258,8 +264,8 @@ class AnnounceDriver:
         try:
             while True:
                 identity = frames.heard(wire.socket.recv(512))
-                if identity is not None:
-                    self._election.heard(identity, now_s)
+                if identity is not None and self._election.heard(identity, now_s):
+                    self._insist()
         except BlockingIOError:
             pass
         except OSError as error:

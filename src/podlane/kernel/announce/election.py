@@ -34,10 +34,16 @@ class Election:
             each: known.get(each, now_s - SILENCE_S if each in usurped else now_s) for each in wanted
         }
 
-    def heard(self, identity: str, now_s: float) -> None:
-        """Others than candidates are not remembered: whoever is on the wire may say anything."""
-        if identity in self._heard_s:
-            self._heard_s[identity] = now_s
+    def heard(self, identity: str, now_s: float) -> bool:
+        """Whether a candidate is back that was taken for dead: one of the two was cut off.
+
+        Others than candidates are not remembered: whoever is on the wire may say anything.
+        """
+        if identity not in self._heard_s:
+            return False
+        back = not self.alive(identity, now_s)
+        self._heard_s[identity] = now_s
+        return back
 
     def alive(self, identity: str, now_s: float) -> bool:
         return now_s - self._heard_s.get(identity, now_s - SILENCE_S) < SILENCE_S
