@@ -78,7 +78,9 @@ BAD = {
     "a MAC that is none": ({"runtimeConfig": {"mac": "02:00"}}, 7, "runtimeConfig.mac is '02:00'"),
     "a group's MAC": ({"runtimeConfig": {"mac": "01:00:5e:00:00:01"}}, 7, "expected a unicast MAC"),
     "hairpin and promiscuous": ({"hairpinMode": True, "promiscMode": True}, 7, "cannot be set together"),
-    "a vlan": ({"vlan": 7}, 7, "vlan is not served"),
+    "a vlan too large": ({"vlan": 4095}, 7, "vlan is 4095, expected an integer of 0 to 4094"),
+    "half a trunk": ({"vlanTrunk": [{"minID": 7}]}, 7, "vlanTrunk[0] has minID 7 and maxID 0"),
+    "an empty trunk": ({"vlanTrunk": [{}]}, 7, "vlanTrunk[0] has neither id nor minID"),
     "a bridge name too long": ({"bridge": "sixteen-letters-"}, 7, "bridge is 'sixteen-letters-'"),
     "a flag that is none": ({"isGateway": "yes"}, 7, "isGateway is 'yes', expected true or false"),
     "an MTU that is none": ({"mtu": 1 << 40}, 7, "mtu is 1099511627776"),
@@ -121,12 +123,12 @@ def test_a_configuration_that_cannot_be_is_refused_by_what_is_wrong(namespaces, 
 def test_faults_of_environment_type_and_ipam_come_together(namespaces, tmp_path):
     async def run() -> None:
         async with CniNode(namespaces(), tmp_path) as node:
-            stdin = json.dumps(network(tmp_path) | host_local(subnet="10.0.0.0/31") | {"vlan": 9})
+            stdin = json.dumps(network(tmp_path) | host_local(subnet="10.0.0.0/31") | {"vlan": -9})
             environment = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "a", "CNI_IFNAME": "a/b"}
             status, stdout = await node.plugin(environment, stdin.encode(), None)
             answer = json.loads(stdout)
             assert (status, answer["code"]) == (1, 4)
-            for says in ("[CNI_NETNS,CNI_PATH] missing", "invalid CNI_IFNAME", "vlan is not", "too small"):
+            for says in ("[CNI_NETNS,CNI_PATH] missing", "invalid CNI_IFNAME", "vlan is -9", "too small"):
                 assert says in answer["msg"]
 
     asyncio.run(run())

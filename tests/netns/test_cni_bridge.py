@@ -8,6 +8,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
+from podlane.errors import CniError
 from podlane.kernel import netns
 from podlane.kernel.rtnl import Rtnl
 from tests.netns import packets
@@ -63,6 +64,33 @@ def test_a_port_sends_with_its_own_mac_only(namespaces, tmp_path, impatient):
             with netns.entered(node.namespace):
                 rules = subprocess.run(LIST, capture_output=True, text=True, check=True)  # noqa: ASYNC221
             assert mac not in rules.stdout
+
+    asyncio.run(run())
+
+
+def test_vlans_keep_ports_apart_or_are_refused_by_what_the_kernel_lacks(namespaces, tmp_path, impatient):
+    async def run() -> None:
+        async with CniNode(namespaces(), tmp_path) as node:
+            pods = {name: namespaces() for name in ("a", "b", "c")}
+            first, second = network(tmp_path, vlan=7), network(tmp_path, vlan=8)
+            try:
+                await node.call("ADD", "a", pods["a"], **first)
+            except CniError as error:
+                assert (error.code, "CONFIG_BRIDGE_VLAN_FILTERING" in error.message) == (2, True)
+                assert left(node) == []
+                assert list((tmp_path / "networks" / "net").glob("1*")) == []
+                with Rtnl(node.namespace) as rt:
+                    assert rt.find_link("cni0") is None
+                await node.call("ADD", "a", pods["a"], **network(tmp_path))  # without, it is there
+                await refusal(node.call("ADD", "b", pods["b"], **first))
+                with Rtnl(node.namespace) as rt:
+                    assert rt.find_link("cni0") is not None  # not ours to remove now
+                return
+            await node.call("ADD", "b", pods["b"], **first)
+            await node.call("ADD", "c", pods["c"], **second)
+            assert await passes(packets.udp, pods["a"], pods["b"], ip_address("10.22.0.3"))
+            assert await passes(packets.udp, pods["a"], node.namespace, ip_address("10.22.0.1"))
+            assert not await passes(packets.udp, pods["a"], pods["c"], ip_address("10.22.0.4"))
 
     asyncio.run(run())
 

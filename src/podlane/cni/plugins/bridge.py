@@ -16,12 +16,13 @@ from typing import Any
 
 import msgspec
 
-from podlane.cni import inside, spoofing
+from podlane.cni import inside, spoofing, vlans
 from podlane.cni.plugins.base import Call
 from podlane.cni.plugins.linked import Common, LinkedType, mac_of, read_common
 from podlane.cni.protocol import INVALID_CONFIG, Request
 from podlane.cni.results import Interface, Ip, Result, RouteEntry
-from podlane.errors import CniError, KernelExistsError
+from podlane.cni.vlans import Vlans
+from podlane.errors import CniError, KernelExistsError, UnsupportedError
 from podlane.kernel import netns
 from podlane.kernel.rtnl import Rtnl, addresses, links, ports
 from podlane.kernel.rtnl.links import Link
@@ -42,6 +43,7 @@ class Settings(msgspec.Struct, frozen=True):
     spoof_check: bool
     dad: bool
     up: bool
+    vlans: Vlans
 
 
 def read(request: Request) -> tuple[Settings, list[str]]:
@@ -65,12 +67,13 @@ def read(request: Request) -> tuple[Settings, list[str]]:
         fields.boolean("macspoofchk"),
         fields.boolean("enabledad"),
         not fields.boolean("disableContainerInterface"),
+        vlans.read(fields),
     )
     if settings.hairpin and settings.promiscuous:
         faults = "cannot be set together: one of them lets a pod reach itself"
         fields.fault("hairpinMode and promiscMode", faults)
-    if fields.integer("vlan", 0, 4094) or fields.objects("vlanTrunk"):
-        fields.fault("vlan", "is not served: use one bridge a network (VLAN filtering is not programmed)")
+    if settings.vlans.own and settings.gateway and len(f"{name}.{settings.vlans.own}") > 15:
+        fields.fault("bridge", f"is {name!r}, too long for the gateway's link {name}.{settings.vlans.own}")
     if not settings.up and common.ipam:
         fields.fault("disableContainerInterface", "makes no sense with ipam: leave one of them out")
     return settings, fields.faults
@@ -98,6 +101,8 @@ class Bridge(LinkedType):
                 port = inside.create(
                     node, call.namespace, device, ifname, mac, common.mtu_bytes, master=bridge.index
                 )
+                if settings.vlans:
+                    vlans.join(node, port.index, settings.vlans, device)
                 if settings.hairpin:
                     node.do(links.set_hairpin(port.index, True, what=device))
                 if settings.isolated:
@@ -106,7 +111,9 @@ class Bridge(LinkedType):
                     spoofing.guard(device, mac, node_fd)
                 if settings.gateway:
                     with self._bridges:
-                        _ensure_gateways(node, bridge, own, settings)
+                        vlan = settings.vlans
+                        gateway = vlans.ensure_gateway(node, bridge, vlan) if vlan.own else bridge
+                        _ensure_gateways(node, gateway, own, settings)
                     forward(node_fd, own)
                 if settings.up:
                     inside.configure(pod, ifname, own, index=port.peer, dad=settings.dad)
@@ -152,6 +159,7 @@ class Bridge(LinkedType):
         name = settings.bridge
         with self._bridges:
             found = node.find_link(name)
+            made = found is None
             if found is None:
                 # With an address of its own it does not change with its ports.
                 mac = (b"\x02" + os.urandom(5)).hex(":")
@@ -161,6 +169,12 @@ class Bridge(LinkedType):
             if found.kind != "bridge":
                 what = f"the link {name} is {found.kind or 'a device'}, and no bridge: choose another name"
                 raise CniError(INVALID_CONFIG, what)
+            if settings.vlans:
+                try:
+                    vlans.ensure_filtering(node, found)
+                except UnsupportedError:
+                    node.delete_links([name] if made else [])
+                    raise
             promiscuous = True if settings.promiscuous and not found.promiscuous else None
             if not found.up or promiscuous:
                 node.do(links.change(found.index, up=True, promiscuous=promiscuous, what=name))
