@@ -6,8 +6,8 @@
     local-1 .5 ----- [ node-1 172.30.1.1 ] ---- [ node-2 172.30.1.2 ] remote 10.244.2.5
     local-2 .6 ---'
 
-Only node-1 has podlane's tables. Every pod, and node-2 for `remote`, answers TCP and UDP with its name and
-the address it saw.
+Pods' links are routed, or ports of a bridge. Only node-1 has podlane's tables. Every pod, and node-2 for
+`remote`, answers TCP and UDP with its name and the address it saw.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ from typing import Any, NamedTuple
 
 from podlane.kernel import netns
 from podlane.model.addresses import Family, Protocol
+from podlane.model.config import LinkMode
 
 GATEWAY_MAC, POD_MAC = "02:00:00:00:00:01", "02:00:00:00:01:{:02x}"
 PORT = 8080
+BRIDGE = "cni0"
 
 
 class Plan(NamedTuple):
@@ -93,7 +95,8 @@ class Silence(Exception):
 
 
 class ServiceLab:
-    def __init__(self) -> None:
+    def __init__(self, mode: LinkMode = LinkMode.ROUTED) -> None:
+        self.mode = mode
         self.fds: dict[str, int] = {}
         self._selector = selectors.DefaultSelector()
         self._sockets: list[socket.socket] = []
@@ -114,8 +117,13 @@ class ServiceLab:
             netns.write_sysctl(node, setting, 0)  # or some refusals of UDP would look like drops
         self._cable("eth0", "peer", "node", "peer", 24, 112)
         self._cable("ext0", "outside", "router", "outside", 24, 64)
+        if self.mode is LinkMode.BRIDGE:
+            self._bridge()
         for name, number in PODS.items():
-            self._pod(name, number)
+            if self.mode is LinkMode.BRIDGE:
+                self._port(name, number)
+            else:
+                self._pod(name, number)
         for plan in PLANS.values():
             bits = 128 if ":" in plan.node else 32
             self.ip("peer", f"addr add {plan.remote}/{bits} dev lo{_nodad(plan.remote)}")
@@ -124,6 +132,7 @@ class ServiceLab:
             self.ip("peer", f"route add {_net(plan.pods, back)}{net} via {plan.node}")
             self.ip("peer", f"route add {plan.outside}/{bits} via {plan.node}")
             self.ip("peer", f"route add {plan.router}/{bits} via {plan.node}")
+            self.ip("peer", f"route add default via {plan.node}")
             self.ip("outside", f"route add default via {plan.router}")
             # As a default route would: a service's own address is never reached by it.
             self.ip("node", f"route add default via {plan.outside}")
@@ -157,6 +166,31 @@ class ServiceLab:
             self.ip(far, f"addr add {far_address}/{bits} dev eth0{_nodad(far_address)}")
         self.ip("node", f"link set {link} up")
         self.ip(far, "link set eth0 up")
+
+    def own_addresses(self, plan: Plan) -> set[str]:
+        """The node's own, which those see whose client was masqueraded."""
+        bridge = {plan.pod(1)} if self.mode is LinkMode.BRIDGE else set()
+        return {plan.node, plan.router, *bridge}
+
+    def _bridge(self) -> None:
+        self.ip("node", f"link add {BRIDGE} type bridge")
+        for setting in ("net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"):
+            netns.write_sysctl(self.fds["node"], setting, 1)
+        for plan in PLANS.values():
+            where, bits = plan.pod(1), 64 if ":" in plan.node else 24
+            self.ip("node", f"addr add {where}/{bits} dev {BRIDGE}{_nodad(where)}")
+        self.ip("node", f"link set {BRIDGE} up")
+
+    def _port(self, name: str, number: int) -> None:
+        link, path = f"pl{number}", f"/proc/{os.getpid()}/fd/{self.fds[name]}"
+        self.ip("node", f"link add {link} type veth peer name eth0 netns {path}")
+        self.ip("node", f"link set {link} master {BRIDGE} up")
+        self.ip("node", f"link set {link} type bridge_slave hairpin on")
+        self.ip(name, "link set eth0 up")
+        for plan in PLANS.values():
+            where, bits = plan.pod(number), 64 if ":" in plan.node else 24
+            self.ip(name, f"addr add {where}/{bits} dev eth0{_nodad(where)}")
+            self.ip(name, f"route add default via {plan.pod(1)}")
 
     def _pod(self, name: str, number: int) -> None:
         link, mac = f"pl{number}", POD_MAC.format(number)
@@ -303,8 +337,8 @@ def _net(pods: str, end: str) -> str:
 
 
 @contextmanager
-def service_lab() -> Iterator[ServiceLab]:
-    lab = ServiceLab()
+def service_lab(mode: LinkMode = LinkMode.ROUTED) -> Iterator[ServiceLab]:
+    lab = ServiceLab(mode)
     try:
         lab.build()
         yield lab
