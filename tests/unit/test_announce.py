@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
 
+from podlane.compile import facts
 from podlane.compile.announce import in_order
 from podlane.compile.engine import Compiler, capabilities
 from podlane.compile.tables import Announcement, Candidate, SetMember, SetName, Table
@@ -150,6 +152,38 @@ def test_who_may_not() -> None:
     assert compiled("node-1", *NODES, service("172.30.1.12")).tables[Table.SETS] == {}
     assert candidates("node-1", *NODES, service("192.0.2.7", ip_mode="Proxy")) is None
     assert candidates("node-1", *NODES, service("not an address", "192.0.2.7")) is not None
+
+
+def told(name: str, *subnets: str) -> Node:
+    """A node whose agent has told its uplink."""
+    made = node(name)
+    told = Underlay("eth0", 1500, tuple((ip_network(s)[9], ip_network(s)) for s in subnets))
+    made.metadata.annotations[facts.UNDERLAY_ANNOTATION] = facts.announcement(told)
+    return made
+
+
+def test_all_candidates_are_on_one_network() -> None:
+    racks = [
+        told("node-1", "172.30.1.0/24", "fd00:1::/64"),
+        told("node-2", "172.30.2.0/24", "fd00:2::/64"),
+        told("node-3", "172.30.1.0/24", "fd00:1::/64"),
+        told("node-4", "172.30.2.0/24", "fd00:2::/64"),
+    ]
+
+    def those(text: str, **annotations: str) -> set[str]:
+        objects = [*racks, service(text, **annotations)]
+        where = address(text)
+        return {n.name for n in racks if candidates(n.name, *objects, where=where) is not None}
+
+    assert those("172.30.2.200") == those("fd00:2::99") == {"node-2", "node-4"}
+    # Elsewhere: where the first node is, of those that are meant.
+    assert those("192.0.2.7") == those("2001:db8::7") == {"node-1", "node-3"}
+    but_one = {ANNOUNCING_NODES: "lb!=no"}
+    racks[0].metadata.labels["lb"] = racks[2].metadata.labels["lb"] = "no"
+    assert those("192.0.2.7", **but_one) == {"node-2", "node-4"}
+    assert those("172.30.1.200", **but_one) == set()
+    racks[3].metadata.annotations.clear()
+    assert those("172.30.1.200", **but_one) == {"node-4"}, "it may be anywhere"
 
 
 def test_a_selector_that_is_none_is_told() -> None:

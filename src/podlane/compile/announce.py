@@ -4,10 +4,13 @@
 
 A node may if the pool's nodeSelector matches it, it is not labelled
 node.kubernetes.io/exclude-from-external-load-balancers and, with externalTrafficPolicy Local, it has a ready
-endpoint. Their order follows from the address and their names alone (rendezvous hashing), so that all
-agents find the same one without asking anybody, addresses spread over the nodes, and a node that goes moves
-only its own. The first 16 count. Which of them live is known only on the wire: kernel/announce/ takes the
-first that does.
+endpoint. And it must be on the one layer-2 network where the address is sought: of an address in some nodes'
+subnet those nodes, of any other, which needs a route to there, the nodes that share a subnet with the
+first one by name that the selector matches (agents tell their subnets, compile/facts.py).
+
+Their order follows from the address and their names alone (rendezvous hashing), so that all agents find the
+same one without asking anybody, addresses spread over the nodes, and a node that goes moves only its own. The
+first 16 count. Which of them live is known only on the wire: kernel/announce/ takes the first that does.
 
 The controller says by annotation that an address is a pool's and which nodes the pool means; other
 load balancers' addresses are none of ours, and neither are nodes' own. A port of such an address that nobody
@@ -18,7 +21,8 @@ what listens there is not meant.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Set
+from functools import lru_cache
 from heapq import nsmallest
 from typing import Any, Final, NamedTuple
 
@@ -30,7 +34,7 @@ from podlane.compile.tables import NOTHING, Announcement, Candidate, Rows, SetMe
 from podlane.compile.view import CONFIG, UNDERLAY, Change, View, service_of, since
 from podlane.errors import ConfigError
 from podlane.model import selectors
-from podlane.model.addresses import Address, family_of, host_prefix
+from podlane.model.addresses import Address, Prefix, family_of, host_prefix
 from podlane.model.objects import EndpointSlice, Node, Service
 from podlane.model.pools import ANNOUNCING_NODES, EXCLUDE_LABEL, announced, pool_addresses
 from podlane.model.selectors import EVERYTHING, Selector
@@ -62,12 +66,14 @@ class _Place(NamedTuple):
     identity: str
     labels: dict[str, str]
     addresses: tuple[Address, ...]
+    subnets: tuple[Prefix, ...]
 
 
 def _place(node: Node | None) -> _Place | None:
     if node is None:
         return None
-    return _Place(node.metadata.uid, node.metadata.labels, tuple(facts.internal_addresses(node)))
+    own = tuple(facts.internal_addresses(node))
+    return _Place(node.metadata.uid, node.metadata.labels, own, _subnets(node))
 
 
 def _differs(change: Change) -> bool:
@@ -84,12 +90,17 @@ def compile_unit(key: UnitKey, view: View) -> Rows | Compiled:
     rows: dict[Table, dict[Any, Any]] = {Table.SETS: {row: row for row in members}}
     refused: tuple[str, ...] = ()
     try:
-        may = nodes_that_may(service, view.nodes.values(), view.slices_of(key.namespace, key.name))
+        selector = _selector(service)
     except ConfigError as error:
-        may, refused = [], (f"service {key.namespace}/{key.name}: annotation {ANNOUNCING_NODES}: {error}",)
+        selector = selectors.NOTHING
+        refused = (f"service {key.namespace}/{key.name}: annotation {ANNOUNCING_NODES}: {error}",)
     if view.me.underlay is not None:
         device = view.me.underlay.device
-        found = {where: in_order(where, may) for where in given}
+        having = _with_endpoints(view.slices_of(key.namespace, key.name)) if _local(service) else None
+        found = {
+            where: in_order(where, nodes_that_may(where, view.nodes.values(), selector, having))
+            for where in given
+        }
         rows[Table.ANNOUNCEMENTS] = {
             where: Announcement(where, device, me, tuple(order))
             for where, order in found.items()
@@ -99,17 +110,46 @@ def compile_unit(key: UnitKey, view: View) -> Rows | Compiled:
     return Compiled({table: each for table, each in rows.items() if each}, since(service), refused)
 
 
-def nodes_that_may(service: Service, nodes: Any, slices: list[EndpointSlice]) -> list[Candidate]:
-    """Every node that may announce a service's addresses. Raises ConfigError for a selector that is none."""
-    selector = _selector(service)
-    having = _with_endpoints(slices) if _local(service) else None
+def nodes_that_may(
+    where: Address, nodes: Collection[Node], selector: Selector, having: Set[str] | None
+) -> list[Candidate]:
+    """Every node that may announce an address. having: names of those with endpoints, None if it is no
+    matter."""
+    chosen = [
+        node
+        for node in nodes
+        if EXCLUDE_LABEL not in node.metadata.labels and selector.matches(node.metadata.labels)
+    ]
+    if any(where in subnet for node in nodes for subnet in _subnets(node)):
+        near = [n for n in chosen if not _subnets(n) or any(where in subnet for subnet in _subnets(n))]
+    else:
+        near = _in_one_network(chosen)
     return [
         Candidate(node.name, node.metadata.uid or node.name)
-        for node in nodes
-        if EXCLUDE_LABEL not in node.metadata.labels
-        and selector.matches(node.metadata.labels)
-        and (having is None or node.name in having)
+        for node in near
+        if having is None or node.name in having
     ]
+
+
+def _in_one_network(nodes: list[Node]) -> list[Node]:
+    """Those that share a subnet with the first by name, and those that have not told theirs."""
+    telling = [node for node in nodes if _subnets(node)]
+    if not telling:
+        return nodes
+    first = min(telling, key=lambda node: (len(node.name), node.name))
+    there = set(_subnets(first))
+    return [n for n in nodes if not _subnets(n) or not there.isdisjoint(_subnets(n))]
+
+
+def _subnets(node: Node) -> tuple[Prefix, ...]:
+    """Those of its uplink; none where its agent has not told them."""
+    return _told_subnets(node.metadata.annotations.get(facts.UNDERLAY_ANNOTATION, ""))
+
+
+@lru_cache(maxsize=8192)
+def _told_subnets(text: str) -> tuple[Prefix, ...]:
+    underlay = facts.told_underlay(text)
+    return tuple(prefix for _, prefix in underlay.addresses) if underlay is not None else ()
 
 
 def in_order(where: Address, may: list[Candidate]) -> list[Candidate]:

@@ -53,8 +53,13 @@ def announcement(underlay: Underlay) -> str:
 
 def announced_underlay(node: Node) -> Underlay | None:
     """What the node's agent has said of its uplink; None where it has not, or not so that it can be read."""
+    return told_underlay(node.metadata.annotations.get(UNDERLAY_ANNOTATION, ""))
+
+
+def told_underlay(text: str) -> Underlay | None:
+    """What `announcement` wrote; None for anything else."""
     try:
-        said = msgspec.json.decode(node.metadata.annotations.get(UNDERLAY_ANNOTATION, ""), type=_Announcement)
+        said = msgspec.json.decode(text, type=_Announcement)
         interfaces = [ipaddress.ip_interface(text) for text in said.addresses]
     except (msgspec.DecodeError, ValueError):
         return None

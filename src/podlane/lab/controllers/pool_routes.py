@@ -1,9 +1,9 @@
 """The fabric's way to the addresses of LoadBalancerPools: a network administrator's part, in a lab.
 
 Nodes answer ARP and NDP for such addresses on their own segment. Addresses within a rack's subnet are on-link
-there already; others need a route of the router to the rack where nodes may announce them, which is
-the rack of the pool's first node. A pool for nodes of several racks is therefore reached in one of them: one
-layer-2 network is as far as announcing goes (use a pool a rack, with nodeSelector on the zone).
+there already; others need a route of the router to the rack where nodes announce them, which is the rack of
+the first node that the pool means (compile/announce.py has the same rule). One layer-2 network is as
+far as announcing goes: to use another rack, give the pool a nodeSelector on the zone.
 """
 
 from __future__ import annotations
