@@ -22,7 +22,7 @@ from podlane.kernel.bpf.installation import Site
 from podlane.kernel.bpf.sockets import SocketDriver
 from podlane.kernel.driver import Report
 from podlane.kernel.nft.services import ServicesDriver
-from podlane.model.addresses import Family
+from podlane.model.addresses import Address, Family
 from podlane.model.config import NetworkConfig
 from podlane.model.objects import Object
 from tests.netns.service_lab import PLANS, ServiceLab
@@ -38,7 +38,11 @@ class SocketSite:
         self.lab, self.site = lab, site
         self.tables: Mapping[Table, Mapping[Any, Any]] = compile_node([], node="node-1", config=CONFIG)
         self.nft = ServicesDriver(CONFIG, lab.fds["node"])
-        self.driver = SocketDriver(CONFIG, site, lab.fds["node"])
+        self.kept: frozenset[Address] = frozenset()  # endpoints whose pods only left their service
+        self.driver = self._driver()
+
+    def _driver(self) -> SocketDriver:
+        return SocketDriver(CONFIG, self.site, self.lab.fds["node"], gone=lambda some: some - self.kept)
 
     def start(self) -> None:
         self.nft.resync(self.tables)
@@ -53,7 +57,7 @@ class SocketSite:
     def restart(self) -> Report:
         """As after kill -9: nothing of the old driver is left but what is in the kernel."""
         self.driver.close()
-        self.driver = SocketDriver(CONFIG, self.site, self.lab.fds["node"])
+        self.driver = self._driver()
         return self.driver.resync(self.tables)
 
     def set(self, *objects: Object) -> Report:

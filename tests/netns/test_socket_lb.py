@@ -279,7 +279,7 @@ def test_connections_to_an_endpoint_that_is_gone_end(site: SocketSite, how: How)
         for each in (gone, tied):
             with pytest.raises(ConnectionAbortedError):
                 each.recv(4096)
-        assert site.driver.ending.ended == 2
+        assert site.driver.ending.deleted == 2
         direct.sendall(b"still there")
         assert direct.recv(4096) == b"still there"
         loose.sendto(b"?", to)  # asks anew
@@ -301,8 +301,30 @@ def test_connections_to_an_endpoint_that_still_serves_go_on(site: SocketSite, fa
             else:
                 stream.sendall(b"x")
                 assert stream.recv(1) == b"x"
-    site.set()  # the service goes, its pods may well be there
-    assert all(asked(site, how, where=PLANS[family].pod(6), port=PORT).server == "local-2" for _ in range(2))
+
+
+def test_a_pod_that_only_left_its_service_keeps_its_connections(site: SocketSite) -> None:
+    """And a service that goes leaves its connections alone, but for datagrams."""
+    how, plan = How(Family.IPV4, in_six=False), PLANS[Family.IPV4]
+    site.kept = frozenset({address(plan.pod(5))})
+    site.set(*web(Family.IPV4, "local-1"))
+    with connect(site, how) as stream, site.socket("client", how.af, DATAGRAM) as tied:
+        line(stream)
+        site.set(*web(Family.IPV4, "local-2"))
+        stream.sendall(b"x")
+        assert stream.recv(1) == b"x"
+        tied.connect(how(service_address(Family.IPV4)))
+        with connect(site, how) as other:
+            line(other)
+            site.set()
+            for each in (stream, other):
+                each.sendall(b"y")
+                assert each.recv(1) == b"y"
+            with pytest.raises(ConnectionAbortedError):
+                tied.recv(1)
+        site.kept = frozenset()  # now it is deleted: that is asked for again
+        with pytest.raises(ConnectionAbortedError):
+            stream.recv(1)
 
 
 def test_affinity_keeps_a_client_until_its_endpoint_goes(site: SocketSite, family: Family) -> None:

@@ -22,10 +22,10 @@ from podlane.kernel import cgroups
 from podlane.kernel.announce.driver import AnnounceDriver
 from podlane.kernel.bpf import installation
 from podlane.kernel.bpf.sockets import SocketDriver
-from podlane.kernel.conntrack.sweeper import Gone
 from podlane.kernel.driver import Driver
 from podlane.kernel.nft.services import ServicesDriver
 from podlane.kernel.rtnl.driver import RtnlDriver
+from podlane.kernel.sweeping import Gone
 from podlane.model import config as configs
 from podlane.model.config import NetworkConfig, ServiceMode
 from podlane.watch import kubeconfig
@@ -79,7 +79,7 @@ def drivers(options: AgentOptions, config: NetworkConfig, gone: Gone | None = No
     if options.services and config.services.mode is ServiceMode.SOCKET:
         installation.require(pins)
         site = installation.Site(pins, Path(options.cgroup) if options.cgroup else cgroups.mount_point())
-        found.insert(1, SocketDriver(config, site))
+        found.insert(1, SocketDriver(config, site, gone=gone))
     elif installation.remove(pins):
         log.info("services are no longer answered at the socket: what was pinned at %s is gone", pins)
     if options.services:

@@ -49,7 +49,7 @@ class SocketPages:
                 "sockets_ended_total",
                 "counter",
                 "Sockets ended because their endpoint is gone.",
-                [({}, self._driver.ending.ended)],
+                [({}, self._driver.ending.deleted)],
             ),
         )
 

@@ -181,10 +181,16 @@ class Installation:
 
 
 def remove(directory: Path) -> bool:
-    """Detach everything that is pinned there. Connections stay as they are. Returns whether there was any."""
+    """Detach everything that is pinned there. Connections stay as they are. Returns whether there was any.
+    Raises KernelError."""
     if not bpffs.is_bpffs(directory):
         return False
     found = False
+    for hook in _HOOKS:
+        link = syscall.pinned(str(directory / f"link_{hook}"))
+        if link is not None:
+            syscall.detach(link)
+            os.close(link)
     for name in (*(f"link_{hook}" for hook in _HOOKS), *layout.SPECS):
         for path in (directory / name, directory / f"{name}_"):
             with suppress(FileNotFoundError):

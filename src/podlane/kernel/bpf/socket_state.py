@@ -95,11 +95,8 @@ class Plan:
 
 
 class SocketState:
-    """ends: connections to endpoints that are gone are to end; datagram sockets always are."""
-
-    def __init__(self, families: Iterable[Family], *, ends: bool = True) -> None:
+    def __init__(self, families: Iterable[Family]) -> None:
         self.families = frozenset(families)
-        self._ends = ends
         self._addresses: dict[Address, SetMember] = {}
         self._rows: dict[ListKey, BackendList] = {}
         self._frontends: dict[FrontKey, Frontend] = {}
@@ -150,7 +147,6 @@ class SocketState:
         held = {
             number: (key.protocol, frozenset(_keeping(self._rows[key])))
             for number, key in self._numbers.items()
-            if self._ends or key.protocol is Protocol.UDP
         }
         return Gone(held, frozenset(self._numbers))
 
@@ -197,7 +193,7 @@ class SocketState:
             self._rows[key] = row
         lost = set(_keeping(old)) - set(_keeping(row))
         # Without a row the service is gone, and of its connections' ends nothing is known.
-        ends = key.protocol is Protocol.UDP or (self._ends and row is not None)
+        ends = key.protocol is Protocol.UDP or row is not None
         if key in self._laid and lost and ends:
             plan.gone.lists[layout.number(key)] = key.protocol, frozenset(_keeping(row))
 

@@ -23,6 +23,7 @@ from podlane.kernel.bpf.installation import Installation, Site
 from podlane.kernel.bpf.sock_diag import Seen, Sockets
 from podlane.kernel.bpf.socket_state import Operation, Plan, SocketState
 from podlane.kernel.driver import Failure, Report
+from podlane.kernel.sweeping import Gone
 from podlane.model.config import NetworkConfig
 
 TABLES: Final = (Table.SETS, Table.BACKENDS, Table.FRONTENDS, Table.NODE_PORTS)
@@ -41,15 +42,20 @@ class Use(NamedTuple):
 
 class SocketDriver:
     """For the node whose namespace is netns_fd, or that of the calling thread, and whose processes are in
-    site.cgroup. Raises UnsupportedError without a compiled program."""
+    site.cgroup. gone: tells which endpoints' pods are no more, so that connections to them end. Raises
+    UnsupportedError without a compiled program."""
 
     at_once: Final = True
 
-    def __init__(self, config: NetworkConfig, site: Site, netns_fd: int | None = None) -> None:
+    def __init__(
+        self, config: NetworkConfig, site: Site, netns_fd: int | None = None, *, gone: Gone | None = None
+    ) -> None:
         self._config, self._netns_fd = config, netns_fd
         self._installed = Installation(site)
-        self._state = self._empty()
-        self._ending = Ending(site.cgroup, self._sockets_of)
+        self._state = SocketState(config.ip_families)
+        self._ending = Ending(
+            site.cgroup, self._sockets_of, gone if config.services.reset_gone_endpoints else None
+        )
         self._maps = threading.Lock()  # metrics are read on other threads
         self._ready = False
 
@@ -71,7 +77,7 @@ class SocketDriver:
     def resync(self, desired: Mapping[Table, Mapping[Any, Any]]) -> Report:
         """Read the maps and repair by difference, then see to it that the programs run."""
         self._ready = False
-        state = self._empty()
+        state = SocketState(self._config.ip_families)
         with self._maps:
             self._installed.close()
             # Ten maps of a sized-up guess are better than one that grows ten times.
@@ -119,9 +125,6 @@ class SocketDriver:
             yield Use(inode, seen, names.get(seen.bound.list))
 
     # --- the maps ---
-
-    def _empty(self) -> SocketState:
-        return SocketState(self._config.ip_families, ends=self._config.services.reset_gone_endpoints)
 
     def _write(self, operations: Sequence[Operation]) -> list[Failure]:
         failures: dict[Any, Failure] = {}

@@ -19,7 +19,7 @@ from podlane.errors import KernelError, KernelNotFoundError, UnsupportedError
 
 _MAP_CREATE, _LOOKUP, _UPDATE, _DELETE = 0, 1, 2, 3
 _PROG_LOAD, _OBJ_PIN, _OBJ_GET, _PROG_BY_ID, _OBJ_INFO, _BTF_LOAD = 5, 6, 7, 13, 15, 18
-_LOOKUP_BATCH, _UPDATE_BATCH, _LINK_CREATE, _LINK_UPDATE = 24, 26, 28, 29
+_LOOKUP_BATCH, _UPDATE_BATCH, _LINK_CREATE, _LINK_UPDATE, _LINK_DETACH = 24, 26, 28, 29, 34
 
 MAP_HASH, MAP_ARRAY, MAP_LRU_HASH, MAP_SK_STORAGE = 1, 2, 9, 24
 NO_PREALLOC: Final = 1
@@ -261,6 +261,11 @@ def create_link(program: int, cgroup: int, attach_type: int) -> int:
 def update_link(link: int, program: int) -> None:
     """Exchanges a link's program: every call meets the old or the new one."""
     _bpf(_LINK_UPDATE, struct.pack("=IIII", link, program, 0, 0), "exchange BPF program")
+
+
+def detach(link: int) -> None:
+    """At once; without it a link that nobody holds goes a moment later."""
+    _bpf(_LINK_DETACH, struct.pack("=I", link), "detach BPF program")
 
 
 def link_info(fd: int) -> LinkInfo:

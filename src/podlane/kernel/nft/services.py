@@ -16,7 +16,7 @@ from typing import Any, Final
 from podlane.compile.tables import SetName, Table
 from podlane.delta import Delta
 from podlane.errors import KernelError
-from podlane.kernel.conntrack.sweeper import Gone, Sweeper
+from podlane.kernel.conntrack.sweeper import Sweeper
 from podlane.kernel.driver import Failure, Report
 from podlane.kernel.netlink import Request
 from podlane.kernel.nft import command, counts, skeleton, text
@@ -25,6 +25,7 @@ from podlane.kernel.nft.elements import Elements, Operation
 from podlane.kernel.nft.kernel_lists import KernelLists
 from podlane.kernel.nft.service_plan import Chain, Missing, Place, Plan, Timeout
 from podlane.kernel.nft.service_state import ServiceState
+from podlane.kernel.sweeping import Gone
 from podlane.model.addresses import Family
 from podlane.model.config import NetworkConfig
 
