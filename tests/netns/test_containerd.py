@@ -151,18 +151,26 @@ def test_an_agent_of_a_cluster_gives_containerd_its_network_when_it_is_ready(tmp
         opt, conf, own = tmp_path / "bin", tmp_path / "net.d", tmp_path / "containerd"
         for directory in (opt, conf, own):
             directory.mkdir()
+        before = tmp_path / "networks" / "cbr0" / "10.244.1.2"  # of a pod that flannel made
+        before.parent.mkdir(parents=True)
+        before.write_text("older\r\neth0")
+        flags = [
+            f"--cni-bin-dir={opt}",
+            f"--cni-conf-dir={conf}",
+            f"--host-local-dir={tmp_path / 'networks'}",
+        ]
         with Containerd(node.fd, own, opt, conf) as containerd:
             assert not containerd.network_ready()
-            node.start(f"--cni-bin-dir={opt}", f"--cni-conf-dir={conf}")
+            node.start(*flags)
             node.wait_ready()
             wait_until(containerd.network_ready, "containerd sees the network that the agent installed")
             pod = containerd.run("web", [PortMapping(8080, 9999, "udp")])
             v4, v6 = containerd.runtime.sandbox(pod.sandbox).addresses
-            assert (str(v4)[:9], str(v6)[:14]) == ("10.244.1.", "fd00:10:244:1:")
+            assert (str(v4), str(v6)) == ("10.244.1.3", "fd00:10:244:1::2")
             assert packets.tcp(node.fd, pod.fd, v4) == ip_address("172.30.1.1")
             node.stop(signal.SIGKILL)
             assert packets.tcp(node.fd, pod.fd, v6) == ip_address("fd00:172:30::1")
-            node.start(f"--cni-bin-dir={opt}", f"--cni-conf-dir={conf}")
+            node.start(*flags)
             node.wait_ready()
             with Echo(pod.fd, str(v4)) as server:
                 assert ask(node.fd, "172.30.1.1", 8080, server) == "172.30.1.1"

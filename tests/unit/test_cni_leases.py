@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 
 import pytest
 
+from podlane.cni.foreign import ForeignLeases
 from podlane.cni.leases import Lease, Leases
 from podlane.errors import CniError, PodlaneError
 
@@ -125,3 +128,24 @@ def test_a_file_that_is_no_database_is_refused_by_name(tmp_path, content):
 def test_a_directory_that_is_not_there_is_refused_by_name(tmp_path):
     with pytest.raises(PodlaneError, match=r"nowhere/leases.sqlite"):
         Leases(tmp_path / "nowhere" / "leases.sqlite", "boot-1")
+
+
+def test_addresses_of_pods_of_another_plugin_are_passed_over(tmp_path: Path) -> None:
+    networks = tmp_path / "networks"
+    for network, name in (("cbr0", "10.244.1.2"), ("cbr0", "lock"), ("kubenet", "10.244.1.4")):
+        (networks / network).mkdir(parents=True, exist_ok=True)
+        (networks / network / name).write_text("old\r\neth0")
+    stale = networks / "cbr0" / "10.244.1.3"
+    stale.write_text("before the boot")
+    os.utime(stale, (500, 500))
+    pool = ip_network("10.244.1.0/29")
+    with Leases(":memory:", "boot-1", ForeignLeases(networks, booted_s=1000).has) as leases:
+        given = [str(leases.take(lease(name), [pool]).addresses[0]) for name in "abc"]
+        assert given == ["10.244.1.3", "10.244.1.5", "10.244.1.6"]
+        with pytest.raises(CniError, match="no address left"):
+            leases.take(lease("d"), [pool])
+        (networks / "cbr0" / "10.244.1.2").unlink()  # its DEL came
+        assert str(leases.take(lease("d"), [pool]).addresses[0]) == "10.244.1.2"
+    assert not ForeignLeases(tmp_path / "nowhere").has(ip_address("10.244.1.2"))
+    assert not ForeignLeases("").has(ip_address("10.244.1.2"))
+    assert ForeignLeases(networks).has(ip_address("10.244.1.4"))

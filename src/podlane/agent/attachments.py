@@ -9,6 +9,7 @@ from podlane.agent.memory import Known, Memory
 from podlane.agent.options import AgentOptions
 from podlane.cni import plugins
 from podlane.cni.attacher import Attacher, Ports
+from podlane.cni.foreign import ForeignLeases
 from podlane.cni.leases import Leases
 from podlane.cni.plugins.podlane import Podlane
 from podlane.cni.service import CniService
@@ -44,7 +45,8 @@ class Attachments:
         boot_id = BOOT_ID.read_text().strip()
         self._node_listed = node_listed
         self._memory = Memory(state, boot_id, options.node_name)
-        self._leases = Leases(state / "leases.sqlite", boot_id)
+        foreign = ForeignLeases(options.host_local_dir)
+        self._leases = Leases(state / "leases.sqlite", boot_id, foreign.has)
         self._attacher = Attacher(
             self._leases,
             self._pools,

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from podlane.cni.address_files import DATA_DIR
 from podlane.errors import ConfigError
 
 CONFIG_PATH = "/etc/podlane/config.yaml"
@@ -14,6 +15,7 @@ CONFIG_PATH = "/etc/podlane/config.yaml"
 class AgentOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """config: NetworkConfig file; at its default it may be absent. metrics_address: IP:PORT, "" for none.
 
+    host_local_dir: where pods of another plugin have their leases, which are not given out; "" for none.
     agent_socket: unix HTTP (/healthz /livez /readyz /metrics /status /tables). services: ClusterIP and node
     ports are programmed. bpf_dir, cgroup: of services.mode socket: where maps and programs are pinned,
     whose sockets are served ("": the whole machine's). policy, dns: accepted, without effect so far.
@@ -32,6 +34,7 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     metrics_address: str = ""
     bpf_dir: str = "/sys/fs/bpf/podlane"
     cgroup: str = ""
+    host_local_dir: str = DATA_DIR
     services: bool = True
     policy: bool = True
     dns: bool = False

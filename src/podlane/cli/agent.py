@@ -16,6 +16,12 @@ ON_OFF = click.Choice(["on", "off"])
 @click.option("--cni-socket", metavar="PATH", default="/run/podlane/cni.sock", help="Where the plugin asks.")
 @click.option("--cni-bin-dir", metavar="DIR", default="", help="Install the plugin here when ready.")
 @click.option("--cni-conf-dir", metavar="DIR", default="", help="Install the conflist here when ready.")
+@click.option(
+    "--host-local-dir",
+    metavar="DIR",
+    default="/var/lib/cni/networks",
+    help="Leases of another plugin's pods, not given out.",
+)
 @click.option("--agent-socket", metavar="PATH", default="/run/podlane/agent.sock", help="HTTP: /status.")
 @click.option("--metrics-address", metavar="IP:PORT", default="", help="/healthz /livez /readyz /metrics.")
 @click.option("--bpf-dir", metavar="DIR", default="/sys/fs/bpf/podlane", help="Pins of services.mode socket.")
@@ -35,6 +41,7 @@ def command(
     cni_socket: str,
     cni_bin_dir: str,
     cni_conf_dir: str,
+    host_local_dir: str,
     agent_socket: str,
     metrics_address: str,
     bpf_dir: str,
@@ -72,6 +79,7 @@ def command(
             cni_socket=cni_socket,
             cni_bin_dir=cni_bin_dir,
             cni_conf_dir=cni_conf_dir,
+            host_local_dir=host_local_dir,
             agent_socket=agent_socket,
             metrics_address=metrics_address,
             bpf_dir=bpf_dir,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import ipaddress
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -89,12 +89,15 @@ def given_out(pool: Prefix) -> tuple[int, int]:
 class Leases:
     """The database at path, made if it is not there. boot_id: of this boot.
 
+    in_use(address): somebody else on this node has it, so that it is passed over.
     Safe to use from several threads; every change is one transaction. Raises PodlaneError if the file
     cannot be used.
     """
 
-    def __init__(self, path: Path | str, boot_id: str) -> None:
-        self._boot_id = boot_id
+    def __init__(
+        self, path: Path | str, boot_id: str, in_use: Callable[[Address], bool] = lambda _: False
+    ) -> None:
+        self._boot_id, self._in_use = boot_id, in_use
         self._lock = threading.Lock()
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
@@ -186,9 +189,11 @@ class Leases:
         after = int.from_bytes(row[0], "big") if row else last
         start = after + 1 if first <= after < last else first
         for low, high in ((start, last), (first, start - 1)):
-            free = self._gap(pool, low, high)
-            if free is not None:
-                return pool[free - int(pool.network_address)]
+            while (free := self._gap(pool, low, high)) is not None:
+                address: Address = pool[free - int(pool.network_address)]
+                if not self._in_use(address):
+                    return address
+                low = free + 1
         raise CniError(
             TRY_AGAIN_LATER,
             f"no address left in {pool}: all {last - first + 1} are in use",

@@ -143,6 +143,7 @@ def start_agent(supervisor: Supervisor, record: LabRecord, node: NodeRecord, log
             "node_name": node.name,
             "config": str(paths.run / "config.yaml"),
             "state_dir": str(paths.node_state(node.name)),
+            "host_local_dir": "",  # the machine's own, if it has any
             "cni_socket": str(paths.cni_socket(node.name)),
             "agent_socket": str(paths.agent_socket(node.name)),
             "cgroup": str(Path(record.cgroup) / node.name),
