@@ -208,3 +208,29 @@ def test_the_answer_is_json_with_its_kind_and_text_with_the_verdict_last() -> No
     lines = list(explanation_lines(way))
     assert lines[0] == "default/pod/client -> default/svc/web (10.96.0.80:80/TCP), IPv4"
     assert lines[-1].startswith("delivered: ")
+
+
+AT_SOCKET = with_settings(DEFAULT, ["services.mode=socket"])
+
+
+def test_in_mode_socket_the_choice_comes_before_the_packet() -> None:
+    way = told("pod/client", "svc/web", config=AT_SOCKET)
+    assert names(way)[:3] == ["source", "service", "egress"]
+    assert "chosen at the socket" in stage(way, "service").detail
+    assert "connected to one of" in stage(way, "service").detail
+    assert "NAT" not in stage(way, "reply").detail
+    by_node = told("node/node-1", "svc/web", config=AT_SOCKET)
+    assert "source kept" in stage(by_node, "service").detail
+    selfish = told("pod/client", "svc/selfish", config=AT_SOCKET)
+    assert "it is the sender" not in stage(selfish, "service").rows[1].text
+
+
+@pytest.mark.parametrize("source", ["outside", "pod/client"])
+def test_in_mode_socket_what_is_not_held_is_told_with_the_reason(source: str) -> None:
+    way = told(source, "svc/empty" if source == "pod/client" else "svc/open", config=AT_SOCKET)
+    detail = stage(way, "service").detail
+    if source == "outside":  # no process of a node: the socket has no part in it
+        assert "socket" not in detail
+    else:
+        assert way.verdict is Outcome.REFUSED
+        assert "nftables, not the socket: refusing and dropping is nftables' part" in detail

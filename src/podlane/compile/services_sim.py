@@ -50,7 +50,7 @@ class Verdict(NamedTuple):
     itself, masqueraded even where the others are not. affinity_timeout_s: 0, or how long a client
     stays with its choice. frontend: the row that decided, None where a set did; why: for a reader.
     hashed: the one of the backends that this client falls to, where the list is chosen from by hash of its
-    address.
+    address. at_socket: chosen before a packet is sent (compile/socket_lb.py).
     """
 
     action: Action
@@ -62,6 +62,7 @@ class Verdict(NamedTuple):
     list: ListKey | None = None
     affinity_timeout_s: int = 0
     hashed: Backend | None = None
+    at_socket: bool = False
 
     def masquerades(self, backend: Backend) -> bool:
         return self.masquerade or backend in self.hairpin

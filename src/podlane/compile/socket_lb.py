@@ -9,10 +9,21 @@ or dropped. Why a frontend is not held is said in words, for `podlane explain`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from podlane.compile.tables import BackendList, Frontend, FrontendClass, FrontendKey, ListKey, NodePortKey
-from podlane.model.addresses import Protocol
+from podlane.compile.services_sim import Action, Flow, Verdict
+from podlane.compile.tables import (
+    BackendList,
+    Frontend,
+    FrontendClass,
+    FrontendKey,
+    ListKey,
+    NodePortKey,
+    SetMember,
+    SetName,
+    Table,
+)
+from podlane.model.addresses import Address, Protocol, host_prefix
 from podlane.model.config import Balancing
 
 _PROTOCOLS = (Protocol.TCP, Protocol.UDP)
@@ -55,3 +66,41 @@ def at_socket(
         return found
     why = why_not(lists.get(found.list))
     return AtSocket(None, why) if why else found
+
+
+def node_port_address(row: SetMember) -> Address | None:
+    """The address of this node at which node ports are held. Every pod has a loopback of its own, and of a
+    whole network only nftables can say what in it is this node's."""
+    where = row.value.network_address
+    fits = row.set is SetName.NODE_PORT_IPS and row.value.num_addresses == 1 and not where.is_loopback
+    return where if fits else None
+
+
+def _held(tables: Mapping[Table, Mapping[Any, Any]], where: Address) -> bool:
+    row = SetMember(SetName.NODE_PORT_IPS, host_prefix(where))
+    return row in tables.get(Table.SETS, {}) and node_port_address(row) is not None
+
+
+def resolve(tables: Mapping[Table, Mapping[Any, Any]], flow: Flow, verdict: Verdict) -> Verdict:
+    """What becomes of nftables' verdict when the sender is a process of the node: the socket is first."""
+    key = verdict.frontend
+    if key is None or verdict.action is Action.PASS:
+        return verdict
+    row: Frontend = tables[Table.NODE_PORTS if isinstance(key, NodePortKey) else Table.FRONTENDS][key]
+    lists = tables.get(Table.BACKENDS, {})
+    at = at_socket(key, row, lists)
+    if isinstance(key, NodePortKey) and not _held(tables, flow.destination):
+        at = AtSocket(None, "not for this address of the node")
+    if at.list is None:
+        return verdict._replace(why=f"{verdict.why} (nftables, not the socket: {at.why})")
+    found: BackendList = lists[at.list]
+    return verdict._replace(
+        action=Action.TRANSLATE,
+        why="chosen at the socket, before a packet is sent",
+        backends=frozenset(found.backends),
+        masquerade=False,
+        hairpin=frozenset(),
+        list=at.list,
+        affinity_timeout_s=found.affinity_timeout_s,
+        at_socket=True,
+    )

@@ -4,7 +4,8 @@ Nothing is asked of a kernel: this is what shall happen. `trace` shows what does
 first packet of a flow:
 
     source, egress         where it begins, and how it comes to its node
-    service                on the node it meets first: frontend, endpoints, masquerade
+    service                on the node it meets first: frontend, endpoints, masquerade; in services.mode
+                           socket what pods and nodes send comes here before it leaves its source
     route                  that node's row that matches, or the node's own route to the underlay
     encapsulation          the tunnel: inner next hop, outer addresses, MTU
     underlay               what carries it between the nodes
@@ -19,13 +20,13 @@ from functools import cache
 
 from msgspec.structs import replace
 
-from podlane.compile import facts
+from podlane.compile import facts, socket_lb
 from podlane.compile.engine import compile_node
 from podlane.compile.services_sim import Action, Flow, Verdict, holds, resolve
 from podlane.compile.tables import Backend, BridgeLink, Route, SetName, Table, VxlanLink
 from podlane.errors import ConfigError
 from podlane.model.addresses import Address, Family, Prefix, Protocol, address, family_of
-from podlane.model.config import NetworkConfig
+from podlane.model.config import NetworkConfig, ServiceMode
 from podlane.model.local import Attachment
 from podlane.model.objects import Node, Pod, Service
 from podlane.model.pools import ALLOCATED_FROM, announcing_node
@@ -145,9 +146,11 @@ class _Way:
         from_node = bool(self.source.node) and (pod is None or pod.spec.host_network)
         flow = Flow(sender, to, protocol, port, from_node)
         verdict = resolve(self.tables(node), flow)
-        self.stages.append(
-            service_stage(self.cluster, node, self.tables(node), flow, verdict, sent_to.service)
-        )
+        if self.config.services.mode is ServiceMode.SOCKET and self.source.node:
+            verdict = socket_lb.resolve(self.tables(node), flow, verdict)
+        stage = service_stage(self.cluster, node, self.tables(node), flow, verdict, sent_to.service)
+        # What is chosen at the socket is chosen before anything leaves the source.
+        self.stages.insert(1 if verdict.at_socket else len(self.stages), stage)
         match verdict.action:
             case Action.PASS:
                 return self._carry(node, flow, Backend(to, port), verdict)
@@ -155,7 +158,7 @@ class _Way:
                 raise WayEnds(Outcome.REFUSED, verdict.why)
             case Action.DROP:
                 raise WayEnds(Outcome.DROPPED, verdict.why)
-        self._translated = True
+        self._translated = not verdict.at_socket
         backends = sorted(verdict.backends, key=lambda b: (int(b.address), b.port))
         return self._carry_each(node, flow, backends, verdict)
 

@@ -47,7 +47,7 @@ def _words(flow: Flow, verdict: Verdict, found: BackendList) -> str:
     text = f"{end(flow.destination, flow.port)}/{flow.protocol}: {node_port}{verdict.why}"
     if verdict.action is Action.TRANSLATE:
         count = len(verdict.backends)
-        text += "; DNAT to "
+        text += "; connected to " if verdict.at_socket else "; DNAT to "
         text += f"one of {count} endpoints {balancing_words(found)}" if count > 1 else "its one endpoint"
         text += ", source masqueraded" if verdict.masquerade else ", source kept"
     if verdict.affinity_timeout_s:

@@ -19,7 +19,6 @@ from podlane.compile.tables import (
     ListKey,
     NodePortKey,
     SetMember,
-    SetName,
     Table,
 )
 from podlane.delta import Delta, news
@@ -172,9 +171,9 @@ class SocketState:
 
     def _put_addresses(self, changes: Delta[Any, Any] | None, plan: Plan) -> None:
         for row, new in news(changes):
-            where = row.value.network_address
-            if row.set is not SetName.NODE_PORT_IPS or row.value.num_addresses != 1 or where.is_loopback:
-                continue  # every pod has a loopback of its own; of a whole network nftables judges
+            where = socket_lb.node_port_address(row)
+            if where is None:
+                continue
             if family_of(where) in self.families and (where in self._addresses) != (new is not None):
                 if new is None:
                     del self._addresses[where]
