@@ -70,8 +70,8 @@ class Caller:
 class Standalone:
     """`with` it for one life; start() and kill() for the lives within."""
 
-    def __init__(self, node: int, where: Path) -> None:
-        self.node, self.where = node, where
+    def __init__(self, node: int, where: Path, *flags: str) -> None:
+        self.node, self.where, self.flags = node, where, flags
         self.bin, self.conf = where / "opt" / "bin", where / "etc" / "net.d"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -94,7 +94,7 @@ class Standalone:
             "cni-bin-dir": self.bin,
             "cni-conf-dir": self.conf,
         }
-        flags = [f"--{name}={value}" for name, value in options.items()]
+        flags = [*(f"--{name}={value}" for name, value in options.items()), *self.flags]
         with netns.entered(self.node):
             self.process = subprocess.Popen([sys.executable, "-c", MAIN, "agent", "--standalone", *flags])
         self.wait()

@@ -10,8 +10,11 @@ from ipaddress import ip_address, ip_interface
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from podlane.cli.agent import command
 from podlane.cni import plugins
+from podlane.errors import ConfigError, UsageError
 from podlane.kernel.rtnl import Rtnl
 from tests.netns import packets
 from tests.netns.agent_nodes import wait_until
@@ -78,6 +81,54 @@ def test_the_tutorials_network_through_its_executables(namespaces, tmp_path):
             "last_reserved_ip.0",
             "lock",
         ]
+
+
+def test_our_own_type_without_an_api(namespaces, tmp_path):
+    node, outside, pods = namespaces(), namespaces(), {name: namespaces() for name in ("a", "b")}
+    with Rtnl(node) as rt:
+        rt.set_up("lo")
+        rt.create_veth("eth0", "eth0", peer_netns=outside, up=True, peer_up=True)
+        rt.add_address("eth0", ip_interface("192.0.2.1/24"))
+        rt.add_address("eth0", ip_interface("2001:db8::1/64"))
+    with Rtnl(outside) as rt:
+        rt.add_address("eth0", ip_interface("192.0.2.9/24"))
+        rt.add_address("eth0", ip_interface("2001:db8::9/64"))
+    whole = {"cniVersion": "1.0.0", "name": "own", "type": "podlane"}
+    flags = ["--pod-cidr=10.244.1.0/24", "--pod-cidr=fd00:10:244:1::/64", "--host-local-dir="]
+    with Standalone(node, tmp_path, *flags) as agent:
+        held = {}
+        for name, pod in pods.items():
+            result = agent.caller.call("ADD", name, pod, whole)
+            held[name] = [ip_interface(ip["address"]).ip for ip in result["ips"]]
+        for there, back in zip(held["b"], held["a"], strict=True):
+            assert packets.tcp(pods["a"], pods["b"], there) == back
+            assert packets.udp(node, pods["b"], there)
+        # beyond the CIDRs under the node's address, which knows the way back
+        assert packets.tcp(pods["a"], outside, ip_address("192.0.2.9")) == ip_address("192.0.2.1")
+        assert packets.tcp(pods["a"], outside, ip_address("2001:db8::9")) == ip_address("2001:db8::1")
+        agent.kill()
+        assert packets.tcp(pods["a"], pods["b"], held["b"][0]) == held["a"][0]
+        agent.start()
+        assert packets.tcp(pods["b"], pods["a"], held["a"][1]) == held["b"][1]
+        for name, pod in pods.items():
+            agent.caller.call("DEL", name, pod, whole)
+        with Rtnl(node) as rt:
+            assert [link.name for link in rt.links() if link.name.startswith("pl")] == []
+            assert rt.routes(protocol=85) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--standalone", "--pod-cidr=x"], "'x'"),
+        (["--standalone", "--pod-cidr=10.0.0.0/24", "--pod-cidr=10.1.0.0/24"], "one a family"),
+        (["--pod-cidr=10.0.0.0/24"], "goes with --standalone"),
+    ],
+)
+def test_pod_cidrs_that_cannot_be(tmp_path, flags, says):
+    done = CliRunner().invoke(command, ["--node-name=n", f"--state-dir={tmp_path}", *flags])
+    assert isinstance(done.exception, ConfigError | UsageError)
+    assert says in str(done.exception)
 
 
 def test_adds_at_once_with_an_agent_killed_between_share_no_address(namespaces, tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from podlane.agent.memory import Known, Memory
 from podlane.agent.options import AgentOptions
+from podlane.agent.reconciler import EVERY_ROW
 from podlane.cni import plugins
 from podlane.cni.attacher import Attacher, Ports
 from podlane.cni.foreign import ForeignLeases
@@ -16,7 +17,9 @@ from podlane.cni.service import CniService
 from podlane.compile import facts
 from podlane.compile.engine import Compiler
 from podlane.compile.peers import link_mtu_bytes
+from podlane.compile.tables import Table
 from podlane.errors import ConfigError
+from podlane.kernel.driver import Failure
 from podlane.model.addresses import Prefix
 from podlane.model.config import Hairpin, Link, LinkMode
 from podlane.model.local import Attachment
@@ -107,3 +110,15 @@ def _ports(link: Link) -> Ports | None:
     if link.mode is not LinkMode.BRIDGE:
         return None
     return Ports(link.bridge, hairpin=link.hairpin is Hairpin.VETH)
+
+
+def concerns(failure: Failure, attachment: Attachment) -> bool:
+    """The row that was refused is one of the way to this pod."""
+    if failure.key == EVERY_ROW:
+        return failure.table is Table.LINKS  # the driver that has the routes too
+    if failure.table is Table.PORTS:
+        return bool(failure.key == attachment.device)
+    if failure.table is Table.NEIGHBOURS:
+        device, address = failure.key
+        return device == (attachment.bridge or attachment.device) and address in attachment.addresses
+    return failure.table is Table.ROUTES and failure.key.network_address in attachment.addresses

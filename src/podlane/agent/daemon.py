@@ -17,14 +17,14 @@ from typing import Any
 from podlane.agent import collector, http, install, report, sysctls, underlay
 from podlane.agent.announcements import Announcements
 from podlane.agent.announcer import Announcer
-from podlane.agent.attachments import Attachments
+from podlane.agent.attachments import Attachments, concerns
 from podlane.agent.complaints import Complaint, complaints
 from podlane.agent.events import Events
 from podlane.agent.health_checks import HealthChecks
 from podlane.agent.monitor import OURS, Monitor
 from podlane.agent.options import AgentOptions
 from podlane.agent.proxy import Proxy
-from podlane.agent.reconciler import EVERY_ROW, Observation, Reconciler
+from podlane.agent.reconciler import Observation, Reconciler
 from podlane.agent.ruleset_monitor import RulesetMonitor
 from podlane.agent.sockets import SocketPages
 from podlane.compile import facts
@@ -252,7 +252,7 @@ class Agent:
         await self.reconciler.commit([Change(ATTACHMENT, old, new)], *devices)
         if new is not None:
             for failure in self.reconciler.failures:
-                if _concerns(failure, new):
+                if concerns(failure, new):
                     raise failure.error
 
     # --- when is it ready ---
@@ -373,17 +373,6 @@ def sources(reads: frozenset[str], node_name: str) -> list[Source]:
 def _local(kind: str, key: tuple[str, str]) -> Any:
     """The reflector's (namespace, name) as the view's key."""
     return key[1] if kind in CLUSTER_WIDE else key
-
-
-def _concerns(failure: Failure, attachment: Attachment) -> bool:
-    if failure.key == EVERY_ROW:
-        return failure.table is Table.LINKS  # the driver that has the routes too
-    if failure.table is Table.PORTS:
-        return bool(failure.key == attachment.device)
-    if failure.table is Table.NEIGHBOURS:
-        device, address = failure.key
-        return device == (attachment.bridge or attachment.device) and address in attachment.addresses
-    return failure.table is Table.ROUTES and failure.key.network_address in attachment.addresses
 
 
 def _read_links() -> tuple[list[Any], list[Any]]:

@@ -39,6 +39,7 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     policy: bool = True
     dns: bool = False
     standalone: bool = False
+    pod_cidrs: list[str] = []
     log_level: str = "info"
     log_format: str = "text"
 

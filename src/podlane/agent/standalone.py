@@ -1,4 +1,6 @@
-"""`podlane agent --standalone`: no API, no desired tables; only the CNI plugin types and their leases.
+"""`podlane agent --standalone`: no API; only the CNI plugin types and their leases.
+
+`podlane` is among them where --pod-cidr says whose addresses it gives (standalone_pods.py).
 
 For a node whose container runtime is given configurations written for the reference plugins. It acts on
 the network namespace it is started in, and ends by SIGTERM or SIGINT with everything left in place.
@@ -14,6 +16,7 @@ from pathlib import Path
 
 from podlane.agent import http, install
 from podlane.agent.options import AgentOptions
+from podlane.agent.standalone_pods import StandalonePods, pools_of
 from podlane.cni import plugins
 from podlane.cni.service import CniService
 from podlane.errors import ConfigError
@@ -24,7 +27,8 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def main(options: AgentOptions) -> None:
-    """Raises ConfigError for paths that cannot be used."""
+    """Raises ConfigError for paths and pod CIDRs that cannot be used."""
+    pools_of(options.pod_cidrs)
     try:
         for text in (options.state_dir, options.cni_conf_dir):
             if text:
@@ -40,10 +44,14 @@ async def run(options: AgentOptions) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     pages: http.Pages = {"/healthz": lambda: http.text("ok"), "/readyz": lambda: http.text("ok")}
+    boot_id, types = BOOT_ID.read_text().strip(), plugins.load()
     async with AsyncExitStack() as stack:
-        service = CniService(
-            Path(options.state_dir), Path(options.cni_socket), BOOT_ID.read_text().strip(), plugins.load()
-        )
+        if options.pod_cidrs:
+            pods = StandalonePods(options, boot_id)
+            stack.push_async_callback(pods.close)
+            await pods.start()
+            types[pods.kind.name] = pods.kind
+        service = CniService(Path(options.state_dir), Path(options.cni_socket), boot_id, types)
         stack.push_async_callback(service.close)
         stack.push_async_callback(service.stop_serving)
         await service.serve()

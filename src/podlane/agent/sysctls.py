@@ -34,6 +34,7 @@ def wanted(
     families: Iterable[Family], uplink: str, read: Read, *, bridged: bool = False, from_loopback: bool = False
 ) -> list[Setting]:
     """What differs, in the order in which it must be written. read(name): None where there is no such name.
+    uplink: "" for none.
 
     - accept_ra 2 on the uplink before forwarding: a router ignores advertisements otherwise, and with
       them its own default route;

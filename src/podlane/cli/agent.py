@@ -30,6 +30,9 @@ ON_OFF = click.Choice(["on", "off"])
 @click.option("--policy", type=ON_OFF, default="on", show_default=True, help="NetworkPolicy (not yet there).")
 @click.option("--dns", type=ON_OFF, default="off", show_default=True, help="DNS (not yet there).")
 @click.option("--standalone", is_flag=True, help="No API: only the CNI plugin types and their leases.")
+@click.option(
+    "--pod-cidr", metavar="CIDR", multiple=True, help="With --standalone: addresses for the type podlane."
+)
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -50,6 +53,7 @@ def command(
     policy: str,
     dns: str,
     standalone: bool,
+    pod_cidr: tuple[str, ...],
 ) -> None:
     """Run the node agent in the network namespace it is started in.
 
@@ -64,6 +68,8 @@ def command(
 
     if standalone and kubeconfig:
         raise UsageError("--standalone uses no API: leave --kubeconfig out")
+    if pod_cidr and not standalone:
+        raise UsageError("--pod-cidr goes with --standalone: in a cluster the Node object has it")
     # Policy is on by default, so that it begins to act when it exists: only asking for it is answered.
     explicit = ctx.get_parameter_source("policy") is click.core.ParameterSource.COMMANDLINE
     for name, wanted in (("policy", policy == "on" and explicit), ("dns", dns == "on")):
@@ -88,5 +94,6 @@ def command(
             policy=policy == "on",
             dns=dns == "on",
             standalone=standalone,
+            pod_cidrs=list(pod_cidr),
         )
     )
