@@ -297,5 +297,34 @@ def test_a_datagram_flow_follows_its_endpoints(shared: Lab, family: str) -> None
     shared.kubectl("wait", "--for=condition=Ready", "pod/a", "--timeout=20s")
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_flows_tell_who_talks_to_whom_through_what(shared: Lab, family: str) -> None:
+    where = address_of(shared, "sticky", family)
+    found, _ = answers(from_pod(shared, "client"), f"http://{where}", 2)
+    (pod,) = found
+    command = ("flows", "--lab", shared.name, "--service", "sticky", "--pod", "client", "-o", "json")
+    items = json.loads(shared.podlane(*command).stdout)["items"]
+    mine = [each for each in items if each["family"] == family]
+    assert len(mine) >= 2
+    for each in mine:
+        assert each["source"]["name"] == "default/pod/client"
+        assert each["destination"]["name"] == "default/svc/sticky"
+        assert each["endpoint"]["name"] == f"default/pod/{pod}"
+        assert min(each["bytesSent"], each["bytesAnswered"]) > 100
+    (told,) = json.loads(shared.podlane("services", "sticky", "--lab", shared.name, "-o", "json").stdout)[
+        "items"
+    ]
+    (end,) = [e for e in told["endpoints"] if e["address"] == mine[0]["endpoint"]["address"]]
+    assert end["bytesIn"] >= sum(each["bytesSent"] for each in mine)
+    lines = shared.podlane("flows", "--lab", shared.name, "--pod", "client").stdout.splitlines()
+    assert lines[0].startswith("NODE")
+    assert len(lines) > 2
+
+
+def test_flows_of_what_is_not_there_are_refused(shared: Lab) -> None:
+    done = shared.podlane("flows", "--lab", shared.name, "--service", "stiky", check=False)
+    assert (done.returncode, done.stderr.count("did you mean 'sticky'")) == (2, 1)
+
+
 def test_the_whole_matrix_agrees(shared: Lab) -> None:
     shared.check()

@@ -122,6 +122,14 @@ def test_node_ports_of_localhost_need_packets_from_it_let_out() -> None:
     assert "route_localnet" not in str(sysctls.wanted(list(Family), "eth0", state.get))
 
 
+def test_services_want_connections_remembered_and_counted() -> None:
+    names = ("acct", "tcp_timeout_close_wait", "tcp_timeout_established")
+    state = {**FRESH, **{f"net/netfilter/nf_conntrack_{name}": "0" for name in names}}
+    found = dict(sysctls.wanted(list(Family), "eth0", state.get, serving=True, counted=True))
+    assert [found[f"net/netfilter/nf_conntrack_{name}"] for name in names] == ["1", "3600", "86400"]
+    assert not any("acct" in s.name or "timeout" in s.name for s in sysctls.wanted([], "eth0", state.get))
+
+
 def test_a_kernel_without_conntrack_is_left_alone() -> None:
     state = {name: value for name, value in FRESH.items() if "conntrack" not in name}
     assert "nf_conntrack" not in str(sysctls.wanted(list(Family), "eth0", state.get))

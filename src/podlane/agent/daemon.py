@@ -238,6 +238,8 @@ class Agent:
                 uplink,
                 sysctls.read,
                 bridged=self.config.link.mode is LinkMode.BRIDGE,
+                serving=self.options.services,
+                counted=self.options.services and self.config.services.flow_accounting,
                 from_loopback=self.options.services and self.config.services.localhost_node_ports,
             )
         )

@@ -31,7 +31,14 @@ class Setting(NamedTuple):
 
 
 def wanted(
-    families: Iterable[Family], uplink: str, read: Read, *, bridged: bool = False, from_loopback: bool = False
+    families: Iterable[Family],
+    uplink: str,
+    read: Read,
+    *,
+    bridged: bool = False,
+    from_loopback: bool = False,
+    serving: bool = False,
+    counted: bool = False,
 ) -> list[Setting]:
     """What differs, in the order in which it must be written. read(name): None where there is no such name.
     uplink: "" for none.
@@ -45,7 +52,10 @@ def wanted(
     - with node ports of 127.0.0.1, packets of that source let out, whose source is then translated (what
       this opens to neighbours the ruleset closes again, see kernel/nft/skeleton.py);
     - conntrack liberal about TCP windows: one packet it takes for invalid would otherwise pass
-      untranslated and reset the connection (kubernetes/kubernetes#74839).
+      untranslated and reset the connection (kubernetes/kubernetes#74839);
+    - where services are served, conntrack remembering a connection that one side has closed for an hour,
+      and one that is silent for a day, as kube-proxy has it;
+    - if wanted, conntrack counting packets and bytes: of connections that begin from now on.
     """
     families = list(families)
     rules: list[Setting] = []
@@ -61,6 +71,11 @@ def wanted(
         if from_loopback:
             rules.append(Setting("net/ipv4/conf/all/route_localnet", "1"))
     rules.append(Setting("net/netfilter/nf_conntrack_tcp_be_liberal", "1"))
+    if serving:
+        rules.append(Setting("net/netfilter/nf_conntrack_tcp_timeout_close_wait", "3600"))
+        rules.append(Setting("net/netfilter/nf_conntrack_tcp_timeout_established", "86400"))
+    if counted:
+        rules.append(Setting("net/netfilter/nf_conntrack_acct", "1"))
     found = [rule for rule in rules if read(rule.name) not in (None, rule.value)]
     # Without the module there is no such name, and writing it is refused in words that say so.
     needed = [Setting(_BRIDGE[family], "1") for family in families if bridged]

@@ -27,6 +27,7 @@ COMMANDS = {
     "check": ("check", "Try every way of communicating, with real packets."),
     "explain": ("explain", "Tell a packet's way and verdict, from the desired tables."),
     "services": ("services", "Show services, their endpoints, and what each node chooses."),
+    "flows": ("flows", "Show the nodes' connections, with names."),
     "trace": ("trace", "Send one packet and show every link it crosses."),
     "agent": ("agent", "Run the node agent."),
     "version": ("version", "Print the version."),

@@ -23,7 +23,8 @@ def command(
     output: str,
 ) -> None:
     """Show services, or all there is to say of service NAME: its addresses, its endpoints, and which of
-    them each node chooses, and why. From what the API holds; no node is asked.
+    them each node chooses, how and why. From what the API holds; a lab's nodes are also asked for the
+    connections that each endpoint has.
 
     \b
     Examples:
@@ -33,15 +34,19 @@ def command(
     """
     from podlane.lab import snapshot
     from podlane.observe.cluster import Cluster
+    from podlane.observe.flows import flows, loads
     from podlane.observe.services import list_lines, report_lines, services
 
     with snapshot.look(lab, kubeconfig, context, config) as look:
         cluster = Cluster(snapshot.objects(look.client))
+        # Asking the nodes costs little in a lab, and there is nobody to ask elsewhere.
+        found = snapshot.conntrack(look.record) if look.record else None
+    load = loads(flows(cluster, found)) if found is not None else None
     if name:
         wanted = [cluster.service(namespace or "default", name)]
     else:
         wanted = [s for _, s in sorted(cluster.services.items()) if namespace in (None, s.namespace)]
-    told = services(cluster, look.config, wanted)
+    told = services(cluster, look.config, wanted, load)
     if output == "json":
         click.echo(told.json())
         return

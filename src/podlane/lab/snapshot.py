@@ -12,11 +12,15 @@ import msgspec
 
 from podlane.errors import KernelError, NotFoundError, UsageError
 from podlane.kernel import cgroups, netns
+from podlane.kernel.conntrack.codec import Entry, Filter
+from podlane.kernel.conntrack.flows import Flows
+from podlane.kernel.rtnl import Rtnl
 from podlane.lab import record as records
 from podlane.lab.kubelet.container_spec import LABEL_CONTAINER, LABEL_UID
 from podlane.lab.record import LabRecord
 from podlane.lab.rest import Client
 from podlane.lab.supervisor.client import ProcessInfo, Supervisor
+from podlane.model.addresses import Family
 from podlane.model.config import DEFAULT, NetworkConfig, ServiceMode
 from podlane.model.objects import KINDS, Object
 from podlane.observe.cluster import Cluster
@@ -131,6 +135,35 @@ def cgroup(record: LabRecord, pid: int) -> Path | None:
         return cgroups.of(pid)
     except OSError:
         return None  # it ended meanwhile
+
+
+def tracked(look: Look, cluster: Cluster) -> dict[str, list[Entry]]:
+    """Connections by node: of all nodes of a lab, else of the node this runs on. Raises UsageError."""
+    if look.record is not None:
+        return conntrack(look.record)
+    with Rtnl() as rt:
+        here = [cluster.node_at(held.address.ip) for held in rt.addresses()]
+    node = next((each for each in here if each is not None), None)
+    if node is None:
+        raise UsageError(
+            "no node of the cluster has an address of this machine: run it on a node, or use --lab"
+        )
+    return {node.name: read_flows()}
+
+
+def conntrack(record: LabRecord) -> dict[str, list[Entry]]:
+    """What every node of a lab has in its connection tracking; of nodes that are up. Raises KernelError."""
+    with namespaces({node.name: node.pid for node in record.nodes}) as opened:
+        return {name: read_flows(fd) for name, fd in opened.items()}
+
+
+def read_flows(netns_fd: int | None = None) -> list[Entry]:
+    """Every connection of a namespace, None: of that of the calling thread. Raises KernelError."""
+    flows = Flows(netns_fd)
+    try:
+        return [entry for family in Family for entry in flows.list(Filter(family))]
+    finally:
+        flows.close()
 
 
 @contextmanager

@@ -5,9 +5,10 @@ Compiled from the same objects by the same code as the agents' tables; nothing h
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import Final
+from typing import Final, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -31,6 +32,8 @@ from podlane.model.objects import EndpointSlice, Service, ServicePort
 from podlane.model.pools import ALLOCATED_FROM, announced, announcing_node
 from podlane.observe.cluster import Cluster
 from podlane.observe.explanation import API_VERSION, end
+from podlane.observe.flows import EndpointKey, Load, size
+from podlane.observe.service_stage import balancing_words
 
 CLUSTER_IP: Final = "ClusterIP"
 NODE_PORT: Final = "node port"
@@ -52,7 +55,8 @@ class Entry(Struct, frozen=True, rename="camel"):
 
 
 class End(Struct, frozen=True, rename="camel"):
-    """state: ready, terminating (and serving still) or not ready. target: what has the address."""
+    """state: ready, terminating (and serving still) or not ready. target: what has the address. flows: that
+    are not over; bytes_in, bytes_out: of these, to the endpoint and from it. None where no node was asked."""
 
     address: str
     port: int
@@ -62,13 +66,17 @@ class End(Struct, frozen=True, rename="camel"):
     zone: str
     state: str
     target: str
+    flows: int | None = None
+    bytes_in: int | None = None
+    bytes_out: int | None = None
 
 
 class Choice(Struct, frozen=True, rename="camel"):
     """What new flows may be sent to by one port in one family on these nodes.
 
     used_by: "internal" (to the ClusterIP), "external", "short circuit" (pods and the node itself to external
-    addresses where externalTrafficPolicy is Local). verdict: translate, refuse or drop.
+    addresses where externalTrafficPolicy is Local). verdict: translate, refuse or drop. balancing: how one of
+    the chosen is taken, in words.
     """
 
     port_name: str
@@ -80,6 +88,8 @@ class Choice(Struct, frozen=True, rename="camel"):
     chosen: list[str]
     why: str
     nodes: list[str]
+    balancing: str = ""
+    weights: list[int] = []  # of the chosen ones, where they differ
 
 
 class ServiceReport(Struct, frozen=True, rename="camel"):
@@ -104,14 +114,24 @@ class ServiceList(Struct, frozen=True, rename="camel"):
         return msgspec.json.encode(self, enc_hook=str)
 
 
-def services(cluster: Cluster, config: NetworkConfig, wanted: Iterable[Service]) -> ServiceList:
-    return ServiceList(API_VERSION, "ServiceList", [report(cluster, config, each) for each in wanted])
+Loads: TypeAlias = Mapping[EndpointKey, Load]
 
 
-def report(cluster: Cluster, config: NetworkConfig, service: Service) -> ServiceReport:
+def services(
+    cluster: Cluster, config: NetworkConfig, wanted: Iterable[Service], loads: Loads | None = None
+) -> ServiceList:
+    """loads: what the nodes' connection tracking says of endpoints (observe/flows.py)."""
+    return ServiceList(API_VERSION, "ServiceList", [report(cluster, config, each, loads) for each in wanted])
+
+
+def report(
+    cluster: Cluster, config: NetworkConfig, service: Service, loads: Loads | None = None
+) -> ServiceReport:
     known = endpoints(_unlabelled(piece) for piece in cluster.slices_of(service))
     places = [place_of(n, cluster.nodes[n]) for n in sorted(cluster.nodes, key=lambda n: (len(n), n))]
     ends = list(_ends(cluster, known))
+    if loads is not None:
+        ends = [_loaded(service, each, loads) for each in ends]
     if not ours(service):
         return ServiceReport(
             service.namespace, service.name, service.spec.type, _left_alone(service), endpoints=ends
@@ -207,6 +227,12 @@ def _ends(cluster: Cluster, known: Mapping[PortKey, Mapping[Backend, Known]]) ->
             )
 
 
+def _loaded(service: Service, each: End, loads: Loads) -> End:
+    key = f"{service.namespace}/{service.name}", each.address, each.port, each.protocol
+    load = loads.get(key, Load())
+    return msgspec.structs.replace(each, flows=load.flows, bytes_in=load.bytes_in, bytes_out=load.bytes_out)
+
+
 def state_of(each: Known) -> str:
     return "ready" if each.ready else "terminating" if each.draining else "not ready"
 
@@ -218,18 +244,29 @@ def _choices(
     lists: Mapping[ListKey, BackendList] = compiled.rows.get(Table.BACKENDS, {})
     for port in service.spec.ports:
         for family in Family:
-            uses: dict[tuple[str, str, tuple[Backend, ...]], list[str]] = {}
+            uses: dict[tuple[str, str, BackendList], list[str]] = {}
             for use, row, key in _uses(service, compiled, port, family):
-                chosen = lists[key].backends if key is not None else ()
+                found = lists[key] if key is not None else _NONE
                 scope = key.scope if key is not None else LOCAL if row.kind is FrontendClass.DROP else CLUSTER
-                verdict = "translate" if chosen else "drop" if scope == LOCAL else "refuse"
-                uses.setdefault((scope, verdict, chosen), []).append(use)
-            for (scope, verdict, chosen), used_by in uses.items():
+                verdict = "translate" if found.backends else "drop" if scope == LOCAL else "refuse"
+                # Who may come in, and whose flows may go on, is no part of the choice.
+                found = msgspec.structs.replace(found, sources=(), still_serving=())
+                uses.setdefault((scope, verdict, found), []).append(use)
+            for (scope, verdict, found), used_by in uses.items():
                 there = known.get((port.name, Protocol(port.protocol), family), {})
-                why = reason(there.values(), frozenset(chosen), here, scope)
-                shown = [end(b.address, b.port) for b in dict.fromkeys(chosen)]
+                counts = Counter(found.backends)
                 yield Choice(
-                    port.name, port.protocol, family, used_by, scope, verdict, shown, why, [here.node]
+                    port.name,
+                    port.protocol,
+                    family,
+                    used_by,
+                    scope,
+                    verdict,
+                    [end(b.address, b.port) for b in counts],
+                    reason(there.values(), frozenset(counts), here, scope),
+                    [here.node],
+                    balancing_words(found) if found.backends else "",
+                    list(counts.values()) if len(set(counts.values())) > 1 else [],
                 )
 
 
@@ -310,6 +347,8 @@ def _hints(ready: list[Known], chosen: frozenset[Backend], here: Place) -> str:
     return f"hints give zone {here.zone} {len(kept)} of them"
 
 
+_NONE: Final = BackendList(())
+
 # --- for people -----------------------------------------------------------------------------------
 
 _MANY: Final = 10
@@ -339,20 +378,28 @@ def report_lines(told: ServiceReport) -> Iterator[str]:
         yield f"  {where}{from_pool}{only}"
     yield "endpoints" if told.endpoints else "no endpoints"
     places = [
-        (f"{_where(e.address, e.port)}/{e.protocol}", e.state, e.node or "no node", e.zone or "-")
+        (f"{_where(e.address, e.port)}/{e.protocol}", e.state, e.node or "no node", e.zone or "-", _load(e))
         for e in told.endpoints
     ]
-    widths = [max((len(row[i]) for row in places), default=0) for i in range(4)]
+    widths = [max((len(row[i]) for row in places), default=0) for i in range(5)]
     for row, each in zip(places, told.endpoints, strict=True):
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True) if width)
         yield "  " + "  ".join([*cells, each.target or "no pod"])
     for choice in told.choices:
         port = f"{choice.port_name}/{choice.protocol}" if choice.port_name else choice.protocol
         yield f"{port} {choice.family}, {' and '.join(choice.used_by)}: {', '.join(choice.nodes)}"
         yield f"  {_few(choice)}"
         yield f"  {choice.why}"
+        if len(choice.chosen) > 1 and choice.balancing:
+            yield f"  {choice.balancing}"
     for problem in told.problems:
         yield f"! {problem}"
+
+
+def _load(each: End) -> str:
+    if each.flows is None:
+        return ""
+    return f"{each.flows} open, {size(each.bytes_in or 0)} in, {size(each.bytes_out or 0)} out"
 
 
 def _way_in(entry: Entry) -> str:
@@ -367,4 +414,6 @@ def _few(choice: Choice) -> str:
     if choice.verdict != "translate":
         return "dropped" if choice.verdict == "drop" else "refused"
     more = len(choice.chosen) - _MANY
-    return " ".join(choice.chosen[:_MANY]) + (f" and {more} more (-o json has all)" if more > 0 else "")
+    weights = [f"*{n}" for n in choice.weights] or [""] * len(choice.chosen)
+    shown = [f"{where}{weight}" for where, weight in zip(choice.chosen, weights, strict=True)]
+    return " ".join(shown[:_MANY]) + (f" and {more} more (-o json has all)" if more > 0 else "")
