@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from podlane.lab import ready
+from podlane.model import pools
 
 
 def deployment(wanted: int, **status: Any) -> dict[str, Any]:
@@ -94,3 +95,25 @@ def test_an_agent_is_waited_for_until_it_has_seen_the_newest_of_every_kind() -> 
     assert "not ready" in ready.agent_missing(status | {"ready": False}, {})[0]
     refused = {"table": "routes", "key": "10.0.0.0/8", "error": "no"}
     assert "10.0.0.0/8" in ready.agent_missing(status | {"failures": [refused]}, {})[0]
+
+
+def test_load_balancers_are_waited_for_until_somebody_answers() -> None:
+    def waits(ips: list[str], told: str = "", *, any_pool: bool = True, **spec: Any) -> bool:
+        marks = {"annotations": {pools.ALLOCATED_FROM: "p"}} if any_pool else {}
+        service = {
+            "metadata": {"name": "web", **marks},
+            "spec": {"type": "LoadBalancer", **spec},
+            "status": {
+                "loadBalancer": {"ingress": [{"ip": ip} for ip in ips]},
+                "conditions": [{"type": "x", "message": told}],
+            },
+        }
+        return ready.balancer_waits(service, any_pool=any_pool)
+
+    assert waits([], any_pool=False)
+    assert not waits(["172.30.1.11"], any_pool=False)
+    assert waits(["192.0.2.1"])
+    assert not waits(["192.0.2.1"], "node-1 answers for 192.0.2.1")
+    assert waits(["192.0.2.1", "2001:db8::1"], "node-1 answers for 192.0.2.1")
+    assert not waits([], loadBalancerClass="example.com/other")
+    assert not waits([], type="ClusterIP")

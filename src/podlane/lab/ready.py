@@ -8,6 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from podlane.controller import load_balancers
+from podlane.controller.meta import annotations_of
+from podlane.model import pools
+from podlane.model.addresses import address
+
 Obj = dict[str, Any]
 
 WORKLOADS = {
@@ -118,3 +123,16 @@ def newest_versions(objects: Iterable[Obj], kind: str) -> dict[str, int]:
     """{kind: highest resourceVersion} of objects; empty when there are none."""
     versions = [int(o["metadata"].get("resourceVersion") or 0) for o in objects]
     return {kind: max(versions)} if versions else {}
+
+
+def balancer_waits(service: Obj, *, any_pool: bool) -> bool:
+    """A LoadBalancer that the lab serves has no address yet, or one of a pool that nobody answers for yet."""
+    server, ingress = load_balancers.server_of(service, any_pool=any_pool), load_balancers.ingress_of(service)
+    if server != load_balancers.POOLS:
+        return server is not None and not ingress
+    if pools.ALLOCATED_FROM not in annotations_of(service):
+        return True
+    said = [c.get("message", "") for c in (service.get("status") or {}).get("conditions") or ()]
+    told = [found for found in map(pools.announcer, said) if found is not None]
+    answered = {str(where) for _, where in told}
+    return not ingress or any(str(address(each["ip"])) not in answered for each in ingress)

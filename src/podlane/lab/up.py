@@ -14,6 +14,7 @@ from podlane.lab import agents, launch, manifests, ready, rest
 from podlane.lab.apply import apply_objects
 from podlane.lab.down import down
 from podlane.lab.record import LabRecord
+from podlane.model import pools
 from podlane.model.config import DEFAULT, NetworkConfig, parse, with_settings
 
 Obj = dict[str, Any]
@@ -27,6 +28,7 @@ _WATCHED = {
     "EndpointSlice": "endpointslices.discovery.k8s.io",
 }
 _POLL_S = 0.03
+_BALANCERS_S = 3.0
 
 
 class NotReadyError(LabError):
@@ -87,6 +89,7 @@ def up(
                     raise ConfigError("\n".join(refused))
                 roots = {a.object["metadata"]["uid"] for a in applied if a.object is not None}
             progress("waiting for pods and data plane")
+            _await_balancers(client, roots, deadline_s)
             _await(
                 lambda: _missing(client, roots) or _behind(client, record),
                 record,
@@ -118,6 +121,18 @@ def _nodes_missing(client: rest.Client, record: LabRecord) -> list[str]:
     except LabError as error:  # the kubeconfig is there a moment before the server answers
         return [str(error)]
     return [f"node {n.name} has not registered" for n in record.nodes if n.name not in names]
+
+
+def _await_balancers(client: rest.Client, roots: set[str], deadline_s: float) -> None:
+    """A moment for load-balancer addresses to be given and answered for. Some never are (another's class, a
+    pool that is exhausted), and that is no reason to fail."""
+    until_s = min(deadline_s, time.monotonic() + _BALANCERS_S)
+    while time.monotonic() < until_s:
+        any_pool = bool(client.request("GET", pools.PATH).get("items"))
+        services = [s for s in client.list("services") if s["metadata"]["uid"] in roots]
+        if not any(ready.balancer_waits(service, any_pool=any_pool) for service in services):
+            return
+        time.sleep(_POLL_S)
 
 
 def _missing(client: rest.Client, roots: set[str]) -> list[str]:

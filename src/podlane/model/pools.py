@@ -19,6 +19,7 @@ from podlane.model.selectors import EVERYTHING, Selector
 
 RESOURCE: Final = "loadbalancerpools.podlane.dev"
 KIND: Final = "LoadBalancerPool"
+PATH: Final = "/apis/podlane.dev/v1alpha1/loadbalancerpools"
 FINALIZER: Final = "service.kubernetes.io/load-balancer-cleanup"  # KEP-980
 
 # What a user writes on a Service.
