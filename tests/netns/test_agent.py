@@ -90,7 +90,7 @@ def test_a_second_start_finds_nothing_to_do(tmp_path: Path) -> None:
         one.start()
         status = one.wait_ready()
         assert status["operations"] == 0
-        assert status["resyncs"] == 4  # one a driver
+        assert status["resyncs"] == 5  # one a driver
         assert actual(one) == before
         assert len(before[Table.ROUTES]) == 4  # own pod and peer, both families
 
@@ -474,7 +474,7 @@ def test_a_second_start_with_services_finds_nothing_to_do(tmp_path: Path) -> Non
 
 def test_without_services_nothing_is_watched_for_them_and_no_flow_is_taken(tmp_path: Path) -> None:
     with two_nodes(tmp_path, FAMILIES["both"]) as (_, one, _two):
-        one.start("--services", "off")
+        one.start("--services", "off", "--policy", "off")
         assert set(one.wait_ready()["applied"]) == {"Node", "ServiceCIDR"}
         listed = netns.inside(one.fd, lambda: subprocess.check_output(["nft", "list", "ruleset"]))
         assert b"hook postrouting" in listed  # what leaves the cluster: test_pod_masquerade.py

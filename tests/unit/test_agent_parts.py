@@ -357,7 +357,6 @@ def test_the_command_refuses_what_it_cannot_do(tmp_path: Path) -> None:
 def test_flags_without_effect_say_so(tmp_path: Path) -> None:
     words = ("--node-name", "n1", "--config", str(tmp_path / "absent"))
     assert "no effect" not in cli(*words)[1]
-    assert "--policy on has no effect yet" in cli(*words, "--policy", "on")[1]
     assert "--dns on has no effect yet" in cli(*words, "--dns", "on")[1]
 
 

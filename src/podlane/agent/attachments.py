@@ -115,7 +115,7 @@ def _ports(link: Link) -> Ports | None:
 def concerns(failure: Failure, attachment: Attachment) -> bool:
     """The row that was refused is one of the way to this pod."""
     if failure.key == EVERY_ROW:
-        return failure.table is Table.LINKS  # the driver that has the routes too
+        return failure.table in (Table.LINKS, Table.POLICY_SETS)  # of the driver with the routes; of policy's
     if failure.table is Table.PORTS:
         return bool(failure.key == attachment.device)
     if failure.table is Table.NEIGHBOURS:

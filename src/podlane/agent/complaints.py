@@ -24,6 +24,7 @@ _KINDS: Final = {
     ("services", "service"): "Service",
     ("node", "node"): "Node",
     ("node", "service-cidr"): "ServiceCIDR",
+    ("policy", "policy"): "NetworkPolicy",
 }
 
 

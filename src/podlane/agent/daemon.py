@@ -35,6 +35,7 @@ from podlane.errors import ConfigError, KernelError
 from podlane.kernel.announce.driver import AnnounceDriver
 from podlane.kernel.bpf.sockets import SocketDriver
 from podlane.kernel.driver import Driver, Failure
+from podlane.kernel.nft import policy_chains, skeleton
 from podlane.kernel.rtnl import PROTOCOL, Rtnl
 from podlane.model.config import LinkMode, NetworkConfig
 from podlane.model.local import Attachment
@@ -43,6 +44,8 @@ from podlane.watch.http import ApiHttp
 from podlane.watch.reflector import Delete, News, Progress, Replace, Source, Upsert, follow
 
 log = logging.getLogger(__name__)
+
+POD_SHOWN_S = 2.0
 
 PUBLIC = ("/healthz", "/livez", "/readyz", "/metrics")
 
@@ -56,7 +59,9 @@ class Agent:
         self.options, self.config = options, config
         self._drivers = drivers
         # Without services another proxy serves them; what leaves the cluster is masqueraded all the same.
-        absent = {"policy"} | (set() if options.services else {"services", "announce"})
+        absent = set() if options.services else {"services", "announce"}
+        if not options.policy:
+            absent.add("policy")
         only = [c for c in capabilities() if c.name not in absent]
         self.compiler = Compiler(options.node_name, config, only)
         self.reconciler = Reconciler(
@@ -67,7 +72,7 @@ class Agent:
         at_socket = (SocketPages(options.node_name, d) for d in drivers if isinstance(d, SocketDriver))
         self._sockets = next(at_socket, None)
         self._api = api
-        self._sources = sources(self.compiler.reads, options.node_name)
+        self._sources = sources(self.compiler.reads)
         self._progress = {source.kind: _Versions() for source in self._sources}
         self._announcer = Announcer(api, lambda: self.compiler.view.me.node)
         self._announcements = Announcements(options.node_name, self.compiler.view, api)
@@ -112,7 +117,13 @@ class Agent:
                 self._uplink_changed,
             )
             stack.callback(monitor.close)
-            ruleset = RulesetMonitor(lambda: self.reconciler.request_resync(Table.FRONTENDS))
+            resync = self.reconciler.request_resync
+            ruleset = RulesetMonitor(
+                {
+                    skeleton.TABLE: lambda: resync(Table.FRONTENDS),
+                    policy_chains.TABLE: lambda: resync(Table.GUARDS),
+                }
+            )
             stack.callback(ruleset.close)
             for driver in self._drivers:
                 if isinstance(driver, HealthChecks):
@@ -249,13 +260,28 @@ class Agent:
     # --- attachments ---
 
     async def attachment_changed(self, old: Attachment | None, new: Attachment | None) -> None:
-        """Returns when the generation that holds it was applied. Raises KernelError if a row was refused."""
+        """Returns when the generation that holds it was applied. Raises KernelError if a row was refused.
+
+        With policy a pod begins isolated, and with what is allowed to it as soon as the API shows the pod.
+        That is waited for, but not for long: until then nothing passes.
+        """
         devices = filter(None, (new.device, new.bridge)) if new else ()
         await self.reconciler.commit([Change(ATTACHMENT, old, new)], *devices)
-        if new is not None:
-            for failure in self.reconciler.failures:
-                if concerns(failure, new):
-                    raise failure.error
+        if new is None:
+            return
+        if self.options.policy and not await self.reconciler.wait_for(
+            lambda: self._guarded(new), POD_SHOWN_S
+        ):
+            name = f"{new.pod_namespace}/{new.pod_name}"
+            log.warning("pod %s is attached, but the API does not show it yet: nothing passes", name)
+        for failure in self.reconciler.failures:
+            if concerns(failure, new):
+                raise failure.error
+
+    def _guarded(self, attachment: Attachment) -> bool:
+        """What policy says of a new link is known. One that is no pod's it leaves alone."""
+        guard = self.compiler.tables[Table.GUARDS].get(attachment.device)
+        return not attachment.pod_name or (self.reconciler.synced and guard is not None and guard.known)
 
     # --- when is it ready ---
 
@@ -364,12 +390,9 @@ class _Versions:
         return self._applied
 
 
-def sources(reads: frozenset[str], node_name: str) -> list[Source]:
-    """What to follow: the kinds that capabilities read, of pods only this node's."""
-    found = [Source(kind) for kind in sorted(reads - {"Pod"}) if kind in KINDS]
-    if "Pod" in reads:
-        found.append(Source("Pod", field_selector=f"spec.nodeName={node_name}"))
-    return found
+def sources(reads: frozenset[str]) -> list[Source]:
+    """What to follow: the kinds that capabilities read. Pods of all nodes are peers of policies."""
+    return [Source(kind) for kind in sorted(reads) if kind in KINDS]
 
 
 def _local(kind: str, key: tuple[str, str]) -> Any:

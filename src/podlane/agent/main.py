@@ -23,6 +23,7 @@ from podlane.kernel.announce.driver import AnnounceDriver
 from podlane.kernel.bpf import installation
 from podlane.kernel.bpf.sockets import SocketDriver
 from podlane.kernel.driver import Driver
+from podlane.kernel.nft.policy import PolicyDriver
 from podlane.kernel.nft.services import ServicesDriver
 from podlane.kernel.rtnl.driver import RtnlDriver
 from podlane.kernel.sweeping import Gone
@@ -75,11 +76,19 @@ async def _main(options: AgentOptions, config: NetworkConfig, access: kubeconfig
 def drivers(options: AgentOptions, config: NetworkConfig, gone: Gone | None = None) -> list[Driver]:
     """In the order in which a generation is applied. Raises UnsupportedError."""
     found: list[Driver] = [RtnlDriver(), ServicesDriver(config, serve=options.services, gone=gone)]
+    policy = PolicyDriver(config)
+    if options.policy:
+        # From here on nothing passes of a pod that nobody has told us of, whatever else is not there yet.
+        policy.prepare()
+        found.insert(0, policy)
+    else:
+        policy.remove()
+        policy.close()
     pins = Path(options.bpf_dir)
     if options.services and config.services.mode is ServiceMode.SOCKET:
         installation.require(pins)
         site = installation.Site(pins, Path(options.cgroup) if options.cgroup else cgroups.mount_point())
-        found.insert(1, SocketDriver(config, site, gone=gone))
+        found.insert(-1, SocketDriver(config, site, gone=gone))
     elif installation.remove(pins):
         log.info("services are no longer answered at the socket: what was pinned at %s is gone", pins)
     if options.services:

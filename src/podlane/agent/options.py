@@ -18,7 +18,8 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     host_local_dir: where pods of another plugin have their leases, which are not given out; "" for none.
     agent_socket: unix HTTP (/healthz /livez /readyz /metrics /status /tables). services: ClusterIP and node
     ports are programmed. bpf_dir, cgroup: of services.mode socket: where maps and programs are pinned,
-    whose sockets are served ("": the whole machine's). policy, dns: accepted, without effect so far.
+    whose sockets are served ("": the whole machine's). policy: NetworkPolicy is enforced. dns: accepted,
+    without effect so far.
     standalone: no API, only the CNI plugin types and their leases.
     """
 

@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from podlane.compile.engine import Compiler
-from podlane.compile.tables import Table
+from podlane.compile.tables import Guard, Table
 from podlane.compile.view import Change
 from podlane.delta import Delta
 from podlane.errors import KernelError
@@ -36,7 +36,8 @@ RESYNC_S = 300.0
 RETRY_FIRST_S, RETRY_MOST_S = 0.1, 30.0
 
 # Rows of these tables may be added before the first resync: the way to a pod that CNI attaches.
-EARLY_TABLES = (Table.PORTS, Table.NEIGHBOURS, Table.ROUTES)
+# (Of guards those of links that are no pod's of Kubernetes: of others policy may have something to say.)
+EARLY_TABLES = (Table.GUARDS, Table.PORTS, Table.NEIGHBOURS, Table.ROUTES)
 EVERY_ROW = "every row"
 
 Deltas = Mapping[Table, Delta[Any, Any]]
@@ -145,6 +146,15 @@ class Reconciler:
         async with self._done:
             await self._done.wait_for(lambda: self._applied >= number)
 
+    async def wait_for(self, condition: Callable[[], bool], timeout_s: float) -> bool:
+        """Until condition() holds after a generation; False if it does not in time."""
+        try:
+            async with asyncio.timeout(timeout_s), self._done:
+                await self._done.wait_for(condition)
+        except TimeoutError:
+            return False
+        return True
+
     def allow_sync(self) -> None:
         """Everything that the capabilities read has been listed: bring the kernel to the tables."""
         if not self._may_sync:
@@ -231,7 +241,11 @@ class Reconciler:
         """The rows of new pods' links only; all else waits for the first resync."""
 
         def ours(rows: dict[Any, Any]) -> dict[Any, Any]:
-            return {key: row for key, row in rows.items() if row.device in self._early_devices}
+            return {
+                key: row
+                for key, row in rows.items()
+                if row.device in self._early_devices and not (isinstance(row, Guard) and row.pod.name)
+            }
 
         return {t: Delta(ours(deltas[t].added), {}, {}) for t in EARLY_TABLES if t in deltas}
 

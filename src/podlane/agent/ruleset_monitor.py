@@ -10,13 +10,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from podlane.errors import KernelError
 from podlane.kernel import netlink
 from podlane.kernel.netlink import NETLINK_NETFILTER, Message, Netlink, attributes
-from podlane.kernel.nft import skeleton
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +38,12 @@ def concerns(message: Message, table: str) -> bool:
 
 
 class RulesetMonitor:
-    """Listens on the running loop; calls damaged() a moment after a foreign change, or lost notices."""
+    """Listens on the running loop. damaged: by the name of a table what to call a moment after a foreign
+    change to it; all are called when notices were lost."""
 
-    def __init__(self, damaged: Callable[[], None], netns_fd: int | None = None) -> None:
+    def __init__(self, damaged: Mapping[str, Callable[[], None]], netns_fd: int | None = None) -> None:
         self._damaged = damaged
+        self._hurt: set[str] = set()
         self._netlink = Netlink(NETLINK_NETFILTER, netns_fd, groups=(_NFNLGRP_NFTABLES,))
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -61,16 +62,19 @@ class RulesetMonitor:
             if error.errno != errno.ENOBUFS:
                 raise
             log.warning("notices of the ruleset were lost; comparing everything")
-            self._soon()
+            self._soon(self._damaged)
             return
-        if any(not netlink.is_own(m.port) and concerns(m, skeleton.TABLE) for m in heard):
-            self._soon()
+        foreign = [message for message in heard if not netlink.is_own(message.port)]
+        self._soon(name for name in self._damaged if any(concerns(message, name) for message in foreign))
 
-    def _soon(self) -> None:
-        if self._timer is None:
+    def _soon(self, tables: Iterable[str]) -> None:
+        self._hurt.update(tables)
+        if self._hurt and self._timer is None:
             self._timer = self._loop.call_later(DEBOUNCE_S, self._tell)
 
     def _tell(self) -> None:
         self._timer = None
-        log.info("someone changed the nft tables %s; comparing", skeleton.TABLE)
-        self._damaged()
+        hurt, self._hurt = self._hurt, set()
+        log.info("someone changed the nft tables %s; comparing", ", ".join(sorted(hurt)))
+        for name in hurt:
+            self._damaged[name]()

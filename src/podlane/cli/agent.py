@@ -27,15 +27,13 @@ ON_OFF = click.Choice(["on", "off"])
 @click.option("--bpf-dir", metavar="DIR", default="/sys/fs/bpf/podlane", help="Pins of services.mode socket.")
 @click.option("--cgroup", metavar="DIR", default="", help="Whose sockets that serves; all by default.")
 @click.option("--services", type=ON_OFF, default="on", show_default=True, help="ClusterIP and node ports.")
-@click.option("--policy", type=ON_OFF, default="on", show_default=True, help="NetworkPolicy (not yet there).")
+@click.option("--policy", type=ON_OFF, default="on", show_default=True, help="Enforce NetworkPolicy.")
 @click.option("--dns", type=ON_OFF, default="off", show_default=True, help="DNS (not yet there).")
 @click.option("--standalone", is_flag=True, help="No API: only the CNI plugin types and their leases.")
 @click.option(
     "--pod-cidr", metavar="CIDR", multiple=True, help="With --standalone: addresses for the type podlane."
 )
-@click.pass_context
 def command(
-    ctx: click.Context,
     kubeconfig: str,
     context: str,
     node_name: str,
@@ -70,11 +68,8 @@ def command(
         raise UsageError("--standalone uses no API: leave --kubeconfig out")
     if pod_cidr and not standalone:
         raise UsageError("--pod-cidr goes with --standalone: in a cluster the Node object has it")
-    # Policy is on by default, so that it begins to act when it exists: only asking for it is answered.
-    explicit = ctx.get_parameter_source("policy") is click.core.ParameterSource.COMMANDLINE
-    for name, wanted in (("policy", policy == "on" and explicit), ("dns", dns == "on")):
-        if wanted:
-            click.echo(f"podlane: --{name} on has no effect yet", err=True)
+    if dns == "on":
+        click.echo("podlane: --dns on has no effect yet", err=True)
     main(
         AgentOptions(
             node_name=node_name,

@@ -26,6 +26,8 @@ _WATCHED = {
     "Node": "nodes",
     "Service": "services",
     "EndpointSlice": "endpointslices.discovery.k8s.io",
+    "Namespace": "namespaces",
+    "NetworkPolicy": "networkpolicies.networking.k8s.io",
 }
 _POLL_S = 0.03
 _BALANCERS_S = 3.0

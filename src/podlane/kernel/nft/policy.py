@@ -13,6 +13,7 @@ others go on.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
@@ -76,7 +77,7 @@ class PolicyDriver:
     def apply(self, changes: Mapping[Table, Delta[Any, Any]]) -> Report:
         """One generation, as one transaction."""
         if not self._ready:
-            raise RuntimeError("resync comes first: it loads the ruleset and learns what is there")
+            return self._apply_early(changes)
         specs = dict(self._state.image.sets)
         self._state.put(changes)
         taken = self._state.take()
@@ -90,6 +91,19 @@ class PolicyDriver:
             pass  # what was refused is found by the repair
         return self._repair()
 
+    def _apply_early(self, changes: Mapping[Table, Delta[Any, Any]]) -> Report:
+        """Links that policy has nothing to do with, before it is known what else is there. The resync that
+        comes finds their elements, as it finds those of an earlier life."""
+        state = PolicyState(self._families, self._bridge)
+        state.put(changes)
+        taken = state.take()
+        refused = self._commit(ruleset.steps(TABLE, taken, state.image.sets))
+        known = [(step, error) for step, error in refused if error.errno != errno.EEXIST]
+        return Report(
+            len(taken) - len(refused),
+            tuple(Failure(*state.owner(step.place), error) for step, error in known if step.place),
+        )
+
     def remove(self) -> None:
         """Take policy's tables away: nothing is isolated any more."""
         there = [family for family in EVERY_FAMILY if self._exists(family)]
@@ -101,7 +115,7 @@ class PolicyDriver:
     def _repair(self) -> Report:
         """Bring the kernel to the state's image."""
         operations = self._tables()
-        failures: dict[Place | None, Failure] = {}
+        failures: dict[Place, Failure] = {}
         for _ in range(_ROUNDS):
             actual = self._read()
             changes = ruleset.difference(self._state.image, actual)
@@ -112,7 +126,9 @@ class PolicyDriver:
                 break
             # Nothing took effect. Without what is at fault the rest can.
             for step, error in refused:
-                failures.setdefault(step.place, Failure(Table.POLICIES, step.request.operation, error))
+                if step.place is None:
+                    raise error
+                failures.setdefault(step.place, Failure(*self._state.owner(step.place), error))
         return Report(operations, tuple(failures.values()))
 
     def _tables(self) -> int:
@@ -221,11 +237,9 @@ def _only(changes: Changes, families: list[TableFamily]) -> Changes:
     return found
 
 
-def _leave_alone(changes: Changes, places: Collection[Place | None]) -> None:
+def _leave_alone(changes: Changes, places: Collection[Place]) -> None:
     """No change to what was refused. A chain that is not there yet must be: others lead to it."""
     for place in places:
-        if place is None:
-            continue
         changes.sets.pop(place, None)
         changes.elements.pop(place, None)
         pair = changes.chains.pop(place, None)

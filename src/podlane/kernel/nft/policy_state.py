@@ -50,6 +50,7 @@ class PolicyState:
         self._changes = Changes()
         self._counts: Counter[Any] = Counter()
         self._sets: dict[str, PodSet | NamedPort] = {}
+        self._policies: dict[str, PolicyKey] = {}  # by the name of the chain
         for family, sets, skeleton in self._skeleton():
             for name, contents in sets.items():
                 self._put_set(place := (family, name), contents.spec)
@@ -118,6 +119,10 @@ class PolicyState:
             case Table.PEERS:
                 self._peer(old, new)
             case Table.POLICIES:
+                if new is None:
+                    del self._policies[chains.policy_chain(key)]
+                else:
+                    self._policies[chains.policy_chain(key)] = key
                 self._exchange(self._of_policy(key, old), self._of_policy(key, new))
             case Table.GUARDS:
                 self._exchange(self._of_guard(old), self._of_guard(new))
@@ -182,6 +187,15 @@ class PolicyState:
             for name, element in chains.source_elements(guard):
                 found.elements[(BRIDGE, name), id_of(element)] = element
         return found
+
+    def owner(self, place: Place) -> tuple[Table, Any]:
+        """The row that something in the kernel is for, as far as it is one row's."""
+        name = place[1]
+        if name in self._policies:
+            return Table.POLICIES, self._policies[name]
+        if name in self._sets:
+            return Table.POLICY_SETS, name
+        return Table.GUARDS, name
 
     # --- counting ---
 
