@@ -11,7 +11,8 @@
  *                    others   fail with code 11 (try again later)
  *
  * PODLANE_CNI_SOCKET and PODLANE_CNI_SPOOL name another socket and another spool directory,
- * PODLANE_CNI_NAME another name than that of the executable.
+ * PODLANE_CNI_NAME another name than that of the executable. An agent with paths of its own installs
+ * a copy that has them written over the two constants below (src/podlane/agent/install.py).
  * src/podlane/cni/shim.py does the same in Python; one table of tests holds for both.
  */
 #include <arpa/inet.h>
@@ -30,8 +31,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#define DEFAULT_SOCKET "/run/podlane/cni.sock"
-#define DEFAULT_SPOOL "/var/lib/podlane/cni-spool"
 #define VERSIONS                                                                                       \
     "{\"cniVersion\": \"1.1.0\", \"supportedVersions\": [\"0.1.0\", \"0.2.0\", \"0.3.0\", \"0.3.1\", " \
     "\"0.4.0\", \"1.0.0\", \"1.1.0\"]}"
@@ -39,6 +38,10 @@
 enum { IO_FAILURE = 5, TRY_AGAIN_LATER = 11, NOT_AVAILABLE = 50 };
 
 extern char **environ;
+
+/* Not static, so that no compiler takes the values for final. */
+char installed_socket[PATH_MAX] = "PODLANE_CNI_SOCKET=/run/podlane/cni.sock";
+char installed_spool[PATH_MAX] = "PODLANE_CNI_SPOOL=/var/lib/podlane/cni-spool";
 
 struct bytes {
     char *data;
@@ -90,6 +93,11 @@ static const char *setting(const char *name, const char *otherwise)
     return value && *value ? value : otherwise;
 }
 
+static const char *path_setting(const char *name, const char *installed)
+{
+    return setting(name, installed + strlen(name) + 1);
+}
+
 /* Header, environment, standard input. name: the executable's, for IPAM types that others execute. */
 static void pack_request(struct bytes *request, const struct bytes *input, const char *name)
 {
@@ -107,14 +115,14 @@ static void pack_request(struct bytes *request, const struct bytes *input, const
     free(block.data);
 }
 
-/* The header alone, so that it goes out in one piece with the descriptor. */
-static int send_header(int s, const char *header, int netns)
+/* All in one piece, if the socket takes it: the agent is woken once. The descriptor goes with the start. */
+static int send_request(int s, const struct bytes *request, int netns)
 {
     union {
         struct cmsghdr align;
         char data[CMSG_SPACE(sizeof(int))];
     } control;
-    struct iovec part = {(void *)header, 8};
+    struct iovec part = {request->data, request->size};
     struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
     memset(&control, 0, sizeof control);
     if (netns >= 0) {
@@ -132,13 +140,13 @@ static int send_header(int s, const char *header, int netns)
     while (n < 0 && errno == EINTR);
     if (n < 0)
         return -1;
-    return write_all(s, header + n, (size_t)(8 - n));
+    return write_all(s, request->data + n, request->size - (size_t)n);
 }
 
 /* Asks the agent. Returns 0 with its whole answer, or -1 with the reason in why. */
 static int ask(const struct bytes *request, int netns, struct bytes *answer, char *why, size_t why_size)
 {
-    const char *path = setting("PODLANE_CNI_SOCKET", DEFAULT_SOCKET);
+    const char *path = path_setting("PODLANE_CNI_SOCKET", installed_socket);
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     answer->size = 0;
     if (strlen(path) >= sizeof address.sun_path) {
@@ -154,8 +162,7 @@ static int ask(const struct bytes *request, int netns, struct bytes *answer, cha
         return -1;
     }
     /* A write that fails is not the end: the agent may have answered before it closed. */
-    if (!send_header(s, request->data, netns))
-        write_all(s, request->data + 8, request->size - 8);
+    send_request(s, request, netns);
     read_all(s, answer);
     close(s);
     if (answer->size < 4) {
@@ -225,7 +232,7 @@ __attribute__((format(printf, 3, 4))) static int fail(const struct bytes *input,
 /* Writes the request where the agent finds it. Returns 0 and the file's path, or -1 with errno. */
 static int spool(const struct bytes *request, char *path, size_t room)
 {
-    const char *directory = setting("PODLANE_CNI_SPOOL", DEFAULT_SPOOL);
+    const char *directory = path_setting("PODLANE_CNI_SPOOL", installed_spool);
     char parent[PATH_MAX], temporary[PATH_MAX];
     struct timespec now;
     snprintf(parent, sizeof parent, "%s", directory);

@@ -74,9 +74,15 @@ def test_an_older_file_of_ours_is_replaced(tmp_path: Path) -> None:
     assert (document["cniVersion"], document["cniVersions"]) == ("1.0.0", ["1.0.0", "1.1.0"])
 
 
-def test_the_program_finds_an_agent_with_paths_of_its_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a state", "st", "a 'quoted\" state" + "x" * 80])
+@pytest.mark.parametrize("language", ["C", "Python"])
+def test_the_program_finds_an_agent_with_paths_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, language: str, name: str
+) -> None:
     """Nobody listens there: DEL goes to the spool of that agent and succeeds."""
-    state = tmp_path / "a state"
+    if language == "Python":
+        monkeypatch.setattr("podlane.agent.install.compiled", lambda: None)
+    state = tmp_path / name
     install(options(tmp_path, cni_socket=str(tmp_path / "x y.sock"), state_dir=str(state)))
     environment = {
         "PATH": os.environ["PATH"],

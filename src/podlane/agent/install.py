@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import podlane
 from podlane.agent.options import AgentOptions
 from podlane.cni import plugins, shim
+from podlane.cni.service import SPOOL
 from podlane.errors import ConfigError
 
 NETWORK = "podlane"
@@ -23,8 +23,10 @@ PROGRAM = "podlane"
 CONFLIST = "10-podlane.conflist"
 MARK = b"PODLANE_CNI_SOCKET"  # every program of ours names it
 
-# Paths that the program knows by itself; others are handed to it by a wrapper.
+# Paths that the program knows by itself; others are written into the copy that is installed.
 KNOWN_SOCKET, KNOWN_STATE = "/run/podlane/cni.sock", "/var/lib/podlane"
+_ELF = b"\x7fELF"
+_PATH_MAX = 4096  # of each of the two in native/cni_shim.c
 
 
 def install(options: AgentOptions) -> None:
@@ -76,20 +78,30 @@ def compiled() -> Path | None:
 def _program(directory: Path, options: AgentOptions) -> None:
     program = (compiled() or Path(shim.__file__)).read_bytes()
     directory = _directory(str(directory))
-    if (options.cni_socket, options.state_dir) == (KNOWN_SOCKET, KNOWN_STATE):
-        _put(directory / PROGRAM, program, 0o755, _ours)
-        return
-    real = directory / f".{PROGRAM}-cni"
-    _put(real, program, 0o755, _ours)
-    wrapper = (
-        "#!/bin/sh\n"
-        f"PODLANE_CNI_SOCKET={shlex.quote(os.path.abspath(options.cni_socket))}\n"
-        f"PODLANE_CNI_SPOOL={shlex.quote(os.path.abspath(options.state_dir) + '/cni-spool')}\n"
-        'PODLANE_CNI_NAME="${0##*/}"\n'
-        "export PODLANE_CNI_SOCKET PODLANE_CNI_SPOOL PODLANE_CNI_NAME\n"
-        f"exec {shlex.quote(str(real.absolute()))}\n"
-    )
-    _put(directory / PROGRAM, wrapper.encode(), 0o755, _ours)
+    if (options.cni_socket, options.state_dir) != (KNOWN_SOCKET, KNOWN_STATE):
+        program = _with_paths(
+            program, os.path.abspath(options.cni_socket), os.path.abspath(options.state_dir)
+        )
+    _put(directory / PROGRAM, program, 0o755, _ours)
+
+
+def _with_paths(program: bytes, socket: str, state: str) -> bytes:
+    """A copy of the program that knows this agent's paths: they stand in its data, once each."""
+    if not program.startswith(_ELF):
+        text = program.decode()
+        text = text.replace(f'SOCKET = "{KNOWN_SOCKET}"', f"SOCKET = {socket!r}")
+        return text.replace(f'SPOOL = "{KNOWN_STATE}/{SPOOL}"', f"SPOOL = {state + '/' + SPOOL!r}").encode()
+    for key, known, wanted in (
+        ("PODLANE_CNI_SOCKET=", KNOWN_SOCKET, socket),
+        ("PODLANE_CNI_SPOOL=", f"{KNOWN_STATE}/{SPOOL}", f"{state}/{SPOOL}"),
+    ):
+        old, new = (os.fsencode(key + path) + b"\0" for path in (known, wanted))
+        if len(new) > _PATH_MAX:
+            raise ConfigError(f"{wanted}: a path of more than {_PATH_MAX - len(key) - 1} bytes")
+        size = max(len(old), len(new))
+        place = program.index(old)
+        program = program[:place] + new.ljust(size, b"\0") + program[place + size :]
+    return program
 
 
 def _conflist() -> bytes:

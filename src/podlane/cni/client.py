@@ -59,10 +59,10 @@ async def _exchange(path: Path, request: bytes, netns_fd: int | None) -> bytes:
     loop = asyncio.get_running_loop()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as connection:
         await loop.sock_connect(connection, str(path))
-        head = wire.REQUEST.size
-        # A fresh connection takes the header at once.
-        socket.send_fds(connection, [request[:head]], [] if netns_fd is None else [netns_fd])
-        await loop.sock_sendall(connection, request[head:])
+        # A fresh connection takes something at once.
+        sent = socket.send_fds(connection, [request], [] if netns_fd is None else [netns_fd])
+        if sent < len(request):  # else it may be answered and closed already
+            await loop.sock_sendall(connection, request[sent:])
         parts: list[bytes] = []
         while part := await loop.sock_recv(connection, 1 << 16):
             parts.append(part)

@@ -76,13 +76,17 @@ class AgentHost:
     async def delegate(
         self, kind: str, call: Call, verb: Verb, config: Mapping[str, Any] | None = None
     ) -> Result:
-        whole = dict(call.request.config if config is None else config)
         ours = self.types.get(kind)
         if ours is None:
-            return await self._execute(kind, call, verb, whole)
-        request = msgspec.structs.replace(call.request, verb=verb, config=whole, executable=kind)
-        previous = whole.get("prevResult")
-        inner = call._replace(request=request, previous=decode(previous) if previous else None)
+            return await self._execute(
+                kind, call, verb, dict(call.request.config if config is None else config)
+            )
+        request = msgspec.structs.replace(call.request, verb=verb, executable=kind)
+        inner = call._replace(request=request)
+        if config is not None:
+            request = msgspec.structs.replace(request, config=dict(config), readings={})
+            previous = config.get("prevResult")
+            inner = call._replace(request=request, previous=decode(previous) if previous else None)
         faults = [] if verb is Verb.DEL else ours.faults(request)
         if faults:
             raise CniError(INVALID_CONFIG, "; ".join(faults))

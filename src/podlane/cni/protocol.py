@@ -85,6 +85,7 @@ class Request(Struct, frozen=True, kw_only=True):
 
     valid_attachments: (container id, ifname) of GC; None when the key is absent, which is not the same
     as an empty list. config: the whole configuration. executable: the name the runtime found us by.
+    readings: what types have made of the configuration (plugins/base.py: read_once).
     """
 
     verb: Verb
@@ -98,6 +99,7 @@ class Request(Struct, frozen=True, kw_only=True):
     valid_attachments: tuple[tuple[str, str], ...] | None = None
     config: dict[str, Any] = {}
     executable: str = ""
+    readings: dict[Any, Any] = {}
 
     @property
     def kind(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import socket
@@ -21,6 +20,8 @@ Handler: TypeAlias = Callable[[Mapping[str, str], bytes, int | None], Awaitable[
 _READ_TIMEOUT_S = 10.0
 _ACCEPT_AGAIN_S = 0.05
 _MSG_CMSG_CLOEXEC = 0x40000000
+_PART_BYTES = 1 << 16
+_DESCRIPTORS = 4  # more than one is nobody's
 
 
 class CniServer:
@@ -34,7 +35,6 @@ class CniServer:
         self._path = socket_path
         self._handler = handler
         self._listener: socket.socket | None = None
-        self._accepting: asyncio.Task[None] | None = None
         self._serving: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -51,86 +51,85 @@ class CniServer:
             listener.close()
             raise
         self._listener = listener
-        self._accepting = asyncio.create_task(self._accept(listener))
+        asyncio.get_running_loop().add_reader(listener, self._accept, listener)
 
     async def stop(self) -> None:
         """Requests that have come in are answered first."""
-        if self._accepting is None or self._listener is None:
+        listener, self._listener = self._listener, None
+        if listener is None:
             return
-        self._accepting.cancel()
-        await asyncio.gather(self._accepting, return_exceptions=True)
-        self._listener.close()
+        asyncio.get_running_loop().remove_reader(listener)
+        listener.close()
         self._path.unlink(missing_ok=True)
         await asyncio.gather(*self._serving)
 
-    async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
+    def _accept(self, listener: socket.socket) -> None:
+        """Everybody who waits at the door."""
         while True:
             try:
-                connection, _ = await loop.sock_accept(listener)
+                connection, _ = listener.accept()
+            except BlockingIOError:
+                return
             except OSError as error:  # out of descriptors or memory, or a caller that was gone already
                 _log.warning("CNI connection not accepted: %s", error)
-                await asyncio.sleep(_ACCEPT_AGAIN_S)
-                continue
+                loop = asyncio.get_running_loop()
+                loop.remove_reader(listener)
+                loop.call_later(_ACCEPT_AGAIN_S, self._accept_again, listener)
+                return
+            connection.setblocking(False)
             task = asyncio.create_task(self._serve(connection))
             self._serving.add(task)
             task.add_done_callback(self._serving.discard)
 
+    def _accept_again(self, listener: socket.socket) -> None:
+        if self._listener is listener:
+            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+
     async def _serve(self, connection: socket.socket) -> None:
-        netns_fd: int | None = None
+        fds: list[int] = []
         with connection:
             try:
                 async with asyncio.timeout(_READ_TIMEOUT_S):
-                    header, netns_fd = await _receive_header(connection)
-                    environment_bytes, stdin_bytes = wire.unpack_lengths(header)
-                    block = await _receive(connection, environment_bytes)
-                    stdin = await _receive(connection, stdin_bytes)
-                answer = await self._handler(wire.unpack_environment(block), stdin, netns_fd)
+                    request = await _receive(connection, fds)
+                environment, stdin = wire.unpack_request(request)
+                answer = await self._handler(environment, stdin, fds[0] if fds else None)
                 await asyncio.get_running_loop().sock_sendall(connection, wire.pack_answer(*answer))
             except (OSError, EOFError, ValueError, TimeoutError) as error:
                 # The runtime gave up, or is none: there is nobody to answer.
                 _log.warning("CNI request dropped: %s", error or type(error).__name__)
             finally:
-                if netns_fd is not None:
-                    os.close(netns_fd)
+                for fd in fds:
+                    os.close(fd)
 
 
-async def _receive_header(connection: socket.socket) -> tuple[bytes, int | None]:
-    """The first 8 bytes and the descriptor that came with them, if one did."""
+async def _receive(connection: socket.socket, fds: list[int]) -> bytes:
+    """A whole request; the descriptor that came with it is put into fds (the caller's to close).
+
+    Raises EOFError for one that ends early, ValueError for one above the limits.
+    """
+    data = bytearray()
+    missing = wire.REQUEST.size
+    while missing > 0:
+        try:
+            part, received, _, _ = socket.recv_fds(connection, _PART_BYTES, _DESCRIPTORS, _MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            await _readable(connection)
+            continue
+        fds += received
+        if not part:
+            raise EOFError("connection closed within the request")
+        data += part
+        missing = wire.REQUEST.size - len(data)
+        if missing <= 0:
+            missing += sum(wire.unpack_lengths(bytes(data[: wire.REQUEST.size])))
+    return bytes(data)
+
+
+async def _readable(connection: socket.socket) -> None:
     loop = asyncio.get_running_loop()
-    data, fds = b"", list[int]()
-    try:
-        while len(data) < wire.REQUEST.size:
-            await _readable(loop, connection)
-            with contextlib.suppress(BlockingIOError):
-                part, received, _, _ = socket.recv_fds(
-                    connection, wire.REQUEST.size - len(data), 4, _MSG_CMSG_CLOEXEC
-                )
-                fds += received
-                if not part:
-                    raise EOFError("connection closed before the request")
-                data += part
-        return data, fds.pop(0) if fds else None
-    finally:
-        for fd in fds:
-            os.close(fd)
-
-
-async def _readable(loop: asyncio.AbstractEventLoop, connection: socket.socket) -> None:
     ready = asyncio.Event()
     loop.add_reader(connection, ready.set)
     try:
         await ready.wait()
     finally:
         loop.remove_reader(connection)
-
-
-async def _receive(connection: socket.socket, size: int) -> bytes:
-    loop = asyncio.get_running_loop()
-    data = bytearray()
-    while len(data) < size:
-        part = await loop.sock_recv(connection, min(size - len(data), 1 << 16))
-        if not part:
-            raise EOFError("connection closed within the request")
-        data += part
-    return bytes(data)

@@ -20,6 +20,10 @@ import struct
 import sys
 import time
 
+# An agent with paths of its own installs a copy that has them here (agent/install.py).
+SOCKET = "/run/podlane/cni.sock"
+SPOOL = "/var/lib/podlane/cni-spool"
+
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 IO_FAILURE, TRY_AGAIN_LATER, NOT_AVAILABLE = 5, 11, 50
 
@@ -79,7 +83,7 @@ def _open(path: str) -> int | None:
 
 def _ask(request: bytes, netns: int | None) -> tuple[str, bytes]:
     """("", the whole answer), or (why there is none, b"")."""
-    path = os.environ.get("PODLANE_CNI_SOCKET") or "/run/podlane/cni.sock"
+    path = os.environ.get("PODLANE_CNI_SOCKET") or SOCKET
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as agent:
         if len(os.fsencode(path)) > 107:  # sockaddr_un.sun_path
             return f"{path}: path too long for a socket", b""
@@ -89,9 +93,9 @@ def _ask(request: bytes, netns: int | None) -> tuple[str, bytes]:
             return f"{path}: {error.strerror or error}", b""
         answer = b""
         try:
-            # The header alone, so that it goes out in one piece with the descriptor.
-            socket.send_fds(agent, [request[:8]], [] if netns is None else [netns])
-            agent.sendall(request[8:])
+            # The descriptor goes with the start of what the socket takes at once.
+            sent = socket.send_fds(agent, [request], [] if netns is None else [netns])
+            agent.sendall(request[sent:])
         except OSError:
             pass  # the agent may have answered before it closed
         try:
@@ -103,7 +107,7 @@ def _ask(request: bytes, netns: int | None) -> tuple[str, bytes]:
 
 
 def _spool(request: bytes) -> str:
-    directory = os.environ.get("PODLANE_CNI_SPOOL") or "/var/lib/podlane/cni-spool"
+    directory = os.environ.get("PODLANE_CNI_SPOOL") or SPOOL
     with contextlib.suppress(OSError):  # opening the file says what is wrong
         os.makedirs(directory, mode=0o700, exist_ok=True)
     path = os.path.join(directory, f"{time.time_ns():019d}-{os.getpid()}.request")

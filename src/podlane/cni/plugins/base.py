@@ -17,6 +17,7 @@ Verbs are coroutines of the agent's loop. What blocks (netlink, files, processes
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
@@ -169,6 +170,19 @@ class PluginType:
 
     async def status(self, call: Call) -> None:
         pass
+
+
+def read_once(read: Callable[[Request], T]) -> Callable[[Request], T]:
+    """A type's reading of a configuration, done once a request: several of its steps ask for it."""
+
+    @wraps(read)
+    def remembered(request: Request) -> T:
+        if read not in request.readings:
+            request.readings[read] = read(request)
+        found: T = request.readings[read]
+        return found
+
+    return remembered
 
 
 async def gather_failures(steps: Sequence[Awaitable[None]]) -> None:

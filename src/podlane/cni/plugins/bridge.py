@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from podlane.cni import inside, spoofing, vlans
-from podlane.cni.plugins.base import Call
+from podlane.cni.plugins.base import Call, read_once
 from podlane.cni.plugins.linked import Common, LinkedType, mac_of, read_common
 from podlane.cni.protocol import INVALID_CONFIG, Request
 from podlane.cni.results import Interface, Ip, Result, RouteEntry
@@ -46,6 +46,7 @@ class Settings(msgspec.Struct, frozen=True):
     vlans: Vlans
 
 
+@read_once
 def read(request: Request) -> tuple[Settings, list[str]]:
     common, fields = read_common(request)
     name = fields.text("bridge") or DEFAULT_BRIDGE

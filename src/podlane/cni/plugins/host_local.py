@@ -17,7 +17,7 @@ from podlane.cni import protocol, ranges
 from podlane.cni.address_files import DATA_DIR, AddressFiles, Holder
 from podlane.cni.fields import Fields
 from podlane.cni.ipam import dns_of_file, read_routes, requested
-from podlane.cni.plugins.base import Call, Host, Owner, PluginType
+from podlane.cni.plugins.base import Call, Host, Owner, PluginType, read_once
 from podlane.cni.protocol import Request
 from podlane.cni.ranges import RangeSet
 from podlane.cni.results import Dns, Ip, Result, RouteEntry
@@ -35,6 +35,7 @@ class Settings(Struct, frozen=True):
     resolv_conf: str = ""
 
 
+@read_once
 def read(request: Request) -> tuple[Settings, list[str]]:
     """What the configuration says, and what is wrong with it."""
     ipam = Fields(request.config).fields("ipam")
