@@ -20,12 +20,13 @@ import subprocess
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from ipaddress import ip_address
 from itertools import count, product
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from podlane.kernel import netns
+from podlane.kernel import cgroups, netns
 from podlane.model.addresses import Family, Protocol
 from podlane.model.config import LinkMode
 
@@ -97,6 +98,7 @@ class Silence(Exception):
 class ServiceLab:
     def __init__(self, mode: LinkMode = LinkMode.ROUTED) -> None:
         self.mode = mode
+        self.cgroup: Path | None = None  # what this node's clients are made in, if any
         self.fds: dict[str, int] = {}
         self._selector = selectors.DefaultSelector()
         self._sockets: list[socket.socket] = []
@@ -280,7 +282,9 @@ class ServiceLab:
 
     def socket(self, name: str, where: str, kind: int) -> socket.socket:
         family = socket.AF_INET6 if ip_address(where).version == 6 else socket.AF_INET
-        return netns.socket_in(self.fds[name], family, kind)
+        here = self.cgroup is not None and name in ("node", *PODS)
+        with cgroups.joined(self.cgroup) if self.cgroup is not None and here else nullcontext():
+            return netns.socket_in(self.fds[name], family, kind)
 
     def connect(
         self, name: str, where: str, port: int = 80, timeout_s: float = 3.0

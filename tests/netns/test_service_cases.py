@@ -1,5 +1,8 @@
 """Every case of Services with real packets: both families, both link modes, every service mode there is.
 
+In mode socket a client of this node sees to its endpoint itself: where the socket answers, its own address is
+what the endpoint sees. Everything else must come out the same.
+
 All cases of one configuration stand side by side in one node's kernel; a further step is one generation more.
 Flows that hear nothing are sent together, so that the silence is waited for once.
 """
@@ -10,22 +13,30 @@ import json
 import selectors
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from itertools import groupby
+from itertools import groupby, product
+from typing import Any
 
 import pytest
 
+from podlane.compile.services_sim import resolve
+from podlane.compile.socket_lb import at_socket
+from podlane.compile.tables import FrontendKey, Table
 from podlane.delta import delta
+from podlane.kernel.bpf import installation
+from podlane.kernel.bpf.installation import Site
+from podlane.kernel.bpf.sockets import SocketDriver
 from podlane.kernel.conntrack.codec import Filter
 from podlane.kernel.conntrack.flows import Flows
 from podlane.kernel.nft.services import ServicesDriver
 from podlane.model.addresses import Family, Protocol
-from podlane.model.config import LinkMode
+from podlane.model.config import LinkMode, ServiceMode
 from tests.netns.service_lab import Answer, Refused, ServiceLab, Silence, service_lab
+from tests.netns.socket_site import scratch
 from tests.service_cases import Ask, Case, Outcome, World, cases, titles, worlds
 
-FEWEST_FLOWS, MOST_FLOWS = 6, 60
+FEWEST_FLOWS, MOST_FLOWS = 4, 60
 SILENCE_S = 0.2
 
 Found = dict[tuple[str, int, str], tuple[Outcome, Outcome]]
@@ -38,41 +49,97 @@ def lab(request: pytest.FixtureRequest) -> Iterator[ServiceLab]:
         yield found
 
 
-@pytest.fixture(scope="module", params=list(Family))
-def found(lab: ServiceLab, request: pytest.FixtureRequest) -> Found:
+@pytest.fixture(scope="module", params=list(product(ServiceMode, Family)), ids=lambda each: "-".join(each))
+def found(lab: ServiceLab, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Found:
     """Everything that was asked, once."""
+    mode, family = request.param
     answers: Found = {}
-    for world in worlds(request.param):
-        answers |= run(lab, world)
+    if mode is ServiceMode.NFTABLES:
+        for world in worlds(family):
+            answers |= run(lab, world, Node(lab, world))
+        return answers
+    with scratch(tmp_path_factory.mktemp("pins") / "bpf", lab) as site:
+        lab.cgroup = site.cgroup
+        try:
+            for world in worlds(family):
+                if world.config.services.masquerade_all:
+                    continue  # the two exclude each other (model/config.py)
+                answers |= run(lab, world, Node(lab, world, site))
+        finally:
+            lab.cgroup = None
+            installation.remove(site.directory)
     return answers
 
 
-def run(lab: ServiceLab, world: World) -> Found:
-    driver = ServicesDriver(world.config, lab.fds["node"])
+class Node:
+    """The drivers of services of one node. site: where programs are at its sockets, in mode socket."""
+
+    def __init__(self, lab: ServiceLab, world: World, site: Site | None = None) -> None:
+        self.nft = ServicesDriver(world.config, lab.fds["node"])
+        self.sockets = SocketDriver(world.config, site, lab.fds["node"]) if site else None
+        self.drivers = [driver for driver in (self.sockets, self.nft) if driver is not None]
+        self._last: Mapping[Table, Mapping[Any, Any]] | None = None
+
+    def put(self, tables: Mapping[Table, Mapping[Any, Any]]) -> None:
+        """One generation more."""
+        for driver in self.drivers:
+            if self._last is None:
+                report = driver.resync(tables)
+            else:
+                changes = {table: delta(tables[table], self._last[table]) for table in driver.tables}
+                report = driver.apply({table: change for table, change in changes.items() if change})
+            assert report.failures == ()
+        self._last = tables
+        assert self.nft.sweeper.wait()
+
+    def asks(self, world: World, case: Case, step: int) -> Iterator[Ask]:
+        """With what shall come of them in this mode of services."""
+        for ask in world.asks(case, step):
+            if ask.protocol is Protocol.SCTP:
+                continue  # no sockets of it here
+            if self.sockets is not None and ask.source not in ("outside", "peer") and self._bound(world, ask):
+                seen = dict.fromkeys(ask.outcome.endpoints, ask.source == "node")
+                yield ask._replace(outcome=ask.outcome._replace(endpoints=seen))
+            else:
+                yield ask
+
+    def _bound(self, world: World, ask: Ask) -> bool:
+        """The socket chooses the endpoint."""
+        assert self._last is not None
+        key = resolve(self._last, world.flow(ask)).frontend
+        if key is None:
+            return False
+        table = Table.FRONTENDS if isinstance(key, FrontendKey) else Table.NODE_PORTS
+        return at_socket(key, self._last[table][key], self._last[Table.BACKENDS]).list is not None
+
+    def agrees(self) -> bool:
+        assert self._last is not None
+        return all(driver.resync(self._last).operations == 0 for driver in self.drivers)
+
+    def close(self) -> None:
+        if self.sockets is not None:
+            self.sockets.close()
+        self.nft.remove()
+        self.nft.close()
+
+
+def run(lab: ServiceLab, world: World, node: Node) -> Found:
     flows = Flows(lab.fds["node"])
     found: Found = {}
     try:
-        last = world.tables(0)
-        assert driver.resync(last).failures == ()
         for step in range(world.steps):
-            tables = world.tables(step)
-            changes = {table: delta(tables[table], last[table]) for table in driver.tables}
-            assert driver.apply({t: d for t, d in changes.items() if d}).failures == ()
-            assert driver.sweeper.wait()
+            node.put(world.tables(step))
             # UDP flows of earlier steps would be gone on with where a client's port repeats.
             flows.delete(flows.list(Filter(world.family, Protocol.UDP.number)))
-            last = tables
-            asks = [
-                (case, a) for case in world.cases if step < len(case.steps) for a in world.asks(case, step)
-            ]
+            here = [case for case in world.cases if step < len(case.steps)]
+            asks = [(case, ask) for case in here for ask in node.asks(world, case, step)]
             found |= observe(
                 lab, world, step, [each for each in asks if each[1].protocol is not Protocol.SCTP]
             )
-        assert driver.resync(last).operations == 0, "the kernel holds the tables"
+        assert node.agrees(), "the kernel holds the tables"
     finally:
         flows.close()
-        driver.remove()
-        driver.close()
+        node.close()
     return found
 
 
