@@ -401,6 +401,35 @@ def test_an_attachment_cut_off_half_way_is_completed_or_collected(namespaces, tm
     asyncio.run(run())
 
 
+def test_addresses_and_a_mac_by_name(namespaces, tmp_path):
+    wish = {"ips": ["10.244.1.77", "fd00:10:244:1::77/64"], "mac": "02:00:00:00:00:07"}
+
+    async def run() -> None:
+        async with CniNode(namespaces(), tmp_path) as node:
+            pod = namespaces()
+            result = await node.call("ADD", "a", pod, runtimeConfig=wish)
+            assert addresses_of(result) == [ip_address("10.244.1.77"), ip_address("fd00:10:244:1::77")]
+            with Rtnl(pod) as rt:
+                assert rt.link("eth0").mac == wish["mac"]
+            packets.udp(node.namespace, pod, ip_address("10.244.1.77"))
+            await node.call("CHECK", "a", pod, prevResult=result, runtimeConfig=wish)
+            for asked, code, says in (
+                ({"ips": ["10.244.1.77"]}, 11, "10.244.1.77 is in use by container a"),
+                ({"ips": ["10.99.0.1"]}, 7, "10.99.0.1 is in none of 10.244.1.0/24"),
+                ({"ips": ["10.244.1.1"]}, 7, "10.244.1.1 is not for pods"),
+                ({"ips": ["x"]}, 7, "'x', which is not an IP address"),
+                ({"mac": "01:00:5e:00:00:01"}, 7, "expected a unicast MAC"),
+            ):
+                error = await refusal(node.call("ADD", "b", namespaces(), runtimeConfig=asked))
+                assert (error.code, says in error.message) == (code, True), error.message
+            assert len(node.leases.all()) == len(node.links()) == 1
+            # the other family's is the next in turn
+            half = await node.call("ADD", "b", namespaces(), runtimeConfig={"ips": ["10.244.1.9"]})
+            assert addresses_of(half) == [ip_address("10.244.1.9"), ip_address("fd00:10:244:1::78")]
+
+    asyncio.run(run())
+
+
 def test_an_attachment_whose_link_went_is_collected_by_the_agent_that_runs(namespaces, tmp_path):
     mappings = {"portMappings": [{"hostPort": 80, "containerPort": 80, "protocol": "tcp"}]}
 

@@ -6,6 +6,7 @@ import asyncio
 import re
 import signal
 import socket
+import struct
 import subprocess
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
@@ -21,6 +22,7 @@ from podlane.kernel.nft import command
 from podlane.kernel.rtnl import Rtnl, routes
 from podlane.model.addresses import Family
 from tests.netns.agent_nodes import CNI_CONFIG, FAMILIES, Echo, TestNode, ask, wait_until
+from tests.netns.policy_lab import build
 from tests.netns.test_agent import running
 
 MODES = {"routed": {}, "bridge": {"link": {"mode": "bridge"}}}
@@ -95,6 +97,26 @@ def test_everyone_reaches_it(tmp_path: Path, families: str, mode: str) -> None:
                     assert ask(one.fd, "127.0.0.1", 8080, echo) != "127.0.0.1"
                 else:
                     assert_refused(one.fd, "::1", 8080)
+
+
+def test_sctp_reaches_the_pod_under_its_own_port(tmp_path: Path) -> None:
+    """An INIT made by hand: the kernel here may know the protocol only in conntrack."""
+    with running(tmp_path, "both") as (_, one, two):
+        addresses = add(one, "web", mapping(protocol="SCTP"))
+        number = socket.IPPROTO_SCTP
+        for at, family in enumerate(FAMILIES["both"]):
+            kind = Family(family).af
+            with (
+                netns.socket_in(one.pods["web"], kind, socket.SOCK_RAW, number) as pod,
+                netns.socket_in(two.fd, kind, socket.SOCK_RAW, number) as client,
+            ):
+                pod.settimeout(5)
+                packet = build(two.addresses[at], one.addresses[at], "SCTP", 5000, 8080, 77)
+                client.sendto(packet[40 if ":" in addresses[family] else 20 :], (one.addresses[at], 0))
+                got, peer = pod.recvfrom(2048)
+                got = got if ":" in addresses[family] else got[20:]  # IPv4 shows its header
+                ports, tag = struct.unpack("!HH", got[:4]), got[16:20]
+                assert (peer[0], ports, tag) == (two.addresses[at], (5000, 9999), (77).to_bytes(4, "big"))
 
 
 def test_tcp_and_a_host_ip_and_another_port_untouched(tmp_path: Path) -> None:

@@ -105,8 +105,10 @@ def _with_paths(program: bytes, socket: str, state: str) -> bytes:
 
 
 def _conflist() -> bytes:
-    # What the runtime shall hand on: containers' hostPorts, and the pod's bandwidth annotations.
-    plugin = {"type": PROGRAM, "capabilities": {"portMappings": True, "bandwidth": True}}
+    # What the runtime shall hand on: containers' hostPorts, the pod's bandwidth annotations, and addresses
+    # that somebody wants by name.
+    capabilities = dict.fromkeys(("portMappings", "bandwidth", "ips", "mac"), True)
+    plugin = {"type": PROGRAM, "capabilities": capabilities}
     # A runtime that knows cniVersions takes the newest that it serves too (and then asks STATUS and GC);
     # older ones, as containerd 1.x, know cniVersion alone, and refuse results of 1.1.0.
     versions = {"cniVersion": "1.0.0", "cniVersions": ["1.0.0", "1.1.0"]}

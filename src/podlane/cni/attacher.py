@@ -21,7 +21,7 @@ from podlane.cni.removal import LinkRemover
 from podlane.cni.turns import Turns
 from podlane.compile.pods import host_device
 from podlane.errors import CniError, KernelError
-from podlane.model.addresses import Prefix
+from podlane.model.addresses import Address, Prefix
 from podlane.model.local import Attachment
 
 Key: TypeAlias = tuple[str, str]
@@ -106,14 +106,20 @@ class Attacher:
         network: str,
         pod_namespace: str = "",
         pod_name: str = "",
+        addresses: Sequence[Address] = (),
+        mac: str = "",
     ) -> Lease:
-        """Attaching what is attached answers the same lease. Raises CniError; then nothing is left."""
+        """Attaching what is attached answers the same lease. Raises CniError; then nothing is left.
+
+        addresses, mac: asked for by name.
+        """
         wanted = Lease(
             container_id,
             ifname,
             network,
             host_device(container_id, ifname),
-            pod_mac(container_id, ifname),
+            mac or pod_mac(container_id, ifname),
+            tuple(addresses),
             pod_namespace=pod_namespace,
             pod_name=pod_name,
             bridge=self._ports.bridge if self._ports else "",

@@ -21,7 +21,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from podlane.cni.protocol import IO_FAILURE, TRY_AGAIN_LATER
+from podlane.cni.protocol import INVALID_CONFIG, IO_FAILURE, TRY_AGAIN_LATER
 from podlane.errors import CniError, PodlaneError
 from podlane.model.addresses import Address, Prefix
 from podlane.model.local import Attachment
@@ -134,12 +134,21 @@ class Leases:
         return self._read("", ())
 
     def take(self, lease: Lease, pools: Sequence[Prefix]) -> Lease:
-        """Gives lease one address of each pool. Returns it with them.
+        """Gives lease one address of each pool: one of those it names, if it names any. Returns it with them.
 
-        Raises CniError when a pool has none left, or the attachment has a lease already.
+        Raises CniError when a pool has none left, an address it names is not to be had, or the attachment
+        has a lease already.
         """
+        strange = [str(wish) for wish in lease.addresses if not any(wish in pool for pool in pools)]
+        if strange:
+            there = ", ".join(map(str, pools))
+            raise CniError(INVALID_CONFIG, f"requested address {', '.join(strange)} is in none of {there}")
         with self._transaction():
-            addresses = tuple(map(self._next, pools))
+            wishes = [next((wish for wish in lease.addresses if wish in pool), None) for pool in pools]
+            addresses = tuple(
+                self._next(pool) if wish is None else self._named(pool, wish)
+                for pool, wish in zip(pools, wishes, strict=True)
+            )
             row = (lease.container_id, lease.ifname, lease.network, lease.device, lease.mac)
             try:
                 self._db.execute(
@@ -181,6 +190,20 @@ class Leases:
                 if isinstance(error, sqlite3.Error):
                     raise CniError(IO_FAILURE, f"leases: {error}") from None
                 raise
+
+    def _named(self, pool: Prefix, wish: Address) -> Address:
+        first, last = given_out(pool)
+        if not first <= int(wish) <= last:
+            raise CniError(
+                INVALID_CONFIG, f"requested address {wish} is not for pods: {pool} has it for itself"
+            )
+        held = self._db.execute(
+            "SELECT container_id FROM address WHERE version = ? AND value = ?", (wish.version, wish.packed)
+        ).fetchone()
+        if held or self._in_use(wish):
+            whose = f"container {held[0]}" if held else "a pod of another plugin"
+            raise CniError(TRY_AGAIN_LATER, f"requested address {wish} is in use by {whose}")
+        return wish
 
     def _next(self, pool: Prefix) -> Address:
         """The first free address after the one given out last, around the end if need be."""

@@ -9,10 +9,12 @@ from collections.abc import Collection, Sequence
 
 from podlane.cni.attacher import Attacher
 from podlane.cni.fields import Fields
+from podlane.cni.ipam import requested
 from podlane.cni.leases import Lease
 from podlane.cni.link import ANYWHERE, host_mac, ways
 from podlane.cni.plugins.bandwidth import bandwidth_of
 from podlane.cni.plugins.base import Call, Host, PluginType
+from podlane.cni.plugins.linked import wanted_mac
 from podlane.cni.plugins.portmap import mappings_of
 from podlane.cni.protocol import NEWEST, NOT_AS_MADE, NOT_AVAILABLE, Request, Verb
 from podlane.cni.results import Interface, Ip, Result, RouteEntry, merge
@@ -33,6 +35,8 @@ class Podlane(PluginType):
         fields = Fields(request.config)
         mappings_of(request.config, fields)
         bandwidth_of(request.config, fields)
+        requested(request, fields.faults)
+        wanted_mac(request, fields.faults)
         return fields.faults
 
     async def add(self, call: Call) -> Result:
@@ -44,6 +48,8 @@ class Podlane(PluginType):
             network=request.network,
             pod_namespace=request.args.get("K8S_POD_NAMESPACE", ""),
             pod_name=request.args.get("K8S_POD_NAME", ""),
+            addresses=[each.ip for each in requested(request, [])],
+            mac=wanted_mac(request, []),
         )
         try:
             await call.host.shaping.set(call.owner, lease.device, bandwidth_of(request.config))
