@@ -2,13 +2,14 @@
  * Services at the socket: the programs on a node's cgroup.
  *
  *   connect   a service's address is replaced by one of its endpoints before anything is sent, so no packet
- *             is ever translated; which service it was is kept with the socket (`connected`)
+ *             is ever translated; which service it was is kept with the socket (`connected`, of UDP sockets
+ *             in `udp_users`)
  *   sendmsg   the same for each datagram of an unconnected UDP socket; it stays with its endpoint as long as
  *             the list has that (`datagrams`)
  *   recvmsg   what an endpoint answers comes from the service's address again
  *   getpeername   shows the service's address
  *   post_bind in the node's own namespace no port can be bound that is a node port
- *   release   a UDP socket is struck from `udp_users`, by which user space finds them
+ *   release   a UDP socket is struck from `udp_users`
  *
  * What no map holds is passed on as it is: nftables answers for it. IPv4 and IPv6 are one: a map's address has
  * 16 bytes, and IPv4 is mapped into them (RFC 4291, 2.5.5.2), as AF_INET6 sockets have it.
@@ -156,38 +157,46 @@ inline int held(__u32 protocol)
     return protocol == TCP || protocol == UDP;
 }
 
-/* The kernel tells user space what is kept with a TCP socket, but not what is with a UDP socket. */
-inline void note(struct bpf_sock_addr *ctx, struct bound *bound)
+/*
+ * What a connected socket is bound to. The kernel tells user space what is kept with a TCP socket, but not what is
+ * with a UDP socket: those have a map of their own.
+ */
+inline struct bound *bound_to(struct bpf_sock_addr *ctx)
 {
-    __u64 cookie = cookie_of(ctx);
-    if (ctx->protocol == UDP)
-        map_update(udp_users, &cookie, bound, BPF_ANY);
+    if (ctx->protocol == UDP) {
+        __u64 cookie = cookie_of(ctx);
+        return map_lookup(udp_users, &cookie);
+    }
+    return kept(connected, ctx->sk, 0, 0);
+}
+
+inline int bind_to(struct bpf_sock_addr *ctx, const struct bound *bound)
+{
+    if (ctx->protocol == UDP) {
+        __u64 cookie = cookie_of(ctx);
+        return !map_update(udp_users, &cookie, bound, BPF_ANY);
+    }
+    struct bound *mine = kept(connected, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+    if (mine)
+        *mine = *bound;
+    return mine != 0;
 }
 
 inline int on_connect(struct bpf_sock_addr *ctx, int six)
 {
-    struct end to, end;
+    struct bound bound = {};
     if (!held(ctx->protocol) || !ctx->sk)
         return 1;
-    read_end(ctx, six, &to);
-    __u64 list = list_of(&to, ctx->protocol);
-    if (list && draw(ctx, list, &end)) {
-        struct bound *bound = kept(connected, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-        if (!bound)
-            return 1; /* without memory to know the service again */
-        bound->list = list;
-        bound->service = to;
-        bound->backend = end;
-        note(ctx, bound);
-        write_end(ctx, six, &end);
+    read_end(ctx, six, &bound.service);
+    bound.list = list_of(&bound.service, ctx->protocol);
+    if (bound.list && draw(ctx, bound.list, &bound.backend)) {
+        if (bind_to(ctx, &bound)) /* or there is no memory to know the service again */
+            write_end(ctx, six, &bound.backend);
         return 1;
     }
-    struct bound *bound = kept(connected, ctx->sk, 0, 0);
-    if (bound) { /* it was connected to a service before */
-        __u64 cookie = cookie_of(ctx);
-        bound->list = 0;
-        map_delete(udp_users, &cookie);
-    }
+    struct bound *before = bound_to(ctx);
+    if (before)
+        before->list = 0;
     return 1;
 }
 
@@ -224,9 +233,6 @@ inline int on_sendmsg(struct bpf_sock_addr *ctx, int six)
     mine->list = list;
     mine->service = to;
     mine->backend = end;
-    struct bound *bound = kept(connected, ctx->sk, 0, 0);
-    if (!bound || !bound->list)
-        note(ctx, mine);
     write_end(ctx, six, &end);
     return 1;
 }
@@ -238,7 +244,7 @@ inline int backwards(struct bpf_sock_addr *ctx, int six, int datagram)
     int found = 0;
     if (!held(ctx->protocol) || !ctx->sk)
         return 1;
-    struct bound *bound = kept(connected, ctx->sk, 0, 0);
+    struct bound *bound = bound_to(ctx);
     struct slots *slots = datagram ? kept(datagrams, ctx->sk, 0, 0) : 0;
     read_end(ctx, six, &from);
     if (bound && bound->list && same_end(&bound->backend, &from)) {

@@ -7,7 +7,7 @@ import importlib
 import json
 import sys
 
-PARTS = ("lab", "path", "cni")
+PARTS = ("lab", "path", "cni", "sockets")
 
 
 def main() -> int:

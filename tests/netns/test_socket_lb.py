@@ -274,7 +274,7 @@ def test_connections_to_an_endpoint_that_is_gone_end(site: SocketSite, how: How)
         tied.connect(to)
         loose.sendto(b"?", to)
         assert json.loads(loose.recv(4096))[0] == "local-1"
-        assert services_of(site) == {("web-10", plan.pod(5)): 3}
+        assert services_of(site) == {("web-10", plan.pod(5)): 2}
         site.set(*web(how.family, "local-2"))
         for each in (gone, tied):
             with pytest.raises(ConnectionAbortedError):

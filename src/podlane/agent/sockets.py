@@ -62,7 +62,6 @@ def _row(use: Use) -> dict[str, Any]:
         "local": _end(Backend(*seen.local)),
         "address": _end(seen.bound.service),
         "endpoint": _end(seen.bound.backend),
-        "connected": seen.connected,
         "service": {"namespace": key.namespace, "name": key.service, "port": key.port} if key else None,
     }
 

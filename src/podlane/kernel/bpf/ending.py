@@ -37,13 +37,13 @@ class Ending(Sweeping[Wanted, Found]):
         self._cgroup, self._open = cgroup, open_sockets
 
     def seen(self) -> Iterator[Found]:
-        """Every socket that uses a service."""
+        """Every socket that is connected to a service."""
         for fd, inode in cgroups.namespaces(self._cgroup):
             with self._open(fd) as sockets:
                 yield from (Found(inode, each) for each in sockets.seen())
 
     def _find(self, wanted: Wanted) -> tuple[list[Found], list[Found]]:
-        stale = [f for f in self.seen() if f.seen.connected and wanted.has(f.seen.bound, f.seen.protocol)]
+        stale = [f for f in self.seen() if wanted.has(f.seen.bound, f.seen.protocol)]
         certain = [each for each in stale if each.seen.protocol is Protocol.UDP]
         return certain, [each for each in stale if each.seen.protocol is Protocol.TCP]
 

@@ -7,9 +7,9 @@
     backends        list, index                          -> address, port
     members         list, address, port                  -> how often it was chosen
     affinity        list, network namespace's cookie     -> address, port, when it was last chosen
-    connected       (with a connected socket)            the service it was connected to, and the endpoint
+    connected       (with a TCP socket)                  the service it was connected to, and the endpoint
     datagrams       (with an unconnected UDP socket)     the same, of the last eight services
-    udp_users       cookie of a UDP socket               -> the service it is connected to, or used last
+    udp_users       cookie of a connected UDP socket     -> the same
     settings        0                                    -> layout, cookie of the node's namespace
 
 An address is 16 bytes, IPv4 mapped into them; ports are in network order, all else in the machine's. A list

@@ -1,4 +1,4 @@
-"""Sockets of a network namespace that use a service, and ending them (sock_diag(7)).
+"""Sockets of a network namespace that are connected to services, and ending them (sock_diag(7)).
 
 The kernel tells what a BPF map keeps with each TCP socket (INET_DIAG_REQ_SK_BPF_STORAGES), and a map says it
 of UDP sockets, by the cookie that the kernel tells too. So what is found is exactly what the programs did,
@@ -39,13 +39,12 @@ _MAPPED: Final = bytes(10) + b"\xff\xff"
 
 
 class Seen(NamedTuple):
-    """A socket that uses a service. local: its own address and port. connected: False for one that sends to
-    whom it likes; it used this service last. place: what the kernel wants to find it again."""
+    """A socket that is connected to a service. local: its own address and port. place: what the kernel wants
+    to find it again."""
 
     family: Family
     protocol: Protocol
     local: tuple[Address, int]
-    connected: bool
     bound: layout.Bound
     place: bytes
 
@@ -65,16 +64,16 @@ def destroy(seen: Seen) -> Request:
 
 
 def unpack(message: Message, protocol: Protocol, udp_users: Mapping[bytes, bytes]) -> Seen | None:
-    """None for a socket that uses no service."""
+    """None for a socket that is connected to no service."""
     af, state, place, *_ = _MESSAGE.unpack_from(message.body)
     value = udp_users.get(place[-_COOKIE_BYTES:]) if protocol is Protocol.UDP else _stored(message)
     bound = layout.unpack_bound(value) if value is not None else None
-    if bound is None:
+    if bound is None or state == _CLOSE:
         return None
     port, _, source, _ = _ID.unpack_from(place)
     family = Family.IPV4 if af == Family.IPV4.af else Family.IPV6
     where = source[:4] if family is Family.IPV4 else source.removeprefix(_MAPPED)
-    return Seen(family, protocol, (ip_address(where), port), state != _CLOSE, bound, place)
+    return Seen(family, protocol, (ip_address(where), port), bound, place)
 
 
 def _stored(message: Message) -> bytes | None:

@@ -119,7 +119,7 @@ class SocketDriver:
         return found
 
     def uses(self) -> Iterator[Use]:
-        """The sockets of this node's processes that use a service now, and the endpoints they have."""
+        """The sockets of this node's processes that are connected to a service now."""
         names = dict(self._state.names)
         for inode, seen in self._ending.seen():
             yield Use(inode, seen, names.get(seen.bound.list))
