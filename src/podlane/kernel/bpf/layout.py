@@ -42,6 +42,8 @@ AFFINITY, CONNECTED, DATAGRAMS, SETTINGS = "affinity", "connected", "datagrams",
 UDP_USERS: Final = "udp_users"
 
 SLOTS: Final = 8
+_PLACE: Final = struct.Struct("=QII")
+_MEMBER: Final = struct.Struct("=Q20sI")
 _BOUND: Final = struct.Struct("=Q20s20s")
 
 SPECS: Final = {
@@ -105,12 +107,12 @@ def list_head(count: int, timeout_s: int) -> bytes:
 
 
 def place(number: int, index: int) -> bytes:
-    return struct.pack("=QII", number, index, 0)
+    return _PLACE.pack(number, index, 0)
 
 
 def unpack_place(key: bytes) -> tuple[int, int]:
     """(list, index)"""
-    number, index, _ = struct.unpack("=QII", key)
+    number, index, _ = _PLACE.unpack(key)
     return number, index
 
 
@@ -124,11 +126,11 @@ def unpack_end(value: bytes) -> Backend:
 
 
 def member(number: int, backend: Backend) -> bytes:
-    return struct.pack("=Q20sI", number, end(backend), 0)
+    return _MEMBER.pack(number, end(backend), 0)
 
 
 def unpack_member(key: bytes) -> tuple[int, Backend]:
-    number, where, _ = struct.unpack("=Q20sI", key)
+    number, where, _ = _MEMBER.unpack(key)
     return number, unpack_end(where)
 
 

@@ -86,6 +86,9 @@ class Gone:
 
 @dataclass
 class Plan:
+    """silent: operations are not asked for."""
+
+    silent: bool = False
     operations: list[Operation] = field(default_factory=list)
     gone: Gone = field(default_factory=Gone)
 
@@ -120,9 +123,9 @@ class SocketState:
         """The lists that are held, by number."""
         return self._numbers
 
-    def put(self, changes: Mapping[Table, Delta[Any, Any]]) -> Plan:
-        """Take changes in."""
-        plan = Plan()
+    def put(self, changes: Mapping[Table, Delta[Any, Any]], *, silent: bool = False) -> Plan:
+        """Take changes in. silent: for a state that is to be compared as a whole; nothing is planned."""
+        plan = Plan(silent=silent)
         self._put_addresses(changes.get(Table.SETS), plan)
         lists: dict[ListKey, None] = {}
         fronts: dict[FrontKey, None] = {}
@@ -226,6 +229,8 @@ class SocketState:
         return old is None
 
     def _exchange(self, key: ListKey, old: tuple[Backend, ...], new: tuple[Backend, ...], plan: Plan) -> None:
+        if plan.silent:
+            return
         number, owner = layout.number(key), (Table.BACKENDS, key)
         for index in range(max(len(old), len(new))):
             was = old[index] if index < len(old) else None

@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import Any, Final, NamedTuple
 
 from podlane.compile.tables import Backend, ListKey, Table
-from podlane.delta import Delta, delta
+from podlane.delta import Delta
 from podlane.errors import KernelError
 from podlane.kernel import netns
 from podlane.kernel.bpf import layout, syscall
@@ -86,7 +86,8 @@ class SocketDriver:
             syscall.update(self._installed.maps[layout.SETTINGS], bytes(4), cookie)
             there = {name: self._installed.read(name) for name in layout.DESIRED}
         state.adopt(there)
-        state.put({table: delta(desired.get(table, {}), {}) for table in TABLES})
+        everything = {table: Delta(dict(desired.get(table, {})), {}, {}) for table in TABLES}
+        state.put(everything, silent=True)
         operations = _difference(state, there)
         failures = self._write(operations)
         with self._maps:
