@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -15,7 +16,10 @@ from click.testing import CliRunner
 from podlane.cli.agent import command
 from podlane.cni import plugins
 from podlane.errors import ConfigError, UsageError
+from podlane.kernel.nft import host_ports
+from podlane.kernel.nft.elements import Elements
 from podlane.kernel.rtnl import Rtnl
+from podlane.model.addresses import Family
 from tests.netns import packets
 from tests.netns.agent_nodes import wait_until
 from tests.netns.standalone import REFERENCE, Caller, Refusal, Standalone
@@ -162,6 +166,54 @@ def test_adds_at_once_with_an_agent_killed_between_share_no_address(namespaces, 
         assert leases == {address.partition("/")[0] for address in held}
         for pod, address in zip(pods[1:], held[1:], strict=True):
             packets.udp(pods[0], pod, ip_interface(address).ip)
+
+
+def test_an_answered_del_owes_nothing_when_the_agent_is_killed_then(namespaces, tmp_path):
+    """It is answered while the kernel still frees the links: all that anybody could find is gone by then."""
+    node, pods = namespaces(), [namespaces() for _ in range(10)]
+    main = config(tmp_path)
+    networks = tmp_path / "networks" / "mynet"
+
+    def chain(verb: str, place: int) -> str:
+        ports = [{"hostPort": 8000 + place, "containerPort": 80, "protocol": "tcp"}]
+        mapped = {"cniVersion": "1.0.0", "name": "mynet", "type": "portmap"}
+        mapped["runtimeConfig"] = {"portMappings": ports}
+        call, container = agent.caller.call, f"c{place}"
+        if verb == "ADD":
+            result = call("ADD", container, pods[place], main)
+            return call("ADD", container, pods[place], mapped | {"prevResult": result})["ips"][0]["address"]
+        call("DEL", container, pods[place], mapped)
+        call("DEL", container, pods[place], main)
+        return ""
+
+    def left() -> list[object]:
+        found: list[object] = veths(node)
+        for pod in pods:
+            with Rtnl(pod) as rt:
+                found += [link.name for link in rt.links() if link.name != "lo"]
+        with contextlib.closing(Elements(host_ports.TABLE, node)) as elements:
+            found += elements.read(Family.IPV4, host_ports.ANY)
+        return found + [p.name for p in networks.iterdir() if p.name[0] == "1"]
+
+    with Standalone(node, tmp_path) as agent, ThreadPoolExecutor(10) as threads:
+        before = set(threads.map(lambda place: chain("ADD", place), range(10)))
+        assert len(before) == 10
+        assert len(left()) == 40
+        list(threads.map(lambda place: chain("DEL", place), range(10)))
+        agent.kill()
+        assert left() == []
+        agent.start()
+        assert left() == []
+        after = set(threads.map(lambda place: chain("ADD", place), range(10)))
+        assert len(after) == 10
+        # One more is killed at the moment it is answered for one, and begun for the others.
+        running = [threads.submit(chain, "DEL", place) for place in range(10)]
+        running[0].result()
+        agent.kill()
+        for each in running:
+            each.result()  # the spool answers for those that had no agent
+        agent.start()
+        wait_until(lambda: left() == [], "what was kept is done")
 
 
 @pytest.fixture

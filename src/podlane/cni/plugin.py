@@ -36,15 +36,14 @@ class Plugin:
 
     async def __call__(self, environment: Mapping[str, str], stdin: bytes, netns_fd: int | None) -> Answer:
         """Never raises: every failure is an answer."""
-        version = protocol.version_of(stdin)
         try:
             return Answer(0, await self._run(environment, stdin, netns_fd))
         except CniError as error:
-            return Answer(1, protocol.encode_error(error, version))
+            return Answer(1, protocol.encode_error(error, protocol.version_of(stdin)))
         except Exception as error:
             _log.exception("CNI %s failed", environment.get("CNI_COMMAND", ""))
             internal = CniError(protocol.INTERNAL, f"{type(error).__name__}: {error}")
-            return Answer(1, protocol.encode_error(internal, version))
+            return Answer(1, protocol.encode_error(internal, protocol.version_of(stdin)))
 
     async def _run(self, environment: Mapping[str, str], stdin: bytes, netns_fd: int | None) -> bytes:
         request = protocol.parse(environment, stdin, self._faults)
