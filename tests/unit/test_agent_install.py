@@ -25,7 +25,8 @@ def test_program_and_configuration_are_there_and_a_second_time_changes_nothing(t
     program, conflist = tmp_path / "bin" / "podlane", tmp_path / "etc" / "net.d" / CONFLIST
     assert os.access(program, os.X_OK)
     (plugin,) = json.loads(conflist.read_text())["plugins"]
-    assert plugin == {"type": "podlane", "capabilities": {"portMappings": True, "bandwidth": True}}
+    offered = dict.fromkeys(("portMappings", "bandwidth", "ips", "mac"), True)
+    assert plugin == {"type": "podlane", "capabilities": offered}
     before = [path.stat().st_ino for path in (program, conflist)]
     install(options(tmp_path))
     assert [path.stat().st_ino for path in (program, conflist)] == before
