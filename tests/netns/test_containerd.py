@@ -159,6 +159,8 @@ def test_an_agent_of_a_cluster_gives_containerd_its_network_when_it_is_ready(tmp
             f"--cni-conf-dir={conf}",
             f"--host-local-dir={tmp_path / 'networks'}",
         ]
+        for name in ("web", "more"):  # as a kubelet has seen them before it asks for a sandbox
+            api.put("Pod", name, metadata={"namespace": "default"}, spec={"nodeName": node.name})
         with Containerd(node.fd, own, opt, conf) as containerd:
             assert not containerd.network_ready()
             node.start(*flags)
