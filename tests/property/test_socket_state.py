@@ -103,7 +103,7 @@ def test_few_places_change(current: list[int], chosen: list[int]) -> None:
 @settings(deadline=None, max_examples=100)
 @given(tables(), tables())
 def test_what_may_go_on_is_never_ended(first: Tables, second: Tables) -> None:
-    """A connection ends only if its endpoint is in neither of the list's two rows, and the list is still there."""
+    """A connection ends only if its list is still there, and does not keep its endpoint."""
     state = SocketState(Family)
     state.put({t: delta(first[t], EMPTY[t]) for t in EMPTY})
     numbers = dict(state.names)
