@@ -17,7 +17,6 @@ from podlane.agent.daemon import Agent
 from podlane.agent.gone import GonePods
 from podlane.agent.health_checks import HealthChecks
 from podlane.agent.options import CONFIG_PATH, AgentOptions, parse
-from podlane.errors import ConfigError
 from podlane.kernel import cgroups
 from podlane.kernel.announce.driver import AnnounceDriver
 from podlane.kernel.bpf import installation
@@ -27,9 +26,8 @@ from podlane.kernel.nft.policy import PolicyDriver
 from podlane.kernel.nft.services import ServicesDriver
 from podlane.kernel.rtnl.driver import RtnlDriver
 from podlane.kernel.sweeping import Gone
-from podlane.model import config as configs
 from podlane.model.config import NetworkConfig, ServiceMode
-from podlane.watch import kubeconfig
+from podlane.watch import configuration, kubeconfig
 from podlane.watch.http import ApiHttp
 
 log = logging.getLogger(__name__)
@@ -98,18 +96,4 @@ def drivers(options: AgentOptions, config: NetworkConfig, gone: Gone | None = No
 
 def read_config(path: str) -> NetworkConfig:
     """The default configuration when the default path has no file. Raises ConfigError."""
-    try:
-        text = Path(path).read_text()
-    except FileNotFoundError:
-        if path == CONFIG_PATH:
-            return configs.DEFAULT
-        raise ConfigError(f"config {path}: there is no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config {path}: {error}") from None
-    import yaml
-
-    try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config {path}: not YAML: {' '.join(str(error).split())}") from None
-    return configs.parse(document if document is not None else {}, f"config {path}")
+    return configuration.read(path, default_path=CONFIG_PATH)

@@ -8,8 +8,9 @@ import msgspec
 
 from podlane.cni.address_files import DATA_DIR
 from podlane.errors import ConfigError
+from podlane.watch.configuration import CONFIG_PATH
 
-CONFIG_PATH = "/etc/podlane/config.yaml"
+__all__ = ["CONFIG_PATH", "AgentOptions", "parse"]
 
 
 class AgentOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -10,6 +10,8 @@ import msgspec
 from podlane.agent.reconciler import Counts
 from podlane.compile.tables import Backend, Table
 from podlane.kernel.driver import Failure
+from podlane.observe.exposition import Metric
+from podlane.observe.exposition import exposition as exposition_of
 
 API_VERSION = "podlane.dev/v1alpha1"
 
@@ -94,13 +96,6 @@ def words(key: Any) -> str:
     return " ".join(map(str, key)) if isinstance(key, tuple) else str(key)
 
 
-class Metric(NamedTuple):
-    name: str
-    kind: str
-    help: str
-    samples: Iterable[tuple[Mapping[str, str], float]]
-
-
 def metrics(state: State) -> str:
     """Prometheus text exposition format 0.0.4."""
     counts = state.counts
@@ -147,21 +142,8 @@ def metrics(state: State) -> str:
 
 
 def exposition(*found: Metric) -> str:
-    return "".join(_exposition(metric) for metric in found)
+    return exposition_of("podlane_agent_", found)
 
 
 def _one(value: float) -> list[tuple[Mapping[str, str], float]]:
     return [({}, value)]
-
-
-def _exposition(metric: Metric) -> str:
-    name = f"podlane_agent_{metric.name}"
-    lines = [f"# HELP {name} {metric.help}", f"# TYPE {name} {metric.kind}"]
-    for labels, value in metric.samples:
-        inner = ",".join(f'{key}="{_escape(text)}"' for key, text in labels.items())
-        lines.append(f"{name}{{{inner}}} {value:g}" if inner else f"{name} {value:.17g}")
-    return "\n".join(lines) + "\n"
-
-
-def _escape(text: str) -> str:
-    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

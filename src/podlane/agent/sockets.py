@@ -6,9 +6,9 @@ import asyncio
 from typing import Any
 
 from podlane.agent import http, report
-from podlane.agent.report import Metric
 from podlane.compile.tables import Backend
 from podlane.kernel.bpf.sockets import SocketDriver, Use
+from podlane.observe.exposition import Metric
 
 
 class SocketPages:

@@ -30,6 +30,7 @@ COMMANDS = {
     "flows": ("flows", "Show the nodes' connections, with names."),
     "trace": ("trace", "Send one packet and show every link it crosses."),
     "agent": ("agent", "Run the node agent."),
+    "controller": ("controller", "Run the cluster's controller."),
     "version": ("version", "Print the version."),
 }
 

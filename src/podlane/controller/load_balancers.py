@@ -69,6 +69,11 @@ class LoadBalancers(Controller):
         self._waiting: set[Key] = set()
         super().__init__(context)
 
+    @property
+    def waiting(self) -> int:
+        """How many services no address could be given."""
+        return len(self._waiting)
+
     def subscribe(self) -> None:
         self.pools.subscribe(self._pool_changed)
         self.nodes.subscribe(self._node_changed)

@@ -82,6 +82,13 @@ class ApiHttp:
         """Makes an object. Raises AlreadyExistsError, among others."""
         return await self._whole("POST", path, {}, body, "application/json")
 
+    async def put(self, path: str, body: bytes) -> bytes:
+        return await self._whole("PUT", path, {}, body, "application/json")
+
+    async def delete(self, path: str, body: bytes) -> bytes:
+        """body: DeleteOptions."""
+        return await self._whole("DELETE", path, {}, body, "application/json")
+
     async def lines(self, path: str, query: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
         """The lines of an answer that goes on, without their ends and of any length.
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 
 from podlane.controller import load_balancers
+from podlane.controller.manager import Manager
 from podlane.lab.client import ApiClient
 from podlane.lab.controllers.context import Context, Runnable
 from podlane.lab.controllers.cronjob import CronJobs
@@ -51,11 +51,8 @@ def make_all(context: Context) -> list[Runnable]:
     ]
 
 
-class ControllerManager:
-    """Runs every controller over one client. Stopped or killed at any point, it may be run again.
-
-    ca_pem: the certificate authority of the API, for the ConfigMap kube-root-ca.crt of each namespace.
-    """
+class ControllerManager(Manager):
+    """All controllers of a lab, unless make says others."""
 
     def __init__(
         self,
@@ -66,44 +63,4 @@ class ControllerManager:
         now: Callable[[], float] = time.time,
         make: Callable[[Context], list[Runnable]] = make_all,
     ) -> None:
-        self._client, self._config, self._ca_pem, self._now, self._make = client, config, ca_pem, now, make
-        self._running: list[Runnable] = []
-        self._task: asyncio.Task[None] | None = None
-
-    async def run(self) -> None:
-        """Until `stop` or cancellation. Begins afresh from what the API says."""
-        task = self._task = asyncio.ensure_future(self._run())
-        try:
-            await asyncio.wait({task})
-        finally:
-            task.cancel()
-            await asyncio.wait({task})
-            if self._task is task:
-                self._task = None
-        if not task.cancelled():
-            task.result()
-
-    async def _run(self) -> None:
-        context = Context(self._client, self._config, now=self._now, ca_pem=self._ca_pem)
-        controllers = self._make(context)
-        try:
-            async with asyncio.TaskGroup() as group:
-                context.informers.start(group)
-                group.create_task(context.events.run(), name="events")
-                await context.informers.synced()
-                self._running = controllers
-                for controller in controllers:
-                    group.create_task(controller.run(), name=type(controller).__name__)
-        finally:
-            self._running = []
-
-    async def stop(self) -> None:
-        """Ends `run` and waits for it. Nothing happens when it does not run."""
-        if (task := self._task) is not None:
-            task.cancel()
-            await asyncio.wait({task})
-
-    @property
-    def idle(self) -> bool:
-        """It runs, and no object waits to be looked at (those that wait for a time of day aside)."""
-        return bool(self._running) and all(c.idle for c in self._running)
+        super().__init__(client, config, make=make, ca_pem=ca_pem, now=now)

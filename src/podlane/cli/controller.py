@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+@click.option(
+    "--kubeconfig", metavar="FILE", default="", help="How to reach the API; unset: as kubectl does."
+)
+@click.option("--context", metavar="NAME", default="", help="Context of the kubeconfig.")
+@click.option("--config", metavar="FILE", default="/etc/podlane/config.yaml", help="NetworkConfig.")
+@click.option("--metrics-address", metavar="IP:PORT", default="", help="HTTP: /healthz /readyz /metrics.")
+@click.option(
+    "--lease-duration",
+    metavar="SECONDS",
+    type=click.IntRange(2, 3600),
+    default=15,
+    show_default=True,
+    help="After how long of silence another leads.",
+)
+def command(kubeconfig: str, context: str, config: str, metrics_address: str, lease_duration: int) -> None:
+    """Run the cluster's controller: load-balancer addresses from LoadBalancerPools.
+
+    Several may run; one leads (Lease kube-system/podlane-controller), the others wait. A lab has it built in.
+
+    Example: podlane controller --kubeconfig /etc/podlane/kubeconfig --metrics-address 127.0.0.1:9586
+    """
+    from podlane.controller.daemon import ControllerOptions, main
+
+    main(
+        ControllerOptions(
+            kubeconfig=kubeconfig,
+            context=context,
+            config=config,
+            metrics_address=metrics_address,
+            lease_duration_s=lease_duration,
+        )
+    )

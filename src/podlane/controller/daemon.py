@@ -1,0 +1,130 @@
+"""`podlane controller`: what a cluster needs done once, by one of several processes.
+
+The same controllers run in a lab's control process (lab/controllers/manager.py), without election.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Iterator
+
+from msgspec import Struct
+
+from podlane.controller import load_balancers
+from podlane.controller.context import Context, Runnable
+from podlane.controller.leader import DURATION_S, LeaderElection
+from podlane.controller.load_balancers import LoadBalancers
+from podlane.controller.manager import Manager
+from podlane.controller.remote import HttpClient
+from podlane.model.addresses import Family
+from podlane.model.config import NetworkConfig
+from podlane.observe import window
+from podlane.observe.exposition import Metric, exposition
+from podlane.watch import configuration, kubeconfig
+from podlane.watch.configuration import CONFIG_PATH
+from podlane.watch.http import ApiHttp
+
+
+class ControllerOptions(Struct, frozen=True, kw_only=True):
+    """kubeconfig: "" as kubectl finds it. lease_duration_s: after how long of silence another leads."""
+
+    kubeconfig: str = ""
+    context: str = ""
+    config: str = CONFIG_PATH
+    metrics_address: str = ""
+    lease_duration_s: int = DURATION_S
+
+
+class Daemon:
+    def __init__(self, options: ControllerOptions, config: NetworkConfig, client: HttpClient) -> None:
+        self._options = options
+        self._balancers: LoadBalancers | None = None
+        self._manager = Manager(client, config, make=self._make)
+        identity = f"{socket.gethostname()}_{os.urandom(4).hex()}"
+        self._election = LeaderElection(client, identity, duration_s=options.lease_duration_s)
+
+    def _make(self, context: Context) -> list[Runnable]:
+        balancers, statuses = load_balancers.make(context)
+        assert isinstance(balancers, LoadBalancers)
+        self._balancers = balancers
+        return [balancers, statuses]
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until stop is set, or raises what ended it."""
+        pages: window.Pages = {
+            "/healthz": lambda: window.text("ok"),
+            "/livez": lambda: window.text("ok"),
+            "/readyz": self._readyz,
+            "/metrics": self._metrics,
+        }
+        server = window.Server(pages)
+        try:
+            if self._options.metrics_address:
+                await server.listen(self._options.metrics_address)
+            work = asyncio.create_task(self._election.run(self._manager.run), name="election")
+            stopped = asyncio.create_task(stop.wait(), name="stop")
+            done, _ = await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (work, stopped):
+                task.cancel()
+            await asyncio.gather(work, stopped, return_exceptions=True)
+            if work in done:
+                work.result()
+        finally:
+            await server.close()
+
+    def _readyz(self) -> window.Answer:
+        if not self._election.leader:
+            return window.text("nobody leads yet: the Lease kube-system/podlane-controller is not held", 503)
+        if not self._election.leading:
+            return window.text(f"ok: {self._election.leader} leads")
+        if not self._manager.synced:
+            return window.text(
+                "not everything has been listed yet; are the CustomResourceDefinitions there (deploy/crds/)?",
+                503,
+            )
+        return window.text("ok: this one leads")
+
+    def _metrics(self) -> window.Answer:
+        body = exposition("podlane_controller_", self._samples()).encode()
+        return window.Answer(200, body, "text/plain; version=0.0.4; charset=utf-8")
+
+    def _samples(self) -> Iterator[Metric]:
+        leading = self._election.leading
+        yield Metric("leading", "gauge", "Whether this process leads.", [({}, float(leading))])
+        balancers = self._balancers
+        if balancers is None or not leading:
+            return
+        uses = {
+            (pool.name, family): balancers.addresses.use(pool, family)
+            for pool in balancers.addresses.pools.values()
+            for family in Family
+        }
+        for what in ("assigned", "available"):
+            samples = [
+                ({"pool": pool, "family": str(family)}, float(getattr(use, what)))
+                for (pool, family), use in uses.items()
+            ]
+            yield Metric(f"pool_addresses_{what}", "gauge", f"Addresses {what}, by pool.", samples)
+        waiting = float(balancers.waiting)
+        yield Metric("services_waiting", "gauge", "Services that no address could be given.", [({}, waiting)])
+        refused = len(balancers.faults) + len(balancers.addresses.refused)
+        yield Metric("pools_refused", "gauge", "Pools that cannot be used.", [({}, float(refused))])
+
+
+def main(options: ControllerOptions) -> None:
+    """Raises ConfigError before anything is done."""
+    config = configuration.read(options.config)
+    access = kubeconfig.load(options.kubeconfig or None, options.context)
+    asyncio.run(_main(options, config, access))
+
+
+async def _main(options: ControllerOptions, config: NetworkConfig, access: kubeconfig.Access) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with ApiHttp(access, "podlane-controller") as http:
+        await Daemon(options, config, HttpClient(http)).run(stop)

@@ -1,0 +1,138 @@
+"""Of several controllers one leads: whoever holds the Lease and renews it (client-go tools/leaderelection).
+
+    free, or not renewed for as long as it was taken for ──> take it with the resourceVersion that was read
+    ours ──> renew it every few seconds; not done for most of its time ──> stop what leading means, at once
+    told to stop ──> stop, then give it back, so that another need not wait
+
+Clocks of different machines are never compared: a lease is old if this process has seen it unchanged for
+its whole duration. Of two that take it at once the API lets one; the other gets a ConflictError.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from podlane.controller.client import ApiClient, Obj
+from podlane.errors import AlreadyExistsError, ApiError, ConflictError, NotFoundError
+
+log = logging.getLogger(__name__)
+
+LEASES: Final = "leases.coordination.k8s.io"
+DURATION_S: Final = 15
+RENEW_DEADLINE: Final = 2 / 3  # of the duration
+RETRY: Final = 2 / 15
+
+
+class LeaderElection:
+    """identity: this process among all that ever asked. now: a clock that only runs forward, in seconds."""
+
+    def __init__(
+        self,
+        client: ApiClient,
+        identity: str,
+        *,
+        name: str = "podlane-controller",
+        namespace: str = "kube-system",
+        duration_s: int = DURATION_S,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._client, self.identity, self._now = client, identity, now
+        self._name, self._namespace, self._duration_s = name, namespace, duration_s
+        self._seen: Any = None
+        self._seen_s = 0.0
+        self.leader = ""
+        """Who leads, as far as is known."""
+
+    @property
+    def leading(self) -> bool:
+        return self.leader == self.identity
+
+    async def run(self, lead: Callable[[], Awaitable[None]]) -> None:
+        """lead() while this process leads; it is cancelled when that is over. Without end; what lead()
+        raises ends it."""
+        try:
+            while True:
+                if await self._try():
+                    log.info("%s leads", self.identity)
+                    await self._lead(lead)
+                    log.warning("%s does not lead any more", self.identity)
+                    self.leader = "" if self.leading else self.leader
+                await asyncio.sleep(self._duration_s * RETRY)
+        finally:
+            if self.leading:
+                await asyncio.shield(self._release())
+
+    async def _lead(self, lead: Callable[[], Awaitable[None]]) -> None:
+        work = asyncio.ensure_future(lead())
+        renewed_s = self._now()
+        try:
+            while self.leading and self._now() - renewed_s < self._duration_s * RENEW_DEADLINE:
+                done, _ = await asyncio.wait({work}, timeout=self._duration_s * RETRY)
+                if done:
+                    work.result()
+                    return
+                if await self._try():
+                    renewed_s = self._now()
+        finally:
+            work.cancel()
+            await asyncio.wait({work})
+
+    async def _try(self) -> bool:
+        """Takes or renews the lease. False also if the API does not answer."""
+        try:
+            async with asyncio.timeout(self._duration_s * RENEW_DEADLINE / 2):
+                return await self._ask()
+        except (ConflictError, AlreadyExistsError):
+            self.leader = ""  # another was quicker
+        except (ApiError, TimeoutError) as error:
+            log.info("the lease %s/%s: %s", self._namespace, self._name, error)
+        return False
+
+    async def _ask(self) -> bool:
+        try:
+            lease = await self._client.get(LEASES, self._name, self._namespace)
+        except NotFoundError:
+            meta = {"name": self._name, "namespace": self._namespace}
+            lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": meta}
+            await self._client.create(LEASES, lease | {"spec": self._spec({})}, self._namespace)
+            self.leader = self.identity
+            return True
+        spec = lease.get("spec") or {}
+        self.leader = spec.get("holderIdentity") or ""
+        if self.leader not in ("", self.identity) and not self._old(spec):
+            return False
+        await self._client.update(LEASES, {**lease, "spec": self._spec(spec)})
+        self.leader = self.identity
+        return True
+
+    def _old(self, spec: Obj) -> bool:
+        if spec != self._seen:
+            self._seen, self._seen_s = spec, self._now()
+        return self._now() - self._seen_s >= float(spec.get("leaseDurationSeconds") or self._duration_s)
+
+    def _spec(self, old: Obj) -> Obj:
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        mine = old.get("holderIdentity") == self.identity
+        return {
+            **old,
+            "holderIdentity": self.identity,
+            "leaseDurationSeconds": self._duration_s,
+            "acquireTime": old.get("acquireTime") if mine else now,
+            "renewTime": now,
+            "leaseTransitions": int(old.get("leaseTransitions") or 0) + (bool(old) and not mine),
+        }
+
+    async def _release(self) -> None:
+        try:
+            lease = await self._client.get(LEASES, self._name, self._namespace)
+            if lease["spec"].get("holderIdentity") == self.identity:
+                spec = {**lease["spec"], "holderIdentity": "", "leaseDurationSeconds": 1}
+                await self._client.update(LEASES, {**lease, "spec": spec})
+        except ApiError as error:
+            log.info("the lease could not be given back: %s", error)
+        self.leader = ""

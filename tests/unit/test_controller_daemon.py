@@ -1,0 +1,158 @@
+"""`podlane controller` as a process, against an API server over TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from podlane.controller.client import Obj
+from podlane.controller.remote import HttpClient, path
+from podlane.errors import NotFoundError
+from podlane.model import pools
+from podlane.watch import kubeconfig
+from podlane.watch.http import ApiHttp
+from tests.unit.api_lab import Lab, running
+from tests.unit.test_pool_controller import balancer
+
+PODLANE = Path(sys.executable).with_name("podlane")
+POOL = {
+    "apiVersion": "podlane.dev/v1alpha1",
+    "kind": "LoadBalancerPool",
+    "metadata": {"name": "public"},
+    "spec": {"addresses": ["192.0.2.10-192.0.2.19"]},
+}
+
+
+def until(what: Callable[[], Any]) -> Any:
+    end_s = time.monotonic() + 30
+    while not (found := what()):
+        assert time.monotonic() < end_s, "it did not come to be"
+        time.sleep(0.02)
+    return found
+
+
+class Controller:
+    def __init__(self, lab: Lab, where: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        command = [str(PODLANE), "controller", "--kubeconfig", str(lab.kubeconfig), "--lease-duration", "2"]
+        command += ["--metrics-address", f"127.0.0.1:{self.port}"]
+        with (where / f"controller-{self.port}.log").open("wb") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+
+    def get(self, page: str) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{page}", timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    @property
+    def leads(self) -> bool:
+        return self.get("/readyz") == (200, "ok: this one leads\n")
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(20)
+
+
+@contextmanager
+def controllers(lab: Lab, where: Path, count: int) -> Iterator[list[Controller]]:
+    made = [Controller(lab, where) for _ in range(count)]
+    try:
+        yield made
+    finally:
+        for each in made:
+            if each.process.poll() is None:
+                each.process.kill()
+                each.process.wait()
+
+
+def ingress(lab: Lab, name: str) -> list[Obj]:
+    record = lab.server.store.get("services", "default", name)
+    assert record is not None
+    found: list[Obj] = record.obj["status"]["loadBalancer"].get("ingress") or []
+    return found
+
+
+def create(lab: Lab, resource: str, obj: Obj, namespace: str = "default") -> None:
+    lab.run(lambda: lab.server.client.create(resource, obj, namespace))
+
+
+def test_one_leads_and_the_other_takes_over(tmp_path: Path) -> None:
+    with running(tmp_path) as lab, controllers(lab, tmp_path, 2) as both:
+        create(lab, pools.RESOURCE, POOL, "")
+        create(lab, "services", balancer("web"))
+        assert until(lambda: ingress(lab, "web")) == [{"ip": "192.0.2.10", "ipMode": "VIP"}]
+        leader = until(lambda: next((c for c in both if c.leads), None))
+        other = next(c for c in both if c is not leader)
+        assert until(lambda: other.get("/readyz")[0] == 200)
+        assert leader.get("/healthz") == (200, "ok\n")
+        samples = leader.get("/metrics")[1]
+        assert 'podlane_controller_pool_addresses_assigned{pool="public",family="IPv4"} 1' in samples
+        assert "podlane_controller_leading 1" in samples
+        assert "podlane_controller_leading 0" in other.get("/metrics")[1]
+        leader.stop(signal.SIGKILL)
+        create(lab, "services", balancer("next"))
+        assert until(lambda: ingress(lab, "next")) == [{"ip": "192.0.2.11", "ipMode": "VIP"}]
+        assert other.leads
+        assert ingress(lab, "web") == [{"ip": "192.0.2.10", "ipMode": "VIP"}]
+        # An orderly end gives the lease back.
+        assert other.stop() == 0
+        lease = lab.server.store.get("leases.coordination.k8s.io", "kube-system", "podlane-controller")
+        assert lease is not None
+        assert lease.obj["spec"]["holderIdentity"] == ""
+
+
+def test_what_it_is_told_wrongly() -> None:
+    def refused(*words: str) -> str:
+        done = subprocess.run([PODLANE, "controller", *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        return done.stderr
+
+    assert "no-such-file" in refused("--kubeconfig", "no-such-file")
+    assert "lease-duration" in refused("--lease-duration", "0")
+
+
+def test_the_client_lists_in_pages_and_watches_on(tmp_path: Path) -> None:
+    with running(tmp_path) as lab:
+        access = kubeconfig.load(lab.kubeconfig)
+
+        async def story() -> None:
+            client = HttpClient(ApiHttp(access))
+            listed, version = await client.list("services")
+            assert [(s["apiVersion"], s["kind"], s["metadata"]["name"]) for s in listed] == [
+                ("v1", "Service", "kubernetes")
+            ]
+            made = await client.create("services", balancer("web"), "default")
+            patched = await client.patch("services", "web", "default", {"metadata": {"labels": {"a": "b"}}})
+            assert patched["metadata"]["labels"] == {"a": "b"}
+            status = {"loadBalancer": {"ingress": [{"ip": "192.0.2.1", "ipMode": "VIP"}]}}
+            await client.update("services", {**patched, "status": status}, subresource="status")
+            await client.delete("services", "web", "default", uid=made["metadata"]["uid"])
+            seen = []
+            async for event in client.watch("services", since=version):
+                seen.append(event.type)
+                if event.type == "DELETED":
+                    assert event.object["status"] == status
+                    break
+            assert seen == ["ADDED", "MODIFIED", "MODIFIED", "DELETED"]
+            with pytest.raises(NotFoundError):
+                await client.get("services", "web", "default")
+
+        asyncio.run(story())
+    assert path("services", "a/b", "c d", "status") == "/api/v1/namespaces/a%2Fb/services/c%20d/status"
