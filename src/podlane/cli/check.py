@@ -29,6 +29,7 @@ def command(name: str | None, lab: str | None, timeout: str, output: str) -> Non
     from podlane.model.addresses import address
     from podlane.observe.check import Place, check
     from podlane.observe.check_plan import plan
+    from podlane.observe.check_policy import expectations
     from podlane.observe.cluster import Cluster
     from podlane.observe.ground import survey
     from podlane.observe.text import report_lines
@@ -40,12 +41,15 @@ def command(name: str | None, lab: str | None, timeout: str, output: str) -> Non
         record = look.record
         assert record is not None
         cluster = Cluster(snapshot.objects(look.client), map(address, record.outside))
+        config = look.config
     ground = survey(cluster, snapshot.running(record))
     places = {
         place: Place(f"/proc/{pid}/ns/net", snapshot.cgroup(record, pid))
         for place, pid in snapshot.places(record, cluster).items()
     }
-    report = check(plan(ground), ground, places, timeout_s=timeout_s)
+    steps = plan(ground)
+    expected = expectations(steps, cluster, config)
+    report = check(steps, ground, places, timeout_s=timeout_s, expected=expected)
     if output == "json":
         click.echo(report.json())
     else:

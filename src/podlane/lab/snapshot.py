@@ -30,6 +30,8 @@ from podlane.watch.reflector import OPTIONAL
 
 RESOURCES = {
     "Node": "nodes",
+    "Namespace": "namespaces",
+    "NetworkPolicy": "networkpolicies.networking.k8s.io",
     "Pod": "pods",
     "Service": "services",
     "EndpointSlice": "endpointslices.discovery.k8s.io",

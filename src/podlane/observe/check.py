@@ -15,21 +15,23 @@ import errno
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Struct, field, structs
 
 from podlane.errors import KernelNotFoundError
 from podlane.kernel import cgroups, netns
 from podlane.model.addresses import Address, Protocol, address, family_of
 from podlane.observe.check_plan import Step
+from podlane.observe.check_policy import EXPECTED, Expectation
 from podlane.observe.explanation import API_VERSION, end
 from podlane.observe.ground import Ground
 
 TIMEOUT_S: Final = 2.0
+DENIED_S: Final = 1.0  # where nothing may come
 # Few at once, so that none waits for our own turn and `ms` means something; one that takes long (it may be
 # waiting for an answer that never comes) makes room for the next.
 AT_ONCE: Final = 6
@@ -88,8 +90,10 @@ def check(
     places: Mapping[str, Place],
     *,
     timeout_s: float = TIMEOUT_S,
+    expected: Sequence[Expectation] = (),
 ) -> Report:
-    return report(asyncio.run(_check(list(steps), ground, places, timeout_s)))
+    """expected: for each step what policy says; without it nothing is denied."""
+    return report(asyncio.run(_check(list(steps), ground, places, timeout_s, expected)))
 
 
 def report(checks: list[Check]) -> Report:
@@ -98,7 +102,11 @@ def report(checks: list[Check]) -> Report:
 
 
 async def _check(
-    steps: list[Step], ground: Ground, places: Mapping[str, Place], timeout_s: float
+    steps: list[Step],
+    ground: Ground,
+    places: Mapping[str, Place],
+    timeout_s: float,
+    expected: Sequence[Expectation] = (),
 ) -> list[Check]:
     found: list[list[Check]] = [[] for _ in steps]
     most, room = asyncio.Semaphore(_MOST), asyncio.Semaphore(AT_ONCE)
@@ -107,7 +115,9 @@ async def _check(
         async def work(number: int, step: Step) -> None:
             try:
                 async with _room(room):
-                    found[number] = await _try(step, places, listeners, timeout_s)
+                    wanted = expected[number] if expected else EXPECTED
+                    most_s = min(timeout_s, DENIED_S) if wanted.denied and not wanted.either else timeout_s
+                    found[number] = _as_expected(await _try(step, places, listeners, most_s), wanted)
             finally:
                 most.release()
 
@@ -119,6 +129,22 @@ async def _check(
     checks = [each for several in found for each in several]
     # The derived ones last, as in the order of kinds; the sort is stable.
     return sorted(checks, key=lambda each: each.kind == "no-nat")
+
+
+def _as_expected(checks: list[Check], wanted: Expectation) -> list[Check]:
+    """What was tried, judged by what policy says: silence is right where it denies."""
+    if not wanted.denied:
+        return checks
+    first = checks[0]
+    if wanted.either:
+        return (
+            checks
+            if first.ok
+            else [structs.replace(first, ok=True, detail=f"{first.detail}: {wanted.denied}")]
+        )
+    if first.ok:
+        return [structs.replace(first, ok=False, detail=f"{first.detail}, although {wanted.denied}")]
+    return [structs.replace(first, ok=True, detail=f"{first.detail}, as it should be: {wanted.denied}")]
 
 
 @contextlib.asynccontextmanager

@@ -11,7 +11,7 @@ from podlane.compile import facts
 from podlane.compile.view import pod_addresses, service_of, since
 from podlane.errors import ConfigError
 from podlane.model.addresses import Address, Family, Protocol, family_of
-from podlane.model.objects import EndpointSlice, Node, Object, Pod, Service
+from podlane.model.objects import EndpointSlice, Namespace, NetworkPolicy, Node, Object, Pod, Service
 from podlane.model.pools import announced, pool_addresses
 from podlane.observe.targets import Target, TargetKind, close
 
@@ -53,6 +53,8 @@ class Cluster:
         self.services: dict[tuple[str, str], Service] = {
             o.key: o for o in self.objects if isinstance(o, Service)
         }
+        self.namespaces: dict[str, Namespace] = {o.name: o for o in self.objects if isinstance(o, Namespace)}
+        self.has_policies = any(isinstance(o, NetworkPolicy) for o in self.objects)
         self._slices: dict[tuple[str, str], list[EndpointSlice]] = {}
         for piece in sorted((o for o in self.objects if isinstance(o, EndpointSlice)), key=lambda o: o.key):
             self._slices.setdefault(service_of(piece), []).append(piece)

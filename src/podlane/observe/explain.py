@@ -6,6 +6,7 @@ first packet of a flow:
     source, egress         where it begins, and how it comes to its node
     service                on the node it meets first: frontend, endpoints, masquerade; in services.mode
                            socket what pods and nodes send comes here before it leaves its source
+    egress, ingress policy on the source's node and on the target's: NetworkPolicy, if there is any
     route                  that node's row that matches, or the node's own route to the underlay
     encapsulation          the tunnel: inner next hop, outer addresses, MTU
     underlay               what carries it between the nodes
@@ -17,13 +18,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
+from typing import TypeAlias
 
 from msgspec.structs import replace
 
 from podlane.compile import facts, socket_lb
 from podlane.compile.engine import compile_node
+from podlane.compile.policy_sim import Judge, PolicyFlow
 from podlane.compile.services_sim import Action, Flow, Verdict, holds, resolve
-from podlane.compile.tables import Backend, BridgeLink, Route, SetName, Table, VxlanLink
+from podlane.compile.tables import Backend, BridgeLink, Direction, Route, SetName, Table, VxlanLink
 from podlane.errors import ConfigError
 from podlane.model.addresses import Address, Family, Prefix, Protocol, address, family_of
 from podlane.model.config import NetworkConfig, ServiceMode
@@ -44,7 +47,10 @@ from podlane.observe.explanation import (
     route_row,
     table_row,
 )
+from podlane.observe.policy_stage import policy_stage
 from podlane.observe.service_stage import service_stage
+
+TablesOf: TypeAlias = Callable[[str], Tables]
 
 
 def explain(
@@ -55,8 +61,10 @@ def explain(
     *,
     family: Family | None = None,
     attachments: Mapping[str, Iterable[Attachment]] | None = None,
+    tables: TablesOf | None = None,
 ) -> Explanation:
     """attachments: by node, for the true names of pod links; without them names follow from the pods' uids.
+    tables: what was compiled before, for whoever asks more than once.
 
     Raises ConfigError for what cannot be asked (no common family, a service without an address).
     """
@@ -65,17 +73,13 @@ def explain(
     chosen = family_for(source, sent_to, family)
     to = sent_to.address(chosen)
     assert to is not None  # family_for chose it
-    links = attachments or {}
-
-    @cache
-    def tables(node: str) -> Tables:
-        return compile_node(cluster.objects, node=node, config=config, attachments=links.get(node))
-
-    way = _Way(cluster, config, tables, source, chosen)
+    denied = "no"
+    way = _Way(cluster, config, tables or compiled(cluster, config, attachments), source, chosen)
     try:
         why, verdict = way.walk(sent_to, to, protocol, port), Outcome.DELIVERED
     except WayEnds as ended:
         why, verdict = ended.why, ended.verdict
+        denied = ("partly" if ended.partly else "yes") if ended.denied else "no"
     return Explanation(
         API_VERSION,
         "Explanation",
@@ -88,7 +92,23 @@ def explain(
         verdict,
         why,
         way.stages,
+        denied,
     )
+
+
+def compiled(
+    cluster: Cluster,
+    config: NetworkConfig,
+    attachments: Mapping[str, Iterable[Attachment]] | None = None,
+) -> TablesOf:
+    """Each node's tables, compiled when they are first asked for."""
+    links = attachments or {}
+
+    @cache
+    def tables(node: str) -> Tables:
+        return compile_node(cluster.objects, node=node, config=config, attachments=links.get(node))
+
+    return tables
 
 
 def entrance(
@@ -132,6 +152,7 @@ class _Way:
         self.source, self.family = source, family
         self.stages: list[Stage] = []
         self._translated = False
+        self._judges: dict[str, Judge] = {}
 
     def _add(self, stage: str, node: str, detail: str, *rows: Row) -> None:
         self.stages.append(Stage(stage, node, detail, list(rows)))
@@ -229,17 +250,23 @@ class _Way:
     def _carry_each(self, node: str, flow: Flow, backends: list[Backend], verdict: Verdict) -> str:
         """Every endpoint's way is walked. Shown is one that fails, else one that leaves the node."""
         before, best = self.stages, None
+        failed: tuple[list[Stage], str, WayEnds] | None = None
+        arriving = 0
         for backend in backends:
             self.stages = []
             try:
                 why = self._carry(node, flow, backend, verdict)
             except WayEnds as ended:
-                self.stages = before + self.stages
-                which = f"endpoint {end(backend.address, backend.port)}" if len(backends) > 1 else ""
-                raise WayEnds(ended.verdict, f"{which}: {ended.why}" if which else ended.why) from None
+                which = f"endpoint {end(backend.address, backend.port)}: " if len(backends) > 1 else ""
+                failed = failed or (self.stages, which + ended.why, ended)
+                continue
+            arriving += 1
             far = any(stage.stage == "underlay" for stage in self.stages)
             if best is None or (far and not best[0]):
                 best = far, self.stages, why
+        if failed is not None:
+            self.stages, reason, first = before + failed[0], failed[1], failed[2]
+            raise WayEnds(first.verdict, reason, denied=first.denied, partly=arriving > 0)
         assert best is not None  # a list that translates is not empty
         self.stages = before + best[1]
         others = len(backends) - 1
@@ -254,6 +281,8 @@ class _Way:
         if target is not None and target.name == node:
             self._add("route", node, f"{to} is this node's own address")
             return self._deliver_node(node, to, backend.port)
+        if self.source.node == node and not flow.from_node:
+            self._judge(node, flow.source, backend, flow.protocol, Direction.EGRESS)
         route = match(here, to)
         if route is None:
             return self._by_underlay(node, flow.source, backend, masquerade)
@@ -263,13 +292,31 @@ class _Way:
             there = self._next_hop(node, route.via)
             sender = facts.internal_address(self.cluster.nodes[node], self.family)
             seen = sender if masquerade and sender is not None else flow.source
+            self._judge(there, seen, backend, flow.protocol, Direction.INGRESS)
             return self._deliver_pod(there, seen, backend, flow.protocol, masquerade)
         if link is None:
+            if not flow.from_node:  # what a node sends to its own pods always passes
+                self._judge(node, flow.source, backend, flow.protocol, Direction.INGRESS)
             return self._deliver_pod(node, None if masquerade else flow.source, backend, flow.protocol)
         there = self._encapsulate(node, link, route, here)
         self._add("arrival", there, f"{self._unwrapping(there, link)} takes the outer packet off")
         sender = _own_address(link, self.family) if masquerade else flow.source
+        self._judge(there, sender, backend, flow.protocol, Direction.INGRESS)
         return self._deliver_pod(there, sender, backend, flow.protocol, masquerade)
+
+    def _judge(
+        self, node: str, sender: Address, backend: Backend, protocol: Protocol, direction: Direction
+    ) -> None:
+        """Policy by that node's tables: the endpoint's own address, and the sender's as it is there."""
+        tables = self.tables(node)
+        judge = self._judges.get(node) or Judge(tables)
+        self._judges[node] = judge
+        flow = PolicyFlow(sender, backend.address, protocol, backend.port)
+        told = policy_stage(self.cluster, node, tables, judge, flow, direction)
+        if told.stage is not None:
+            self.stages.append(told.stage)
+        if told.why:
+            raise WayEnds(Outcome.DROPPED, told.why, denied=True)
 
     def _by_underlay(self, node: str, sender: Address, backend: Backend, masquerade: bool) -> str:
         """No row of podlane's: the node's own routes, which lead to the underlay."""

@@ -42,7 +42,8 @@ class Stage(Struct, frozen=True):
 
 class Explanation(Struct, frozen=True, rename="camel"):
     """The verdict with its reason, and stages in the packet's order. source and destination are targets;
-    address: what the packet is sent to; port 0: any."""
+    address: what the packet is sent to; port 0: any. denied: whether it is policy that drops it: "yes", "no",
+    or "partly" when it does so for some of a service's endpoints."""
 
     api_version: str
     kind: str
@@ -55,6 +56,7 @@ class Explanation(Struct, frozen=True, rename="camel"):
     verdict: Outcome
     why: str
     stages: list[Stage]
+    denied: str = "no"
 
     def json(self) -> bytes:
         return msgspec.json.encode(self, enc_hook=str)
@@ -63,9 +65,9 @@ class Explanation(Struct, frozen=True, rename="camel"):
 class WayEnds(Exception):
     """The packet goes no further. Raised and caught within observe."""
 
-    def __init__(self, verdict: Outcome, why: str) -> None:
+    def __init__(self, verdict: Outcome, why: str, *, denied: bool = False, partly: bool = False) -> None:
         super().__init__(why)
-        self.verdict, self.why = verdict, why
+        self.verdict, self.why, self.denied, self.partly = verdict, why, denied, partly
 
 
 def end(where: Address, port: int) -> str:
