@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from podlane.compile.view import ATTACHMENT, UNDERLAY, ZONE_LABEL, Change
+from podlane.compile.view import ATTACHMENT, SHARES, UNDERLAY, ZONE_LABEL, Change
 from podlane.model.addresses import Family, address, prefix
 from podlane.model.config import NetworkConfig, Services
-from podlane.model.local import Attachment, Underlay
+from podlane.model.local import Attachment, Shares, Underlay
 from podlane.model.objects import (
     Endpoint,
     EndpointConditions,
@@ -67,6 +67,14 @@ def nodes(draw: st.DrawFn, name: str) -> Node:
     )
 
 
+BALANCING: list[dict[str, str]] = [
+    {},
+    {"podlane.dev/balancing": "maglev", "podlane.dev/hash-by": "address-port"},
+    {"podlane.dev/balancing": "source-hash", "podlane.dev/weights": "10.244.1.2=3, *=2"},
+    {"podlane.dev/balancing": "nonsense"},
+]
+
+
 @st.composite
 def services(draw: st.DrawFn, namespace: str, name: str) -> Service:
     digits = st.sampled_from("123")
@@ -80,7 +88,7 @@ def services(draw: st.DrawFn, namespace: str, name: str) -> Service:
             namespace=namespace,
             creation_timestamp=draw(st.sampled_from(AGES)),
             uid=name,
-            annotations=draw(st.sampled_from(pools)),
+            annotations=draw(st.sampled_from(pools)) | draw(st.sampled_from(BALANCING)),
         ),
         status=ServiceStatus(LoadBalancerStatus(balanced)),
         spec=ServiceSpec(
@@ -124,7 +132,12 @@ def slices(draw: st.DrawFn, namespace: str, name: str) -> EndpointSlice:
         EndpointPort(None, "TCP", None),
     ]
     return EndpointSlice(
-        metadata=ObjectMeta(name=name, namespace=namespace, labels=labels),
+        metadata=ObjectMeta(
+            name=name,
+            namespace=namespace,
+            labels=labels,
+            annotations=draw(st.sampled_from([{}, {"podlane.dev/weight": "2"}])),
+        ),
         address_type=family,
         endpoints=draw(st.none() | st.lists(endpoints(family), max_size=3)),
         ports=draw(st.none() | st.lists(st.sampled_from(ports), max_size=2, unique_by=id)),
@@ -138,6 +151,12 @@ def pods(draw: st.DrawFn, namespace: str, name: str) -> Pod:
         spec=PodSpec(node_name=draw(st.sampled_from(["", *NODES])), host_network=draw(st.booleans())),
         status=PodStatus(pod_ips=[PodIP(a) for a in draw(some(["10.244.1.2", "fd00:10:244:1::2"]))]),
     )
+
+
+@st.composite
+def shares(draw: st.DrawFn, namespace: str, name: str) -> Shares:
+    ends = [(address("10.244.1.2"), 8080), (address("fd00:10:244:1::2"), 8080)]
+    return Shares(namespace, name, tuple((*end, draw(st.integers(1, 16))) for end in ends))
 
 
 @st.composite
@@ -175,6 +194,7 @@ def changes(draw: st.DrawFn) -> Change:
                 "Service",
                 "EndpointSlice",
                 ATTACHMENT,
+                SHARES,
                 UNDERLAY,
             ]
         )
@@ -194,6 +214,8 @@ def changes(draw: st.DrawFn) -> Change:
         value = draw(services(namespace, draw(st.sampled_from(["s1", "s2"]))))
     elif kind == "EndpointSlice":
         value = draw(slices(namespace, draw(st.sampled_from(["e1", "e2", "e3"]))))
+    elif kind == SHARES:
+        value = draw(shares(namespace, draw(st.sampled_from(["s1", "s2"]))))
     elif kind == ATTACHMENT:
         value = draw(attachments(draw(st.sampled_from(["c1", "c2"]))))
     else:

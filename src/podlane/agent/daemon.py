@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
@@ -24,6 +25,7 @@ from podlane.agent.health_checks import HealthChecks
 from podlane.agent.monitor import OURS, Monitor
 from podlane.agent.options import AgentOptions
 from podlane.agent.proxy import Proxy
+from podlane.agent.rebalancing import Rebalancing
 from podlane.agent.reconciler import Observation, Reconciler
 from podlane.agent.ruleset_monitor import RulesetMonitor
 from podlane.agent.sockets import SocketPages
@@ -68,6 +70,7 @@ class Agent:
             self.compiler, drivers, changed=self._after_generation, observed=self._observed
         )
         self._proxy = Proxy(self.compiler, self.reconciler, drivers) if options.services else None
+        self._rebalancing = Rebalancing(self.compiler.view, config.services, lambda: self.reconciler.synced)
         self._events = Events(api, options.node_name)
         at_socket = (SocketPages(options.node_name, d) for d in drivers if isinstance(d, SocketDriver))
         self._sockets = next(at_socket, None)
@@ -138,6 +141,8 @@ class Agent:
                 for source in self._sources
             ]
             tasks.append(asyncio.create_task(self._announcer.run(), name="announcer"))
+            rebalancing = self._rebalancing.run(self.reconciler.submit)
+            tasks.append(asyncio.create_task(rebalancing, name="rebalancing"))
             tasks.append(asyncio.create_task(self._announcements.run(), name="announcements"))
             stack.push_async_callback(_cancel, tasks)
             stack.push_async_callback(self._attachments.stop_serving)
@@ -158,7 +163,12 @@ class Agent:
         self.reconciler.submit(self._changes(kind, news))
 
     def _changes(self, kind: str, news: News[Object]) -> Iterator[Change]:
-        """News as changes of what is known when their turn comes."""
+        """News as changes of what is known when their turn comes, and what follows from them."""
+        for change in self._news(kind, news):
+            yield change
+            yield from self._rebalancing.follow(change, time.monotonic())
+
+    def _news(self, kind: str, news: News[Object]) -> Iterator[Change]:
         known = self.compiler.view.objects(kind)
         if isinstance(news, Upsert):
             yield Change(kind, None, news.object)
