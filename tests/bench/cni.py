@@ -112,16 +112,17 @@ def timed(function: Callable[[], object]) -> float:
     return (time.perf_counter() - started) * 1000
 
 
-def one_by_one(runtime: Runtime) -> tuple[float, float]:
-    """Medians of (ADD, DEL) in ms."""
-    adds, deletes = [], []
+def one_by_one(*runtimes: Runtime) -> list[tuple[float, float]]:
+    """Medians of (ADD, DEL) in ms of each. They take turns, so that what else runs here meets all alike."""
+    taken: list[tuple[list[float], list[float]]] = [([], []) for _ in runtimes]
     for number in range(1, ROUNDS + 1):
-        pod = netns.new()
-        kept: list[Plugin | None] = []
-        adds.append(timed(lambda n=number, p=pod, k=kept: k.append(runtime.call("ADD", n, p, None))))  # type: ignore[misc]
-        deletes.append(timed(lambda n=number, p=pod, k=kept: runtime.call("DEL", n, p, k[0])))  # type: ignore[misc]
-        os.close(pod)
-    return statistics.median(adds), statistics.median(deletes)
+        for runtime, (adds, deletes) in zip(runtimes, taken, strict=True):
+            pod = netns.new()
+            kept: list[Plugin | None] = []
+            adds.append(timed(lambda r=runtime, n=number, p=pod, k=kept: k.append(r.call("ADD", n, p, None))))  # type: ignore[misc]
+            deletes.append(timed(lambda r=runtime, n=number, p=pod, k=kept: r.call("DEL", n, p, k[0])))  # type: ignore[misc]
+            os.close(pod)
+    return [(statistics.median(adds), statistics.median(deletes)) for adds, deletes in taken]
 
 
 def together(runtime: Runtime) -> tuple[float, float]:
@@ -162,7 +163,7 @@ def measure() -> dict[str, object]:
             for name, plugins in (("plain", 1), ("with portmap", 2)):
                 ours = Runtime(nodes[0], binaries, conflist(folder)[:plugins], environment)
                 theirs = Runtime(nodes[1], REFERENCE, conflist(f"{folder}/reference")[:plugins], {})
-                (add, delete), (their_add, their_delete) = one_by_one(ours), one_by_one(theirs)
+                (add, delete), (their_add, their_delete) = one_by_one(ours, theirs)
                 results[f"ADD, bridge and host-local, {name}"] = ratio(add, their_add)
                 results[f"DEL, bridge and host-local, {name}"] = ratio(delete, their_delete)
                 if plugins == 1:

@@ -46,6 +46,21 @@ def test_isolated_ports_reach_the_node_and_not_each_other(namespaces, tmp_path, 
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("kind", ["bridge", "ptp"])
+def test_neither_end_believes_a_router_behind_the_link(namespaces, tmp_path, kind):
+    """A pod that advertises itself would be the default route of its neighbours, or of the node."""
+
+    async def run() -> None:
+        async with CniNode(namespaces(), tmp_path) as node:
+            pod = namespaces()
+            made = await node.call("ADD", "a", pod, **network(tmp_path, kind))
+            for namespace, name in ((node.namespace, made["interfaces"][0]["name"]), (pod, "eth0")):
+                assert netns.read_sysctl(namespace, f"net/ipv6/conf/{name}/accept_ra") == "0"
+            assert netns.read_sysctl(pod, "net/ipv4/conf/eth0/arp_notify") == "1"
+
+    asyncio.run(run())
+
+
 def test_a_port_sends_with_its_own_mac_only(namespaces, tmp_path, impatient):
     async def run() -> None:
         async with CniNode(namespaces(), tmp_path) as node:

@@ -48,7 +48,7 @@ def prepare(pod_netns: int, pod: Rtnl, ifname: str, result: Result, *, dad: bool
     """Before the link is born, so that it starts with these. dad: IPv6 addresses wait for detection."""
     if pod.find_index(ifname):
         raise CniError(KERNEL_REFUSED, f"the pod's namespace already has an interface {ifname}")
-    settings = {"net/ipv4/conf/default/arp_notify": 1, "net/ipv6/conf/default/accept_ra": 0}
+    settings = {"net/ipv6/conf/default/accept_ra": 0}
     with_ipv6 = any(ip.address.version == 6 for ip in result.ips)
     if with_ipv6:
         settings |= {
@@ -89,6 +89,13 @@ def create(
         return make()
 
 
+def ignore_routers(node_netns: int | None, device: str) -> None:
+    """The node believes no router advertisement that comes by this link: it leads to pods alone."""
+    there = contextlib.nullcontext() if node_netns is None else netns.entered(node_netns)
+    with there, contextlib.suppress(KernelNotFoundError):  # a kernel without IPv6
+        netns.write_own_sysctl(f"net/ipv6/conf/{device}/accept_ra", 0)
+
+
 def enable_ipv6() -> None:
     """In the calling thread's namespace. Writing this one takes a lock that every link waits for."""
     try:
@@ -120,6 +127,7 @@ def configure(
             addresses.add(index, ip.address, nodad=not dad, noprefixroute=point_to_point, what=ifname)
             for ip in result.ips
         ),
+        links.announce_ipv4(index, what=ifname),
         links.change(index, up=True, what=ifname),
     ]
     verdicts = pod.execute([*steps, *(routes.add(_route(index, *each)) for each in wanted)])

@@ -97,7 +97,7 @@ class Bridge(LinkedType):
         node = call.host.rtnl
         with Rtnl(call.namespace) as pod:
             inside.prepare(call.namespace, pod, ifname, own, dad=settings.dad)
-            bridge = self._ensure(node, settings)
+            bridge = self._ensure(node, settings, node_fd)
             try:
                 port = inside.create(
                     node, call.namespace, device, ifname, mac, common.mtu_bytes, master=bridge.index
@@ -156,7 +156,7 @@ class Bridge(LinkedType):
         if settings.spoof_check and len(interfaces) == 3:
             spoofing.release(note["device"], interfaces[2]["mac"], call.host.netns_fd)
 
-    def _ensure(self, node: Rtnl, settings: Settings) -> Link:
+    def _ensure(self, node: Rtnl, settings: Settings, node_fd: int | None) -> Link:
         name = settings.bridge
         with self._bridges:
             found = node.find_link(name)
@@ -166,6 +166,7 @@ class Bridge(LinkedType):
                 mac = (b"\x02" + os.urandom(5)).hex(":")
                 with contextlib.suppress(KernelExistsError):  # another plugin was first
                     node.create_bridge(name, mac=mac, mtu_bytes=settings.common.mtu_bytes)
+                inside.ignore_routers(node_fd, name)
                 found = node.link(name)
             if found.kind != "bridge":
                 what = f"the link {name} is {found.kind or 'a device'}, and no bridge: choose another name"

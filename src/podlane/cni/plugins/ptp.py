@@ -40,6 +40,7 @@ class PointToPoint(LinkedType):
             inside.prepare(call.namespace, pod, ifname, own, dad=False)
             try:
                 end = inside.create(node, call.namespace, device, ifname, mac, common.mtu_bytes)
+                inside.ignore_routers(node_fd, device)
                 forward(node_fd, own)
                 for gateway in dict.fromkeys(ip.gateway for ip in own.ips if ip.gateway is not None):
                     node.add_address(end.index, ipaddress.ip_interface(gateway))

@@ -26,7 +26,8 @@ _FORWARDING = 3  # BR_STATE_FORWARDING
 _VETH_INFO_PEER = 1
 _IFLA_INET6_ADDR_GEN_MODE, _ADDR_GEN_NONE = 8, 1
 _RTEXT_FILTER_SKIP_STATS = 8
-_AF_INET6 = 10
+_AF_INET, _AF_INET6 = 2, 10
+_IFLA_INET_CONF, _DEVCONF_ARP_NOTIFY = 1, 22
 
 _IFLA_BR_FORWARD_DELAY, _IFLA_BR_STP_STATE, _IFLA_BR_MCAST_SNOOPING = 1, 5, 23
 _VXLAN_ID, _VXLAN_LINK, _VXLAN_LOCAL, _VXLAN_LEARNING, _VXLAN_PORT, _VXLAN_LOCAL6 = 1, 3, 4, 7, 15, 17
@@ -227,6 +228,13 @@ def change(
     if group is not None:
         body += attribute(_IFLA_GROUP, u32(group))
     return Request(RTM_NEWLINK, 0, body, f"change link {what or index}")
+
+
+def announce_ipv4(index: int, *, what: str = "") -> Request:
+    """Sysctl arp_notify: neighbours hear of the link's addresses when it comes up."""
+    settings = nested(_IFLA_INET_CONF, attribute(_DEVCONF_ARP_NOTIFY, u32(1)))
+    body = _ifinfo(index) + nested(_IFLA_AF_SPEC, nested(_AF_INET, settings))
+    return Request(RTM_SETLINK, 0, body, f"set arp_notify of {what or index}")
 
 
 def set_hairpin(index: int, hairpin: bool, *, what: str = "") -> Request:
