@@ -208,5 +208,7 @@ def test_the_examples_say_what_is_true(lab: Lab) -> None:
     client = lab.get("pod", "client")
     assert beside["node"] == client["spec"]["nodeName"]
     assert "53 59" in lab.kubectl("logs", "-l", "job-name=primes").stdout
+    assert lab.outside("curl", "-s", "http://172.30.1.11:8000/hostname").stdout.startswith("shop-")
+    assert lab.outside("curl", "-s", "http://172.30.240.10:8000/hostname").stdout.startswith("front-")
     port = lab.get("service", "tomcat")["spec"]["ports"][0]["nodePort"]
     assert lab.outside("curl", "-s", f"http://172.30.1.11:{port}/hostname").stdout.startswith("tomcat-")
