@@ -200,13 +200,11 @@ def test_an_agent_that_is_killed_loses_nothing(site: Sockets) -> None:
             if s["service"] and s["service"]["name"] == "near"
         ]
         assert socket["address"] == {"address": address, "port": 80}
-        system = cgroups.lab_cgroup(site.lab.name) / "node-1" / "system"
-        [agent] = [
-            pid
-            for pid in cgroups.processes(system)
-            if Path(f"/proc/{pid}/comm").read_text().startswith("pl-agent")
-        ]
-        os.kill(agent, 9)
+        [flow] = json.loads(
+            site.lab.podlane("flows", "--lab", site.lab.name, "--service", "near", "-o", "json").stdout
+        )["items"]
+        assert (flow["node"], flow["endpoint"]["name"]) == ("node-1", "default/pod/a")
+        os.kill(agent(site, "node-1"), 9)
         assert site.lab.exec("client", "curl", "-sS", f"http://{address}/hostname").stdout == "a"
         until(lambda: again(site))
         assert kernel_objects(site.lab.name) == attached
@@ -216,9 +214,37 @@ def test_an_agent_that_is_killed_loses_nothing(site: Sockets) -> None:
     assert site.lab.exec("client", "curl", "-sS", f"http://{site.addresses()[0]}/hostname").stdout == "b"
 
 
-def again(site: Sockets) -> bool:
+def test_back_in_mode_nftables_nothing_is_attached(site: Sockets) -> None:
+    """The configuration is what an agent finds at its start."""
+    config = LabPaths(site.lab.name).run / "config.yaml"
+    before = kernel_objects(site.lab.name)
+    config.write_text(config.read_text().replace("mode: socket", "mode: nftables"))
     try:
-        return bool(json.loads(site.ask_agent("/status"))["ready"])
+        os.kill(agent(site, "node-2"), 9)
+        until(lambda: again(site, "node-2"))
+        left = kernel_objects(site.lab.name)
+        assert len([each for each in before - left if each[0] == "link"]) == 11
+        assert "/sys/fs/bpf/podlane" not in site.lab.node("node-2", "find", "/sys/fs/bpf").stdout
+        url = f"http://{site.addresses()[0]}/hostname"
+        assert site.lab.node("node-2", "curl", "-sS", url).stdout == "b"
+    finally:
+        config.write_text(config.read_text().replace("mode: nftables", "mode: socket"))
+        os.kill(agent(site, "node-2"), 9)
+        until(lambda: again(site, "node-2"))
+
+
+def agent(site: Sockets, node: str) -> int:
+    [found] = [
+        pid
+        for pid in cgroups.processes(cgroups.lab_cgroup(site.lab.name) / node / "system")
+        if Path(f"/proc/{pid}/comm").read_text().startswith("pl-agent")
+    ]
+    return found
+
+
+def again(site: Sockets, node: str = "node-1") -> bool:
+    try:
+        return bool(json.loads(site.ask_agent("/status", node))["ready"])
     except LabError:
         return False
 

@@ -12,7 +12,18 @@ from podlane.errors import ConfigError
 from podlane.kernel.conntrack.codec import ASSURED, SEEN_REPLY, Counts, Entry, Tuple
 from podlane.model.addresses import address
 from podlane.model.config import NetworkConfig
-from podlane.observe.flows import Flow, Load, Wanted, flow_lines, flows, loads, size, watch
+from podlane.observe.flows import (
+    AtSocket,
+    Flow,
+    Load,
+    Wanted,
+    flow_lines,
+    flows,
+    loads,
+    size,
+    through_sockets,
+    watch,
+)
 from podlane.observe.services import report, report_lines
 from tests.unit.observed_cluster import cluster
 
@@ -64,6 +75,20 @@ def test_a_connection_is_told_once_by_the_node_that_translated_it() -> None:
         "default/pod/web-1",
     )
     assert (flow.bytes_sent, flow.packets_answered, flow.seen_as) == (300, 2, None)
+
+
+def test_a_connection_that_chose_at_its_socket_is_of_its_service() -> None:
+    local, front, end = ("10.244.1.2", 40000), ("10.96.0.80", 80), ("10.244.2.3", 80)
+
+    def at(text: str, port: int) -> Any:
+        return address(text), port
+
+    chosen = AtSocket(TCP, at(*local), at(*front), at(*end))
+    other = AtSocket(UDP, at(*local), at(*front), at(*end))
+    assert through_sockets([ARRIVING, PLAIN], [chosen]) == [THROUGH._replace(reply=ARRIVING.reply), PLAIN]
+    assert through_sockets([ARRIVING], [other]) == [ARRIVING]
+    (flow,) = flows(cluster(), {"node-2": [ARRIVING], "node-1": through_sockets([ARRIVING], [chosen])}).items
+    assert (flow.node, flow.service, flow.endpoint.name) == ("node-1", "default/web", "default/pod/web-1")
 
 
 def test_a_node_port_is_of_its_service_and_who_was_masqueraded_is_told() -> None:

@@ -15,6 +15,9 @@ from podlane.errors import KernelError
 from podlane.model.addresses import Address
 
 _COLLECT_S: Final = 0.02  # who met the old tables is under way by then
+# Where looking takes long it is done less often: at most a tenth of the time, while endpoints come and go.
+_SHARE: Final = 10
+_COLLECT_MOST_S: Final = 0.3
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 30.0
 _GIVE_UP_S: Final = 120.0
@@ -49,7 +52,7 @@ class Sweeping(ABC, Generic[W, T]):
         self._durations_s: list[float] = []
         self._wanted = nothing()
         self._doubtful: dict[T, float] = {}  # since when
-        self._pause_s = _FIRST_PAUSE_S
+        self._pause_s, self._collect_s = _FIRST_PAUSE_S, _COLLECT_S
         self._error: KernelError | None = None
         self._change = threading.Condition()
         self._busy = self._closed = False
@@ -109,15 +112,17 @@ class Sweeping(ABC, Generic[W, T]):
                     lambda: self._closed or self._wanted, self._pause_s if self._doubtful else None
                 )
                 if self._wanted and not self._closed:
-                    self._change.wait_for(lambda: self._closed, _COLLECT_S)
+                    self._change.wait_for(lambda: self._closed, self._collect_s)
                 if self._closed:
                     return
                 wanted, self._wanted, self._busy = self._wanted, self._nothing(), True
             began_s = time.monotonic()
             try:
                 self.deleted += self._sweep(wanted) if wanted else self._ask_again()
+                took_s = time.monotonic() - began_s
+                self._collect_s = min(max(_COLLECT_S, _SHARE * took_s), _COLLECT_MOST_S)
                 with self._change:
-                    self._durations_s.append(time.monotonic() - began_s)
+                    self._durations_s.append(took_s)
             except KernelError as error:
                 with self._change:
                     self._error = error

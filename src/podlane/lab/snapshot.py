@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,20 +11,22 @@ from typing import Any
 
 import msgspec
 
-from podlane.errors import KernelError, NotFoundError, UsageError
+from podlane.errors import KernelError, LabError, NotFoundError, UsageError
 from podlane.kernel import cgroups, netns
 from podlane.kernel.conntrack.codec import Entry, Filter
 from podlane.kernel.conntrack.flows import Flows
 from podlane.kernel.rtnl import Rtnl
+from podlane.lab import agents
 from podlane.lab import record as records
 from podlane.lab.kubelet.container_spec import LABEL_CONTAINER, LABEL_UID
 from podlane.lab.record import LabRecord
 from podlane.lab.rest import Client
 from podlane.lab.supervisor.client import ProcessInfo, Supervisor
-from podlane.model.addresses import Family
+from podlane.model.addresses import Address, Family, Protocol, address
 from podlane.model.config import DEFAULT, NetworkConfig, ServiceMode
 from podlane.model.objects import KINDS, Object
 from podlane.observe.cluster import Cluster
+from podlane.observe.flows import AtSocket, through_sockets
 from podlane.observe.ground import Running
 from podlane.observe.listening import FILES, Listening, parse
 from podlane.watch.reflector import OPTIONAL
@@ -156,7 +159,28 @@ def tracked(look: Look, cluster: Cluster) -> dict[str, list[Entry]]:
 def conntrack(record: LabRecord) -> dict[str, list[Entry]]:
     """What every node of a lab has in its connection tracking; of nodes that are up. Raises KernelError."""
     with namespaces({node.name: node.pid for node in record.nodes}) as opened:
-        return {name: read_flows(fd) for name, fd in opened.items()}
+        found = {name: read_flows(fd) for name, fd in opened.items()}
+    if record.config.services.mode is not ServiceMode.SOCKET:
+        return found
+    return {node: through_sockets(entries, sockets(record, node)) for node, entries in found.items()}
+
+
+def sockets(record: LabRecord, node: str) -> list[AtSocket]:
+    """What a node's agent says of sockets connected to services; nothing while it does not answer."""
+    try:
+        answer = json.loads(agents.fetch(record.paths.agent_socket(node), "/sockets"))
+    except LabError:
+        return []
+
+    def end(told: dict[str, Any]) -> tuple[Address, int]:
+        return address(told["address"]), told["port"]
+
+    return [
+        AtSocket(
+            Protocol(each["protocol"]).number, end(each["local"]), end(each["address"]), end(each["endpoint"])
+        )
+        for each in answer["sockets"]
+    ]
 
 
 def read_flows(netns_fd: int | None = None) -> list[Entry]:

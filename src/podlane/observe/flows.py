@@ -99,6 +99,30 @@ Found = Mapping[str, Iterable[Entry]]
 """Node name -> its connection tracking entries."""
 
 
+class AtSocket(NamedTuple):
+    """A socket that was given its endpoint when it connected (services.mode socket): addresses with ports."""
+
+    protocol: int
+    local: tuple[Address, int]
+    service: tuple[Address, int]
+    endpoint: tuple[Address, int]
+
+
+def through_sockets(entries: Iterable[Entry], sockets: Iterable[AtSocket]) -> list[Entry]:
+    """Of one node. To connection tracking these go straight to their endpoints: told is what was connected
+    to, as if it had been translated on the way."""
+    known = {(each.protocol, *each.local, *each.endpoint): each.service for each in sockets}
+    told = []
+    for entry in entries:
+        way = entry.original
+        ends = way.source, way.source_port, way.destination, way.destination_port
+        service = known.get((way.protocol, *ends))
+        if service is not None:
+            way = way._replace(destination=service[0], destination_port=service[1])
+        told.append(entry._replace(original=way))
+    return told
+
+
 def flows(cluster: Cluster, found: Found, wanted: Wanted | None = None) -> FlowList:
     """In order of service, source and destination."""
     names = _Names(cluster)
