@@ -53,7 +53,9 @@ def add(node: TestNode, pod: str, *mappings: dict[str, Any]) -> dict[str, str]:
 
 def ruleset(node: TestNode) -> str:
     with netns.entered(node.fd):
-        done = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["nft", "list", "ruleset"], capture_output=True, text=True, errors="replace", check=True
+        )
     return done.stdout
 
 

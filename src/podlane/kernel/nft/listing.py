@@ -55,6 +55,7 @@ def table(name: str, netns_fd: int | None = None) -> Listing:
                 [command.PROGRAM, "list", "table", *name.split()],
                 capture_output=True,
                 text=True,
+                errors="replace",
                 check=False,
                 timeout=120,
             )
