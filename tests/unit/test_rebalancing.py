@@ -224,6 +224,10 @@ def test_connections_are_counted_and_the_busy_endpoint_gets_fewer() -> None:
     agent.rebalancing.count([("default", "web")], [])
     agent.look(1)
     assert agent.list == {1: 1, 2: 1}
+    # What was counted means nothing once the service does not ask for it.
+    agent.rebalancing.count([("default", "web")], [entry(n, 1) for n in range(30)])
+    agent.put(service(slow_start="32s"), now_s=2)
+    assert agent.list == {1: 1, 2: 1}
 
 
 def test_many_services_are_read_at_once() -> None:

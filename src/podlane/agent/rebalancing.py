@@ -76,6 +76,8 @@ class Rebalancing:
                 self._wishes[key] = wish
                 self._age(key, -float("inf"))
             self._wishes[key] = wish
+            if wish.balancing is not Balancing.LEAST_CONNECTIONS:
+                self._loads.pop(key, None)
             self._wake.set()
             yield from self._told(key, now_s)
         elif self._wishes.pop(key, None) is not None:
