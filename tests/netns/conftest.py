@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from podlane.kernel import netns
+from tests.netns.policy_lab import PolicyLab
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -16,6 +17,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.netns)
+
+
+@pytest.fixture(scope="module", params=["routed", "bridge"])
+def policy_lab(request: pytest.FixtureRequest) -> Iterator[PolicyLab]:
+    """One for a module and link mode; a test begins with `become`."""
+    made = PolicyLab(request.param)
+    try:
+        made.build()
+        yield made
+    finally:
+        made.close()
 
 
 @pytest.fixture

@@ -44,9 +44,12 @@ NUMBERS = {"TCP": 6, "UDP": 17, "SCTP": 132}
 ARRIVAL_S, SETTLE_S = 5.0, 0.02
 
 
+PORTS = [("TCP", 80), ("TCP", 81), ("TCP", 443), ("UDP", 80), ("UDP", 81), ("SCTP", 80), ("SCTP", 81)]
+
+
 class Probe(NamedTuple):
-    """source, target: numbers of pods, or "outside" with `outside` saying which address. service: by way of
-    the target's service."""
+    """source, target: numbers of pods, names of nodes, or "outside" with `outside` saying which address.
+    service: by way of the target's service. lie: a pod whose address is pretended."""
 
     source: int | str
     target: int | str
@@ -55,10 +58,11 @@ class Probe(NamedTuple):
     family: int
     service: bool = False
     outside: int = 0
+    lie: int | None = None
 
 
 class PolicyLab:
-    def __init__(self, mode: str, pods: int = 6, services: Iterable[tuple[str, int]] = ()) -> None:
+    def __init__(self, mode: str, pods: int = 6) -> None:
         self.mode = mode
         self.config = with_settings(NetworkConfig(), [f"link.mode={mode}"])
         self.fds: dict[int | str, int] = {}
@@ -69,7 +73,7 @@ class PolicyLab:
         self._watch: dict[int | str, socket.socket] = {}
         self._send: dict[tuple[int | str, int], socket.socket] = {}
         self._tags = count(1)
-        self._ports = list(services)
+        self._ports = PORTS
 
     # --- wiring ---
 
@@ -83,7 +87,7 @@ class PolicyLab:
             self._node(number)
         for number in range(self.count):
             self._pod(number)
-        for name in ("outside", *range(self.count)):
+        for name in ("outside", "n1", "n2", *range(self.count)):
             self._sockets(name)
 
     def _cables(self) -> None:
@@ -287,11 +291,13 @@ class PolicyLab:
 
     def _fire(self, tag: int, probe: Probe) -> None:
         family = probe.family
-        source = (
-            OUTSIDE[family][probe.outside]
-            if probe.source == "outside"
-            else self.address(int(probe.source), family)
-        )
+        if isinstance(probe.source, int):
+            source = self.address(probe.source if probe.lie is None else probe.lie, family)
+        elif probe.source == "outside":
+            source = OUTSIDE[family][probe.outside]
+        else:
+            number = probe.source[-1]
+            source = f"172.30.1.{number}" if family == 4 else f"fd00:172:30::{number}"
         if probe.target == "outside":
             target = OUTSIDE[family][probe.outside]
         else:
