@@ -170,6 +170,16 @@ def test_a_killed_agent_is_not_noticed(lab: Lab, family: int) -> None:
     until(lambda: holders(lab, where) == [node])
 
 
+def test_a_killed_control_process_gives_no_address_twice(lab: Lab) -> None:
+    before = [vips(lab), vips(lab, "kept")]
+    os.kill(service_pid(lab, "control"), signal.SIGKILL)
+    until(lambda: lab.kubectl("get", "--raw", "/readyz", check=False).returncode == 0)
+    lab.kubectl("create", "service", "loadbalancer", "more", "--tcp=80:8080")
+    assert until(lambda: vips(lab, "more")) == ["172.30.240.11"]
+    assert [vips(lab), vips(lab, "kept")] == before
+    lab.kubectl("delete", "service", "more")
+
+
 def test_another_beside_it_has_the_same_pool(lab: Lab, tmp_path: Path) -> None:
     other = Lab(f"t{os.getpid()}-pools2")
     (tmp_path / "pools.yaml").write_text(MANIFEST)

@@ -234,3 +234,22 @@ def test_a_pool_that_says_nonsense_says_so() -> None:
         await lab.until(lambda: [reason for reason, _ in said(lab, "odd")] == ["Invalid"])
 
     run(story)
+
+
+def test_another_leader_is_left_alone() -> None:
+    async def story(lab: Cluster) -> None:
+        lease = lab.one("leases.coordination.k8s.io", "podlane-controller", "kube-system")
+        assert lease["spec"]["holderIdentity"] == "lab-control"
+        await lab.manager.stop()
+        lease = lab.one("leases.coordination.k8s.io", "podlane-controller", "kube-system")
+        assert lease["spec"]["holderIdentity"] == "", "it was given back"
+        spec = {**lease["spec"], "holderIdentity": "somebody", "leaseDurationSeconds": 60}
+        await lab.client.update("leases.coordination.k8s.io", {**lease, "spec": spec})
+        lab.start_manager()
+        await lab.settled()
+        await make_pool(lab, "public", "192.0.2.10")
+        await lab.create("services", balancer("web"))
+        await lab.settled()
+        assert (ingress(lab, "web"), marks(lab, "web")) == ([], ([], None))
+
+    run(story)

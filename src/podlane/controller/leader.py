@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from podlane.controller.client import ApiClient, Obj
+from podlane.controller.context import Context, Runnable
 from podlane.errors import AlreadyExistsError, ApiError, ConflictError, NotFoundError
 
 log = logging.getLogger(__name__)
@@ -136,3 +137,37 @@ class LeaderElection:
         except ApiError as error:
             log.info("the lease could not be given back: %s", error)
         self.leader = ""
+
+
+class Led:
+    """A Runnable: controllers that run only while this process leads, beside others that always do.
+
+    make: called each time it begins to lead, so that they begin afresh from what the API says.
+    """
+
+    def __init__(
+        self, context: Context, election: LeaderElection, make: Callable[[Context], list[Runnable]]
+    ) -> None:
+        self._context, self._election, self._make = context, election, make
+        self._running: list[Runnable] = []
+
+    async def run(self) -> None:
+        await self._election.run(self._lead)
+
+    async def _lead(self) -> None:
+        controllers = self._make(self._context)
+        await self._context.informers.synced()
+        self._running = controllers
+        try:
+            async with asyncio.TaskGroup() as group:
+                for each in controllers:
+                    group.create_task(each.run(), name=type(each).__name__)
+        finally:
+            self._running = []
+
+    @property
+    def idle(self) -> bool:
+        """It is known who leads, and if it is this process, nothing waits to be looked at."""
+        if not self._election.leading:
+            return bool(self._election.leader)
+        return bool(self._running) and all(each.idle for each in self._running)

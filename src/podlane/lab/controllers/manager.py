@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from podlane.controller import load_balancers
+from podlane.controller.leader import LeaderElection, Led
 from podlane.controller.manager import Manager
 from podlane.lab.client import ApiClient
 from podlane.lab.controllers.context import Context, Runnable
@@ -26,6 +27,9 @@ from podlane.lab.controllers.scheduler import Scheduler
 from podlane.lab.controllers.statefulset import StatefulSets
 from podlane.model.config import NetworkConfig
 
+LEADER = "lab-control"
+"""Always the same, so that a control process that is started anew leads at once."""
+
 
 def make_all(context: Context) -> list[Runnable]:
     """In no order that matters: all of them only react to what the API says."""
@@ -43,7 +47,8 @@ def make_all(context: Context) -> list[Runnable]:
         EndpointSlices(context),
         EndpointsController(context),
         Mirroring(context),
-        *load_balancers.make(context),
+        # Who runs `podlane controller` beside the lab has one that waits.
+        Led(context, LeaderElection(context.client, LEADER, duration_s=60), load_balancers.make),
         LoadBalancers(context),
         Namespaces(context, everything),
         GarbageCollector(context, everything),
