@@ -42,6 +42,7 @@ class ServiceAllocator:
     """One of a store. pick: random.Random-like, for tests."""
 
     def __init__(self, store: Store, config: NetworkConfig, pick: random.Random | None = None) -> None:
+        self._config = config
         self._families = tuple(config.cluster_services)
         self._cidrs = list(config.cluster_services.values())
         first, _, last = config.services.node_port_range.partition("-")
@@ -55,13 +56,7 @@ class ServiceAllocator:
     def ensure_default(self, transaction: Transaction) -> None:
         """The ServiceCIDR `kubernetes`, with the configuration's prefixes."""
         if transaction.get(CIDRS, "", DEFAULT_CIDR) is None:
-            spec = {"cidrs": [str(p) for p in self._cidrs]}
-            obj = _new("ServiceCIDR", DEFAULT_CIDR, {}, spec)
-            now = obj["metadata"]["creationTimestamp"]
-            condition = {"type": "Ready", "status": "True", "lastTransitionTime": now}
-            message = "Kubernetes Service CIDR is ready"
-            obj["status"] = {"conditions": [{**condition, "reason": "", "message": message}]}
-            transaction.put(CIDRS, obj)
+            transaction.put(CIDRS, cidr_object(self._config))
 
     # --- what the registry calls, inside the transaction that stores the Service -------------------
 
@@ -85,10 +80,10 @@ class ServiceAllocator:
     # --- addresses --------------------------------------------------------------------------------
 
     def prefixes(self, transaction: Transaction) -> list[Prefix]:
-        """The default ones, then those of ServiceCIDRs that are not being deleted."""
+        """The default ones, then those of ServiceCIDRs that are ready and are not being deleted."""
         found = list(self._cidrs)
         for record in transaction.records(CIDRS):
-            if record.obj["metadata"].get("deletionTimestamp"):
+            if record.obj["metadata"].get("deletionTimestamp") or not _is_ready(record.obj):
                 continue
             for text in record.obj.get("spec", {}).get("cidrs", []):
                 if (cidr := prefix(text)) not in found:
@@ -120,7 +115,7 @@ class ServiceAllocator:
                 ip = wanted[i]
             else:
                 ip = self._free(transaction, [p for p in prefixes if family_of(p) == family])
-            transaction.put(ADDRESSES, _address_object(address(ip), service))
+            transaction.put(ADDRESSES, address_object(address(ip), service))
             chosen.append(ip)
         spec["clusterIPs"], spec["clusterIP"] = chosen, chosen[0]
 
@@ -270,7 +265,20 @@ def _new(kind: str, name: str, labels: dict[str, str], spec: Obj) -> Obj:
     return {"apiVersion": "networking.k8s.io/v1", "kind": kind, "metadata": meta, "spec": spec}
 
 
-def _address_object(ip: Address, service: Obj) -> Obj:
+def cidr_object(config: NetworkConfig) -> Obj:
+    """The ServiceCIDR that is there from the start. Its controller says that it is ready."""
+    return _new(
+        "ServiceCIDR", DEFAULT_CIDR, {}, {"cidrs": [str(p) for p in config.cluster_services.values()]}
+    )
+
+
+def _is_ready(cidr: Obj) -> bool:
+    """One of which nobody has said anything yet may be used, as in the API server."""
+    found = cidr.get("status", {}).get("conditions", [])
+    return all(each["status"] == "True" for each in found if each["type"] == "Ready")
+
+
+def address_object(ip: Address, service: Obj) -> Obj:
     labels = {_FAMILY_LABEL: family_of(ip).value, _MANAGER_LABEL: _MANAGER}
     return _new("IPAddress", str(ip), labels, {"parentRef": _reference(service)})
 

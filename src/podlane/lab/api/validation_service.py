@@ -158,6 +158,10 @@ def service_update(new: Obj, old: Obj) -> Errors:
         if len(known) > 1 and len(ips) == 1 and after.get("ipFamilyPolicy") != "SingleStack":
             why = "must be 'SingleStack' to release the secondary cluster IP"
             yield field.invalid("spec.ipFamilyPolicy", after.get("ipFamilyPolicy", ""), why)
+    if service.needs_health_check(after) and service.needs_health_check(before):
+        number, known_number = after.get("healthCheckNodePort"), before.get("healthCheckNodePort")
+        if number != known_number:
+            yield field.invalid("spec.healthCheckNodePort", number, "field is immutable")
     if after.get("type") == before.get("type") == "LoadBalancer":
         name, known_name = after.get("loadBalancerClass"), before.get("loadBalancerClass")
         if name != known_name:

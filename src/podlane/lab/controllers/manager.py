@@ -24,6 +24,7 @@ from podlane.lab.controllers.namespaces import Namespaces
 from podlane.lab.controllers.nodes import LostPods, NodePrefixes
 from podlane.lab.controllers.replicaset import ReplicaSets, ReplicationControllers
 from podlane.lab.controllers.scheduler import Scheduler
+from podlane.lab.controllers.servicecidrs import ServiceAddresses, ServiceCIDRs
 from podlane.lab.controllers.statefulset import StatefulSets
 from podlane.model.config import NetworkConfig
 
@@ -47,6 +48,8 @@ def make_all(context: Context) -> list[Runnable]:
         EndpointSlices(context),
         EndpointsController(context),
         Mirroring(context),
+        ServiceCIDRs(context),
+        ServiceAddresses(context),
         # Who runs `podlane controller` beside the lab has one that waits.
         Led(context, LeaderElection(context.client, LEADER, duration_s=60), load_balancers.make),
         LoadBalancers(context),
