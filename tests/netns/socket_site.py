@@ -60,8 +60,8 @@ class SocketSite:
         self.driver = self._driver()
         return self.driver.resync(self.tables)
 
-    def set(self, *objects: Object) -> Report:
-        """One generation that leads to exactly these services and slices."""
+    def set(self, *objects: Object, wait: bool = True) -> Report:
+        """One generation that leads to exactly these services and slices. wait: for what ends by it."""
         nodes = [node("node-1", "node", 1), node("node-2", "peer", 2)]
         old, self.tables = self.tables, compile_node([*nodes, *objects], node="node-1", config=CONFIG)
         changes = {t: delta(self.tables[t], old.get(t, {})) for t in self.driver.tables}
@@ -69,8 +69,9 @@ class SocketSite:
         report = self.driver.apply(changes)
         assert report.failures == ()
         assert self.nft.apply(changes).failures == ()
-        assert self.nft.sweeper.wait()
-        assert self.driver.ending.wait()
+        if wait:
+            assert self.nft.sweeper.wait()
+            assert self.driver.ending.wait()
         return report
 
     def socket(self, name: str, family: int, kind: int) -> socket.socket:

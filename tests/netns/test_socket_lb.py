@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +19,7 @@ from podlane.compile import socket_lb
 from podlane.compile.tables import Backend, NodePortKey, SetName, Table
 from podlane.delta import delta
 from podlane.kernel import cgroups
-from podlane.kernel.bpf import installation, layout, syscall
+from podlane.kernel.bpf import elf, installation, layout, syscall
 from podlane.kernel.bpf.sockets import SocketDriver
 from podlane.model.addresses import Family, Protocol, address
 from podlane.model.objects import ClientIPConfig, LoadBalancerIngress, SessionAffinityConfig
@@ -439,6 +441,78 @@ def test_other_programs_and_maps_are_exchanged_in_place(
     assert site.restart().operations == 1
     assert asked(site, how).server == "local-1"
     assert site.driver.chosen()
+
+
+def test_a_program_of_another_version_is_exchanged_and_maps_stay(
+    site: SocketSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = How(Family.IPV4, in_six=False)
+    site.set(*web(Family.IPV4, "local-1"))
+    with connect(site, how) as stream:
+        line(stream)
+        links, maps = link_programs(site), map_ids(site)
+        # r0 = 1; exit: a hook that lets everything go on.
+        other = elf.Code(bytes.fromhex("b700000001000000" + "9500000000000000"), ())
+        original = elf.programs
+
+        def programs(image: bytes) -> dict[str, elf.Code]:
+            return original(image) | {"bind4": other}
+
+        with monkeypatch.context() as patched:
+            patched.setattr(elf, "programs", programs)
+            assert site.restart().operations == 1
+        changed = {name for name, program in link_programs(site).items() if program != links[name]}
+        assert changed == {"link_bind4"}
+        assert site.restart().operations == 1  # and back again
+        assert map_ids(site) == maps
+        assert stream.getpeername() == how(service_address(Family.IPV4))
+        assert sum(site.driver.chosen().values()) == 1
+
+
+def map_ids(site: SocketSite) -> dict[str, int]:
+    return {name: syscall.map_info(fd).id for name, fd in site.driver._installed.maps.items()}
+
+
+def test_no_new_connection_is_lost_while_everything_changes(
+    site: SocketSite, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Endpoints come and go, maps grow, agents die and upgrade: who connects is answered each time."""
+    lists = [("local-1", "local-2", "remote"), ("local-2",), ("remote", "local-2"), ("local-2", "local-1")]
+    site.set(*web(family, *lists[0]))
+    how, plan = How(family, in_six=False), PLANS[family]
+    site.kept = frozenset(map(address, (plan.pod(5), plan.pod(6), plan.remote)))
+    failed: list[BaseException] = []
+    made = Counter[str]()
+    stop = threading.Event()
+
+    def ask() -> None:
+        try:
+            while not stop.is_set():
+                made[site.lab.ask("client", *how(service_address(family))).server] += 1
+                made[site.lab.ask("client", *how(service_address(family)), Protocol.UDP).server] += 1
+        except BaseException as error:
+            failed.append(error)
+
+    with cgroups.joined(site.site.cgroup):
+        asking = threading.Thread(target=ask)
+        asking.start()
+        try:
+            for round_ in range(20):
+                others = [e for n in range(20, 20 + round_ % 7) for e in web(family, "remote", number=n)]
+                site.set(*web(family, *lists[round_ % len(lists)]), *others, wait=False)
+                time.sleep(0.01)
+                if round_ % 6 == 5:
+                    monkeypatch.setattr(layout, "LAYOUT", layout.LAYOUT + round_ % 4)
+                    assert site.restart().failures == ()
+                if round_ % 8 == 7:
+                    with site.driver._maps:
+                        site.driver._installed.grow(layout.BACKENDS)
+        finally:
+            stop.set()
+            asking.join()
+    assert failed == []
+    assert made["local-2"] > 10  # which is in every list
+    assert sum(site.driver.chosen().values()) > 0
 
 
 def test_maps_grow_when_they_are_full(site: SocketSite, monkeypatch: pytest.MonkeyPatch) -> None:
