@@ -13,15 +13,19 @@ from podlane.cni.host import AgentHost
 from podlane.cni.plugin import Plugin
 from podlane.cni.plugins.base import PluginType
 from podlane.cni.server import CniServer
+from podlane.errors import PodlaneError
 
 _log = logging.getLogger(__name__)
 
 SPOOL: Final = "cni-spool"
-_COLLECT_EVERY_S: Final = 60.0
+_TIDY_EVERY_S: Final = 60.0
 
 
 class CniService:
-    """state_dir: made if it is not there. netns_fd: the node's namespace; None for the process's own."""
+    """state_dir: made if it is not there. netns_fd: the node's namespace; None for the process's own.
+
+    tidy_every_s: how often leaked attachments are collected, and DELs that failed are tried again.
+    """
 
     def __init__(
         self,
@@ -31,7 +35,9 @@ class CniService:
         types: Mapping[str, PluginType],
         *,
         netns_fd: int | None = None,
+        tidy_every_s: float = _TIDY_EVERY_S,
     ) -> None:
+        self._tidy_every_s = tidy_every_s
         state_dir.mkdir(parents=True, exist_ok=True)
         self._spool = state_dir / SPOOL
         self.host = AgentHost(state_dir, boot_id, types, netns_fd=netns_fd)
@@ -44,9 +50,8 @@ class CniService:
         await self.host.start()
         await self._collect()
         await self._server.start()
-        for failure in await self.plugin.replay(self._spool):
-            _log.warning("a DEL that came while no agent was here: %s", failure)
-        self._collector = asyncio.create_task(self._keep_collecting(), name="cni-collector")
+        await self._replay()
+        self._collector = asyncio.create_task(self._keep_tidy(), name="cni-collector")
 
     async def stop_serving(self) -> None:
         """Requests that have come in are answered first."""
@@ -59,11 +64,19 @@ class CniService:
     async def close(self) -> None:
         await self.host.close()
 
-    async def _keep_collecting(self) -> None:
+    async def _keep_tidy(self) -> None:
         while True:
-            await asyncio.sleep(_COLLECT_EVERY_S)
-            await self._collect()
+            await asyncio.sleep(self._tidy_every_s)
+            try:
+                await self._collect()
+                await self._replay()
+            except (PodlaneError, OSError) as error:  # the next time may be better
+                _log.warning("leaked attachments were not looked for: %s", error)
 
     async def _collect(self) -> None:
         for failure in await self.plugin.collect():
             _log.warning("a leaked attachment stays for now: %s", failure)
+
+    async def _replay(self) -> None:
+        for failure in await self.plugin.replay(self._spool):
+            _log.warning("a DEL that came while no agent was here: %s", failure)
