@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from podlane.compile.engine import Capability, Compiler, capabilities
 from podlane.compile.tables import Table
@@ -23,6 +24,8 @@ from podlane.model.objects import (
     Endpoint,
     EndpointPort,
     EndpointSlice,
+    LoadBalancerIngress,
+    LoadBalancerStatus,
     Node,
     NodeAddress,
     NodeSpec,
@@ -31,7 +34,9 @@ from podlane.model.objects import (
     Service,
     ServicePort,
     ServiceSpec,
+    ServiceStatus,
 )
+from podlane.model.pools import ALLOCATED_FROM
 from tests.property.cluster_strategies import CONFIGS, ME, changes
 
 EVERY = [*([one] for one in capabilities()), list(capabilities())]
@@ -121,6 +126,14 @@ def service(number: int) -> Service:
     )
 
 
+def balanced(number: int) -> Service:
+    """A service with an address of a pool, for which this node is a candidate among 5 and among 59."""
+    made = service(number)
+    metadata = replace(made.metadata, annotations={ALLOCATED_FROM: "public"})
+    status = ServiceStatus(LoadBalancerStatus([LoadBalancerIngress("192.0.2.8")]))
+    return replace(made, metadata=metadata, spec=replace(made.spec, type="LoadBalancer"), status=status)
+
+
 def piece(number: int, *endings: int) -> EndpointSlice:
     return EndpointSlice(
         metadata=ObjectMeta(
@@ -153,6 +166,7 @@ ONE_CHANGE = {
     "a node moves to another zone": Change("Node", node(3), node(3, zone="b")),
     "a service comes": Change("Service", None, service(200)),
     "a service goes": Change("Service", service(3), None),
+    "a service comes with an address of a pool": Change("Service", None, balanced(200)),
     "an endpoint comes": Change("EndpointSlice", piece(3, 2, 3), piece(3, 2, 3, 4)),
     "a slice goes": Change("EndpointSlice", piece(3, 2, 3), None),
     "a pod is attached": Change(ATTACHMENT, None, attachment(200)),

@@ -7,6 +7,8 @@ from ipaddress import ip_network
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from podlane.compile import facts
 from podlane.compile.announce import in_order
@@ -303,3 +305,10 @@ def test_heartbeats(identity: str) -> None:
 )
 def test_what_is_no_heartbeat(payload: str) -> None:
     assert frames.heard(frames.heartbeat("a", MAC)[:14] + bytes.fromhex(payload)) is None
+
+
+@given(st.binary(max_size=300))
+def test_whatever_comes_is_read_or_left(frame: bytes) -> None:
+    found = frames.heard(frame)
+    assert found is None or frame[14:].startswith(b"podlane\x01")
+    assert frames.heard(frames.heartbeat("a", MAC)[:22] + frame) is None or frame

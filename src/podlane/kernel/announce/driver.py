@@ -196,7 +196,7 @@ class AnnounceDriver:
     # --- the wire ---
 
     def _run(self) -> None:
-        next_beat_s = time.monotonic() + HEARTBEAT_S
+        next_look_s = next_beat_s = time.monotonic() + HEARTBEAT_S
         while True:
             with self._lock:
                 sources = [self._wake] + ([self._wire.socket.fileno()] if self._wire is not None else [])
@@ -219,7 +219,9 @@ class AnnounceDriver:
                     self._beat()
                     for where, held in self._held.items():
                         self._announce(held, where, now_s)
-                self._settle(now_s)
+                if now_s >= next_look_s:  # not with every heartbeat heard: there may be many
+                    next_look_s = now_s + TICK_S
+                    self._settle(now_s)
 
     def _listen(self) -> None:
         """A socket on the uplink, while there is anything to say on it."""

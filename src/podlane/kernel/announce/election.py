@@ -22,13 +22,15 @@ SILENCE_S: Final = 2.0
 class Election:
     def __init__(self) -> None:
         self._rows: Mapping[Address, Announcement] = {}
+        self._before: dict[Address, tuple[str, ...]] = {}
         self._heard_s: dict[str, float] = {}
         """By identity: when it was heard last, or when listening for it began."""
 
     def set_rows(self, rows: Mapping[Address, Announcement], held: Iterable[Address], now_s: float) -> None:
         """held: addresses that are on this node's uplink."""
         self._rows, known = rows, self._heard_s
-        usurped = {c.identity for where in held if where in rows for c in rows[where].before}
+        self._before = {where: tuple(c.identity for c in row.before) for where, row in rows.items()}
+        usurped = {identity for where in held for identity in self._before.get(where, ())}
         wanted = {c.identity for row in rows.values() for c in row.candidates}
         self._heard_s = {
             each: known.get(each, now_s - SILENCE_S if each in usurped else now_s) for each in wanted
@@ -50,7 +52,7 @@ class Election:
 
     def mine(self, now_s: float) -> dict[Address, Announcement]:
         return {
-            where: row
-            for where, row in self._rows.items()
-            if not any(self.alive(each.identity, now_s) for each in row.before)
+            where: self._rows[where]
+            for where, before in self._before.items()
+            if not any(self.alive(identity, now_s) for identity in before)
         }
