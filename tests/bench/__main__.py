@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import json
 import sys
 
-PARTS = ("lab", "path", "cni", "sockets")
+PARTS = ("lab", "path", "cni", "sockets", "services")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", default=PARTS, help=f"which parts to run: {', '.join(PARTS)}")
     parser.add_argument("-o", "--output", choices=("text", "json"), default="text")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="of the sizes of parts that have sizes; 0.05 is a quick try"
+    )
     arguments = parser.parse_args()
     results: dict[str, dict[str, object]] = {}
     for part in arguments.parts:
         if part not in PARTS:
             parser.error(f"no part {part!r}; there are {', '.join(PARTS)}")
-        results[part] = importlib.import_module(f"tests.bench.{part}").measure()
+        measure = importlib.import_module(f"tests.bench.{part}").measure
+        scaled = "scale" in inspect.signature(measure).parameters
+        results[part] = measure(scale=arguments.scale) if scaled else measure()
         if arguments.output == "text":
             print(f"\n{part}")
             for name, value in results[part].items():
