@@ -1,8 +1,8 @@
 """The kernel tells when someone else changes podlane's nft tables.
 
 Every change of a ruleset is told with the netlink port of the socket that asked for it; what came
-through a socket of this process is no news. (`nft`, run by the driver to load the skeleton, is another
-process: that costs one more comparison.)
+through a socket of this process, or of an `nft` that it started, is no news. The kernel itself keeps most of
+that from us: a cluster's services at the start are more notices than a socket holds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from podlane.errors import KernelError
-from podlane.kernel import netlink
+from podlane.kernel import netlink, own_ports
 from podlane.kernel.netlink import NETLINK_NETFILTER, Message, Netlink, attributes
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ class RulesetMonitor:
         self._damaged = damaged
         self._hurt: set[str] = set()
         self._netlink = Netlink(NETLINK_NETFILTER, netns_fd, groups=(_NFNLGRP_NFTABLES,))
+        self._netlink.ignore_own()
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._loop.add_reader(self._netlink.fileno(), self._readable)
@@ -64,7 +65,7 @@ class RulesetMonitor:
             log.warning("notices of the ruleset were lost; comparing everything")
             self._soon(self._damaged)
             return
-        foreign = [message for message in heard if not netlink.is_own(message.port)]
+        foreign = [message for message in heard if not own_ports.is_own(message.port)]
         self._soon(name for name in self._damaged if any(concerns(message, name) for message in foreign))
 
     def _soon(self, tables: Iterable[str]) -> None:

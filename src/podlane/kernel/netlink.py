@@ -18,12 +18,11 @@ import os
 import socket
 import struct
 import threading
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 from podlane.errors import KernelBusyError, KernelError
-from podlane.kernel import netns
+from podlane.kernel import netns, own_ports
 
 NETLINK_ROUTE = 0
 NETLINK_NETFILTER = 12
@@ -219,13 +218,6 @@ def unpack_answer(message: Message) -> Answer:
 
 # --- socket ---------------------------------------------------------------------------------------
 
-_own_ports: Counter[int] = Counter()  # ports are unique in one namespace and protocol only
-
-
-def is_own(port: int) -> bool:
-    """Whether a socket of this process has the port: a notice that carries it tells of our own doing."""
-    return port in _own_ports
-
 
 class Netlink:
     """A netlink socket in the caller's network namespace, or in that of netns_fd.
@@ -258,7 +250,7 @@ class Netlink:
         except OSError as error:
             self._socket.close()
             raise KernelError.of(error.errno or 0, "netlink socket options") from None
-        _own_ports[self._port] += 1
+        own_ports.add(self._port)
         self._turn = threading.Lock()
         self._send_buffer_bytes = _BUFFER_BYTES
         self._sequence = int.from_bytes(os.urandom(2), "big")
@@ -273,10 +265,12 @@ class Netlink:
 
     def close(self) -> None:
         if self._socket.fileno() >= 0:
-            _own_ports.subtract([self._port])
-            if not _own_ports[self._port]:
-                del _own_ports[self._port]
+            own_ports.remove(self._port)
         self._socket.close()
+
+    def ignore_own(self) -> None:
+        """Not to hear of what the sockets do that this process has by now (see own_ports)."""
+        own_ports.do_not_hear(self._socket, own_ports.ports())
 
     def fileno(self) -> int:
         return self._socket.fileno()

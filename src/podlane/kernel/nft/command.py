@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from typing import Final
 
 from podlane.errors import KernelError, UnsupportedError
-from podlane.kernel import netns
+from podlane.kernel import netns, own_ports
 
 PROGRAM: Final = "nft"
 _TIMEOUT_S: Final = 120
@@ -28,7 +28,7 @@ def load(text: str, netns_fd: int | None = None) -> None:
         raise UnsupportedError(
             "there is no nft on this machine; install the package nftables (1.0.6 or newer)"
         ) from None
-    with child:
+    with child, own_ports.child(child.pid):
         try:
             said, _ = child.communicate(text.encode(), timeout=_TIMEOUT_S)
         except subprocess.TimeoutExpired:
