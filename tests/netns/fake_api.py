@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from socket import socket
 from typing import Any
+from urllib.parse import parse_qs
 
 from podlane.watch.reflector import PATHS
 
@@ -26,6 +27,7 @@ class FakeApi:
         self.events: dict[str, Obj] = {}
         self._watchers: set[tuple[str, asyncio.Queue[bytes]]] = set()
         self._version = 100
+        self._told: list[tuple[int, str, bytes]] = []  # (version, kind, line)
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._servers: list[asyncio.Server] = []
@@ -75,6 +77,7 @@ class FakeApi:
 
     def _tell(self, kind: str, what: str, obj: Obj) -> None:
         line = json.dumps({"type": what, "object": obj}).encode() + b"\n"
+        self._told.append((self._version, kind, line))
         for watched, queue in self._watchers:
             if watched == kind:
                 queue.put_nowait(line)
@@ -108,7 +111,7 @@ class FakeApi:
                 elif not kind:
                     writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
                 elif "watch=1" in query:
-                    await self._watch(kind, writer)
+                    await self._watch(kind, query, writer)
                 else:
                     items = list(self._objects[kind].values())
                     answer = {"metadata": {"resourceVersion": str(self._version)}, "items": items}
@@ -137,10 +140,14 @@ class FakeApi:
         status = b"409 Conflict" if there else b"201 Created"
         writer.write(b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body))
 
-    async def _watch(self, kind: str, writer: asyncio.StreamWriter) -> None:
-        """From now on: tests change nothing between an agent's list and its watch."""
+    async def _watch(self, kind: str, query: str, writer: asyncio.StreamWriter) -> None:
+        """What has happened since the version that is asked for, and what happens from now on."""
+        since = int(parse_qs(query).get("resourceVersion", ["0"])[0] or 0)
         writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
         queue: asyncio.Queue[bytes] = asyncio.Queue()
+        for version, told, line in self._told:
+            if told == kind and version > since:
+                queue.put_nowait(line)
         me = (kind, queue)
         self._watchers.add(me)
         try:

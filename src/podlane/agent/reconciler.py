@@ -1,6 +1,6 @@
 """From news to the kernel: changes are collected, compiled and applied as one generation.
 
-    submit ──a few ms──> compile -> deltas -> drivers, each on a worker thread of its own
+    submit ──at most a few ms──> compile -> deltas -> drivers, each on a worker thread of its own
 
 Generations follow one another; what is submitted meanwhile waits for the next. Within one, drivers add
 and change in their order and remove in reverse, so that nothing leads to what is not there yet, or is
@@ -91,7 +91,7 @@ class Reconciler:
         self._early_devices: set[str] = set()
         self._wake = asyncio.Event()
         self._done = asyncio.Condition()
-        self._next_resync_s = 0.0
+        self._next_resync_s = self._quiet_since_s = 0.0
 
     # --- what is known ---
 
@@ -181,16 +181,20 @@ class Reconciler:
                 queue.close()
 
     async def _sleep(self) -> None:
-        """Until there is something to do, then a moment more for what belongs together."""
+        """Until there is something to do. What comes after a quiet moment is done at once; what follows on
+        its heels waits out the rest of a moment, for what belongs together."""
         due_s = [queue.retry_s for queue in self._queues if queue.retry_s is not None]
         if self.synced:
             due_s.append(self._next_resync_s)
         try:
             timeout_s = max(0.0, min(due_s) - time.monotonic()) if due_s else None
-            await asyncio.wait_for(self._wake.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._wake.wait()
         except TimeoutError:
             return
-        await asyncio.sleep(COLLECT_S)
+        pause_s = self._quiet_since_s + COLLECT_S - time.monotonic()
+        if pause_s > 0:
+            await asyncio.sleep(pause_s)
 
     async def generation(self) -> None:
         """One round: everything submitted until now."""
@@ -212,7 +216,8 @@ class Reconciler:
         self._applied, self._working_since_s = upto, None
         if batch:
             self.counts = self.counts._replace(generation=self.counts.generation + 1)
-        self.counts = self.counts._replace(busy_s=self.counts.busy_s + time.monotonic() - began_s)
+        self._quiet_since_s = time.monotonic()
+        self.counts = self.counts._replace(busy_s=self.counts.busy_s + self._quiet_since_s - began_s)
         async with self._done:
             self._done.notify_all()
         self._changed()
