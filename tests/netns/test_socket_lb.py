@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -548,6 +550,17 @@ def test_removal_leaves_nothing_and_connections_go_on(site: SocketSite) -> None:
         assert stream.getpeername() == (PLANS[family].pod(5), PORT)
     assert asked(site, how).server == "local-1"  # by nftables
     assert sum(site.driver.chosen().values()) == 1
+
+
+def test_what_cannot_be_is_refused_by_name_and_with_what_works() -> None:
+    """Here for want of rights, as a kernel without the feature would."""
+    script = "from podlane.kernel.bpf import installation; installation.require()"
+    caps = "-sys_admin,-bpf,-perfmon,-net_admin"
+    command = ["setpriv", f"--bounding-set={caps}", sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode
+    assert "services.mode=socket: this kernel refuses (create BPF map" in done.stderr
+    assert "services.mode=nftables works without" in done.stderr
 
 
 # --- maps and tables ------------------------------------------------------------------------------

@@ -78,6 +78,13 @@ def test_a_bad_setting_is_refused_by_path(setting: str, message: str) -> None:
     assert message in str(refused.value)
 
 
+def test_mode_socket_keeps_sources_and_cannot_be_asked_to_masquerade_all() -> None:
+    with pytest.raises(
+        ConfigError, match=r"services\.masqueradeAll: sources are kept in services\.mode socket"
+    ):
+        with_settings(DEFAULT, ["services.mode=socket", "services.masqueradeAll=true"])
+
+
 @pytest.mark.parametrize(
     ("document", "message"),
     [
