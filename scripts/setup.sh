@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 declare -A packages=(
   [nft]=nftables [ip]=iproute2 [tcpdump]=tcpdump [conntrack]=conntrack [ping]=iputils-ping
   [curl]=curl [gcc]=gcc [iperf3]=iperf3 [nsenter]=util-linux [sysctl]=procps
-  [/usr/lib/cni/bridge]=containernetworking-plugins [containerd]=containerd [runc]=runc [musl-gcc]=musl-tools
+  [/usr/lib/cni/bridge]=containernetworking-plugins [containerd]=containerd [runc]=runc [bird]=bird2 [musl-gcc]=musl-tools
 )
 missing=()
 for command in "${!packages[@]}"; do
@@ -25,7 +25,7 @@ python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 if [ ${#missing[@]} -gt 0 ]; then
   echo "setup: installing ${missing[*]}"
   export DEBIAN_FRONTEND=noninteractive
-  # Tests start a containerd of their own: the package shall start none (policy-rc.d: 101 forbids).
+  # Podlane starts a BIRD of its own, tests a containerd: the packages shall start none (policy-rc.d: 101 forbids).
   policy=/usr/sbin/policy-rc.d
   if [ ! -e $policy ]; then
     trap 'rm -f $policy' EXIT

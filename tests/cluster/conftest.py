@@ -70,6 +70,20 @@ class Lab:
     def node(self, node: str, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return self.podlane("node", "--lab", self.name, node, "--", *command, check=check)
 
+    def running_pid(self, service: str) -> int:
+        """0 while the supervisor waits to start it anew."""
+        from podlane.lab.paths import LabPaths
+        from podlane.lab.supervisor.client import Supervisor
+
+        with Supervisor(LabPaths(self.name).supervisor_socket) as supervisor:
+            running = [
+                p
+                for p in supervisor.list()
+                if (p.kind, p.name) == ("service", service) and p.exit_status is None
+            ]
+        assert len(running) <= 1, running
+        return running[0].pid if running else 0
+
     def check(self) -> dict[str, Any]:
         """`podlane check -o json`, with a reading of what failed when something did."""
         answer = self.podlane("check", self.name, "-o", "json", check=False)

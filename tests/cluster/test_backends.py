@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from pathlib import Path
 
 from tests.cluster.conftest import Lab, until
 
@@ -85,3 +88,54 @@ def test_host_gw_between_racks_is_refused_by_name(lab: Lab) -> None:
     why = "node node-2: 172.30.2.12 is not on eth0's subnet (172.30.1.0/24"
     assert f"! node-1 refuses {why}" in came_up.stderr
     assert f"refused: {why}" in lab.podlane("status", lab.name).stdout
+
+
+def bird_pid(lab: Lab, node: str) -> int:
+    try:
+        return int(Path(f"/run/podlane/labs/{lab.name}/nodes/{node}/bird/bird.pid").read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def bgp_routes(lab: Lab, node: str) -> set[str]:
+    """Prefixes that BGP brought to the node, of both families."""
+    lists = [lab.node(node, "ip", f, "route", "show", "proto", "bird").stdout for f in ("-4", "-6")]
+    return {line.split()[0] for each in lists for line in each.splitlines()}
+
+
+def test_bgp_reaches_every_pod_across_racks_and_outlives_agents_and_speakers(lab: Lab) -> None:
+    settings = ["backend.type=bgp", "fabric.racks=2", "bgp.password=kept from others"]
+    lab.up("--nodes", "3", *(w for s in settings for w in ("--set", s)), "-f", "-", input=PODS)
+    lab.check()
+    one, two, three = (pod_on(lab, f"node-{i}") for i in (1, 2, 3))
+    assert not outer(lab, f"pod/{one}", f"pod/{two}:80")
+    told = lab.podlane("explain", "--lab", lab.name, f"pod/{one}", f"pod/{two}:80").stdout
+    assert "by BGP" in told
+    # The router has learnt where pods are: they are reached from beyond the cluster as they are.
+    address = lab.get("pod", two)["status"]["podIP"]
+    assert lab.outside("curl", "-s", "-m3", f"http://{address}/hostname").stdout == two
+
+    # An agent that begins anew goes on with the speaker it finds.
+    before, speaker = bgp_routes(lab, "node-1"), bird_pid(lab, "node-1")
+    assert len(before) == 4
+    agent = lab.running_pid("agent/node-1")
+    os.kill(agent, signal.SIGKILL)
+    until(lambda: lab.running_pid("agent/node-1") not in (0, agent))
+    lab.check()
+    assert (bgp_routes(lab, "node-1"), bird_pid(lab, "node-1")) == (before, speaker)
+
+    # A speaker that dies is started again, and its routes never went.
+    os.kill(speaker, signal.SIGKILL)
+    assert bgp_routes(lab, "node-1") == before
+    until(lambda: bird_pid(lab, "node-1") not in (0, speaker))
+    until(lambda: lab.podlane("status", lab.name, check=False).returncode == 0)
+    lab.check()
+
+    # A peer that falls silent is withdrawn, by BFD, and comes back.
+    silent = bird_pid(lab, "node-3")
+    os.kill(silent, signal.SIGSTOP)
+    until(lambda: len(bgp_routes(lab, "node-1")) == 2)
+    os.kill(silent, signal.SIGCONT)
+    until(lambda: bgp_routes(lab, "node-1") == before)
+    address = lab.get("pod", three)["status"]["podIP"]
+    assert lab.exec(one, "curl", "-s", "-m3", f"http://{address}/hostname").stdout == three

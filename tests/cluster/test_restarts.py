@@ -56,21 +56,8 @@ spec: {selector: {app: far}, ports: [{name: udp, port: 8080, protocol: UDP}, {na
 """
 
 
-def running_pid(lab: Lab, name: str) -> int:
-    """0 while the supervisor waits to start it anew."""
-    from podlane.lab.paths import LabPaths
-    from podlane.lab.supervisor.client import Supervisor
-
-    with Supervisor(LabPaths(lab.name).supervisor_socket) as supervisor:
-        running = [
-            p for p in supervisor.list() if (p.kind, p.name) == ("service", name) and p.exit_status is None
-        ]
-    assert len(running) <= 1, running
-    return running[0].pid if running else 0
-
-
 def service_pid(lab: Lab, name: str) -> int:
-    pid = running_pid(lab, name)
+    pid = lab.running_pid(name)
     assert pid, f"{name} does not run"
     return pid
 
@@ -179,7 +166,7 @@ def test_everything_killed_at_once_refuses_no_new_connection(pair: Lab) -> None:
     time.sleep(0.7)
     for _ in range(3):
         for name in ("agent/node-1", "agent/node-2", "control"):
-            os.kill(until(lambda name=name: running_pid(pair, name)), signal.SIGKILL)
+            os.kill(until(lambda name=name: pair.running_pid(name)), signal.SIGKILL)
         until(lambda: pair.kubectl("get", "pods", check=False).returncode == 0)
     tried, made = map(int, stream.communicate(timeout=30)[0].split())
     assert tried > 100

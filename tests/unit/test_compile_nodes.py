@@ -19,7 +19,8 @@ from podlane.compile.tables import (
 from podlane.compile.view import ATTACHMENT, UNDERLAY, Change
 from podlane.compile.vxlan import vtep_address, vtep_mac
 from podlane.model.addresses import Family, address
-from podlane.model.config import Backend, NetworkConfig, with_settings
+from podlane.model.backends import Backend
+from podlane.model.config import NetworkConfig, with_settings
 from podlane.model.local import Attachment, Underlay
 from podlane.model.objects import (
     Node,

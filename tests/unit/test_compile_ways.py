@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from ipaddress import ip_address, ip_network
 
+from msgspec.structs import replace
+
 from podlane.compile import facts
 from podlane.compile.engine import Compiler, compile_node
 from podlane.compile.tables import Route, Table
 from podlane.compile.view import UNDERLAY, Change
-from podlane.model.config import Backend, BackendType, NetworkConfig
+from podlane.model.addresses import Family
+from podlane.model.backends import Backend, BackendType, Bgp, BgpPeerConfig
+from podlane.model.config import NetworkConfig
 from podlane.model.local import Underlay
 from podlane.model.objects import Node, NodeAddress, NodeSpec, NodeStatus, ObjectMeta
 
@@ -118,3 +122,44 @@ def test_pods_links_have_the_underlays_whole_mtu_without_a_tunnel() -> None:
 
     assert link_mtu_bytes(compiled(HOST_GW, node(1)).view) == 1500
     assert link_mtu_bytes(compiled(DIRECT, node(1)).view) == 1450
+
+
+BGP = NetworkConfig(backend=Backend(type=BackendType.BGP), bgp=Bgp(password="secret"))
+
+
+def test_bgp_is_a_speaker_and_a_session_with_every_node_and_family() -> None:
+    tables = compiled(BGP, node(1), node(2), node(3, rack=2)).tables
+    speaker = tables[Table.SPEAKER]["bgp"]
+    assert (speaker.router_id, speaker.as_number) == ("172.30.1.1", 64512)
+    assert set(tables[Table.ORIGINATED]) == {ip_network("10.244.1.0/24"), ip_network("fd00:10:244:1::/64")}
+    peers = tables[Table.BGP_PEERS]
+    assert {name for name, _ in peers} == {"node-2", "node-3"}
+    assert len(peers) == 4
+    near, far = peers["node-2", Family.IPV4], peers["node-3", Family.IPV4]
+    assert (near.on_link, far.on_link, near.password) == (True, False, "secret")
+    assert tables[Table.LEARNT][NEAR].via == ip_address("172.30.1.2")
+    assert not tables[Table.ROUTES]
+
+
+def test_a_router_is_a_peer_of_the_nodes_its_labels_choose() -> None:
+    peer = BgpPeerConfig(address="172.30.1.254", as_number=64600, nodes={"rack": "a"})
+    config = NetworkConfig(backend=Backend(type=BackendType.BGP), bgp=Bgp(peers=[peer], node_mesh=False))
+    assert not compiled(config, node(1), node(2)).tables[Table.BGP_PEERS]
+    me = replace(node(1), metadata=ObjectMeta(name="node-1", labels={"rack": "a", "other": "b"}))
+    compiler = compiled(config, node(1), node(2))
+    compiler.apply([Change("Node", None, me)])
+    (row,) = compiler.tables[Table.BGP_PEERS].values()
+    assert (row.address, row.as_number, row.node) == (ip_address("172.30.1.254"), 64600, False)
+    assert compiler.tables == compiled(config, me, node(2)).tables
+
+
+def test_a_node_may_have_an_as_of_its_own() -> None:
+    def with_as(number: str) -> Node:
+        annotations = {"podlane.dev/bgp-as-number": number}
+        return replace(node(2), metadata=ObjectMeta(name="node-2", annotations=annotations))
+
+    compiler = compiled(BGP, node(1), with_as("65001"))
+    assert compiler.tables[Table.BGP_PEERS]["node-2", Family.IPV4].as_number == 65001
+    compiler.apply([Change("Node", None, with_as("many"))])
+    assert "node node-2: annotation podlane.dev/bgp-as-number is 'many'" in reasons(compiler)
+    assert not compiler.tables[Table.BGP_PEERS]

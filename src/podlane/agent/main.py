@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from podlane.agent.daemon import Agent
 from podlane.agent.gone import GonePods
 from podlane.agent.health_checks import HealthChecks
 from podlane.agent.options import CONFIG_PATH, AgentOptions, parse
+from podlane.compile.tables import Table
+from podlane.engines.bird.driver import BirdDriver
 from podlane.kernel import cgroups
 from podlane.kernel.announce.driver import AnnounceDriver
 from podlane.kernel.bpf import installation
@@ -26,6 +29,7 @@ from podlane.kernel.nft.policy import PolicyDriver
 from podlane.kernel.nft.services import ServicesDriver
 from podlane.kernel.rtnl.driver import RtnlDriver
 from podlane.kernel.sweeping import Gone
+from podlane.model.backends import BackendType
 from podlane.model.config import NetworkConfig, ServiceMode
 from podlane.watch import configuration, kubeconfig
 from podlane.watch.http import ApiHttp
@@ -65,10 +69,18 @@ async def _main(options: AgentOptions, config: NetworkConfig, access: kubeconfig
         loop.add_signal_handler(number, stop.set)
     api = ApiHttp(access)
     gone = GonePods(api, config, loop)
-    agent = Agent(options, config, api, drivers(options, config, gone.among))
+    found = drivers(options, config, gone.among)
+    agent = Agent(options, config, api, found)
+    for driver in found:
+        if isinstance(driver, BirdDriver):
+            driver.died = partial(_from_thread, loop, agent)
     gone.view = agent.compiler.view
     loop.add_signal_handler(signal.SIGHUP, agent.reconciler.request_resync)
     await agent.run(stop)
+
+
+def _from_thread(loop: asyncio.AbstractEventLoop, agent: Agent) -> None:
+    loop.call_soon_threadsafe(agent.reconciler.request_resync, Table.SPEAKER)
 
 
 def drivers(options: AgentOptions, config: NetworkConfig, gone: Gone | None = None) -> list[Driver]:
@@ -89,6 +101,8 @@ def drivers(options: AgentOptions, config: NetworkConfig, gone: Gone | None = No
         found.insert(-1, SocketDriver(config, site, gone=gone))
     elif installation.remove(pins):
         log.info("services are no longer answered at the socket: what was pinned at %s is gone", pins)
+    if config.backend.type is BackendType.BGP:
+        found.insert(1, BirdDriver(Path(options.agent_socket).parent / "bird"))
     if options.services:
         found += [HealthChecks(asyncio.get_running_loop()), AnnounceDriver()]
     return found

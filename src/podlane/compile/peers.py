@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from podlane.compile import facts
+from podlane.compile.bgp import AS_ANNOTATION, BgpRoutes
 from podlane.compile.engine import Capability
 from podlane.compile.hostgw import HostGateway, is_next_to
 from podlane.compile.store import Compiled, UnitKey
@@ -19,7 +20,7 @@ from podlane.compile.vxlan import Vxlan
 from podlane.compile.ways import Here, Peer, Way
 from podlane.errors import ConfigError
 from podlane.model.addresses import Family, Prefix, host_prefix
-from podlane.model.config import BackendType
+from podlane.model.backends import BackendType
 from podlane.model.local import Underlay
 from podlane.model.objects import Node
 
@@ -29,6 +30,7 @@ DIRECT: Final = HostGateway()
 WAYS: Final[dict[BackendType, Way]] = {
     BackendType.VXLAN: Vxlan(),
     BackendType.HOST_GW: DIRECT,
+    BackendType.BGP: BgpRoutes(),
 }
 
 
@@ -148,9 +150,15 @@ def _here(view: View) -> Here | None:
 
 
 def _moved(change: Change) -> bool:
-    """Whether a change of this node's own Node object is one of its addresses or CIDRs."""
+    """Whether a change of this node's own Node object concerns its links to others."""
     old, new = change.old, change.new
-    return old is None or new is None or (old.spec, old.status.addresses) != (new.spec, new.status.addresses)
+    return old is None or new is None or _place(old) != _place(new)
+
+
+def _place(node: Node) -> object:
+    """Addresses and CIDRs; labels choose BGP peers, an annotation the AS."""
+    meta = node.metadata
+    return node.spec, node.status.addresses, meta.labels, meta.annotations.get(AS_ANNOTATION)
 
 
 def _refused(node: Node, why: str) -> Compiled:

@@ -31,6 +31,10 @@ class Table(enum.StrEnum):
     NEIGHBOURS = "neighbours"  # (device, address) -> Neighbour
     FDB = "fdb"  # (device, mac) -> FdbEntry
     ROUTES = "routes"  # Prefix -> Route
+    SPEAKER = "speaker"  # "bgp" -> BgpSpeaker
+    BGP_PEERS = "bgp-peers"  # (name, Family) -> BgpPeer
+    ORIGINATED = "originated"  # Prefix -> Prefix, what this node's speaker announces
+    LEARNT = "learnt"  # Prefix -> Learnt
     SETS = "sets"  # SetMember -> SetMember
     BACKENDS = "backends"  # ListKey -> BackendList
     FRONTENDS = "frontends"  # FrontendKey -> Frontend
@@ -110,6 +114,43 @@ class Route(Struct, frozen=True):
     source: Address | None = None
     onlink: bool = False
     mtu_bytes: int = 0
+
+
+class BgpSpeaker(Struct, frozen=True):
+    """This node's BGP speaker (RFC 4271). sources: its own address of each family, primary first.
+
+    accepted: what it takes from other nodes: prefixes within these, but none within `own`. bfd: sessions
+    are watched by BFD (RFC 5880). restart_s: how long others keep its routes when it is away (RFC 4724),
+    0 for not at all. interface: the uplink.
+    """
+
+    router_id: str
+    as_number: int
+    interface: str
+    sources: tuple[Address, ...]
+    own: tuple[Prefix, ...]
+    accepted: tuple[Prefix, ...]
+    bfd: bool
+    restart_s: int
+
+
+class BgpPeer(Struct, frozen=True):
+    """One session. on_link: the neighbour is on a subnet of the uplink. node: it is a node of the cluster,
+    of which pods' prefixes are taken and nothing else; of other peers everything is."""
+
+    address: Address
+    as_number: int
+    password: str
+    on_link: bool
+    node: bool
+    port: int = 179
+
+
+class Learnt(Struct, frozen=True):
+    """A prefix that a BGP session is to bring, announced by the node that has `via`."""
+
+    destination: Prefix
+    via: Address
 
 
 # --- services -------------------------------------------------------------------------------------

@@ -16,12 +16,13 @@ import yaml
 
 from podlane.errors import LabError, PodlaneError
 from podlane.kernel import netns
-from podlane.lab import cgroups, fabric, listeners, preflight, topology
+from podlane.lab import cgroups, fabric, listeners, preflight, router, topology
 from podlane.lab import record as records
 from podlane.lab.down import down
 from podlane.lab.paths import LabPaths
 from podlane.lab.record import LabRecord, NodeRecord
 from podlane.lab.supervisor.client import Supervisor
+from podlane.model.backends import BackendType
 from podlane.model.config import NetworkConfig
 
 CONTROL = "control"
@@ -39,6 +40,8 @@ def launch(
 ) -> LabRecord:
     """A running lab whose agents are starting. Raises; then nothing of it is left."""
     plan = topology.plan(config, nodes)
+    if config.backend.type is BackendType.BGP:
+        config = router.peered(config, plan)
     preflight.require(config)
     paths = LabPaths(name)
     if paths.run.exists() or paths.state.exists():
@@ -104,6 +107,8 @@ def _make(
             namespaces[holder] = netns.open_pid(pid)
             open_namespaces.callback(os.close, namespaces[holder])
         fabric.build(plan, namespaces, config.fabric.mtu)
+    if config.backend.type is BackendType.BGP:
+        _start_router(supervisor, record)
     _await_file(paths.node_run(members[-1].name) / "kubeconfig", paths.run / "control.log", process)
     for node in members:
         start_agent(supervisor, record, node, log_level)
@@ -130,6 +135,17 @@ def _start_control(
             log=record.paths.run / "control.log",
             descriptors=[each.fileno() for each in sockets],
         )
+
+
+def _start_router(supervisor: Supervisor, record: LabRecord) -> None:
+    supervisor.start_service(
+        "router",
+        entry="podlane.lab.router:run",
+        options={"lab": record.name},
+        join=record.pids["fabric"],
+        cgroup=Path(record.cgroup),
+        log=record.paths.run / "router.log",
+    )
 
 
 def start_agent(supervisor: Supervisor, record: LabRecord, node: NodeRecord, log_level: str = "info") -> int:

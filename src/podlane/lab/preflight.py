@@ -11,6 +11,7 @@ from podlane.errors import KernelError, LabError, UnsupportedError
 from podlane.kernel import netns
 from podlane.kernel.rtnl import Rtnl
 from podlane.lab import cgroups
+from podlane.model.backends import BackendType
 from podlane.model.config import NetworkConfig, ServiceMode
 
 _COMMANDS = {"nft": "nftables"}
@@ -37,6 +38,10 @@ def require(config: NetworkConfig) -> None:
     missing += _missing_links()
     if missing:
         raise UnsupportedError("this machine lacks " + "; ".join(missing))
+    if config.backend.type is BackendType.BGP:
+        from podlane.engines.bird import process
+
+        process.require()
     if config.services.mode is ServiceMode.SOCKET:
         from podlane.kernel.bpf import installation
 

@@ -24,6 +24,11 @@ class ProcessId(Struct, frozen=True):
         return start_time(self.pid) == self.started
 
 
+def zone(rack: int) -> str:
+    """What its nodes' label topology.kubernetes.io/zone says."""
+    return f"rack-{rack}"
+
+
 class NodeRecord(Struct, frozen=True):
     """addresses: InternalIPs, primary family first. pid: the process that holds its namespaces."""
 
@@ -34,7 +39,7 @@ class NodeRecord(Struct, frozen=True):
 
     @property
     def zone(self) -> str:
-        return f"rack-{self.rack}"
+        return zone(self.rack)
 
 
 class LabRecord(Struct, frozen=True, kw_only=True):

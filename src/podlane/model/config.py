@@ -11,29 +11,18 @@ import re
 from typing import Any
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import field
 
 from podlane.errors import ConfigError
+from podlane.model import backends
 from podlane.model.addresses import Family, Prefix, family_of, prefix
+from podlane.model.backends import Backend, BackendType, Bgp
+from podlane.model.sections import Section
 
 API_VERSION = "podlane.dev/v1alpha1"
 
 
-class BackendType(enum.StrEnum):
-    VXLAN = "vxlan"
-    HOST_GW = "host-gw"
-    UDP = "udp"
-    IPIP = "ipip"
-    WIREGUARD = "wireguard"
-    SRV6 = "srv6"
-    BGP = "bgp"
-    EXTENSION = "extension"
-
-
 PRIMARY = "primary"
-
-AVAILABLE_BACKENDS = (BackendType.VXLAN, BackendType.HOST_GW)
-TUNNELS = (BackendType.VXLAN,)
 
 
 class LinkMode(enum.StrEnum):
@@ -66,23 +55,6 @@ HASH_TABLE_SIZES = (251, 509, 1021, 2039, 4093, 8191, 16381, 32749, 65521)
 """Slots a table of hashes may have: primes, so that every step below them visits all slots."""
 
 
-class _Section(Struct, frozen=True, rename="camel", kw_only=True, forbid_unknown_fields=True):
-    pass
-
-
-class Backend(_Section, frozen=True):
-    """type: how pods of two nodes reach each other. vni, port, mtuBytes (0: from the underlay).
-
-    directRouting: nodes on one subnet without the tunnel, by plain routes.
-    """
-
-    type: BackendType = BackendType.VXLAN
-    vni: int = 85
-    port: int = 8472
-    mtu_bytes: int = 0
-    direct_routing: bool = False
-
-
 class Hairpin(enum.StrEnum):
     """How a pod reaches itself through a service when it is the port of a bridge."""
 
@@ -90,7 +62,7 @@ class Hairpin(enum.StrEnum):
     PROMISCUOUS = "promiscuous"  # the bridge takes every frame in and sends it out again: not any more
 
 
-class Link(_Section, frozen=True):
+class Link(Section, frozen=True):
     """mode: how a pod's link meets the node. bridge, hairpin: of mode bridge only."""
 
     mode: LinkMode = LinkMode.ROUTED
@@ -98,7 +70,7 @@ class Link(_Section, frozen=True):
     hairpin: Hairpin = Hairpin.VETH
 
 
-class Services(_Section, frozen=True):
+class Services(Section, frozen=True):
     """nodePortRange: "first-last". masqueradeMark: one bit of the packet mark.
 
     nodePortAddresses: which of a node's addresses answer node ports: `primary` (those the Node object
@@ -131,17 +103,17 @@ class Services(_Section, frozen=True):
         return tuple(map(prefix, self.node_port_addresses))
 
 
-class Fabric(_Section, frozen=True):
+class Fabric(Section, frozen=True):
     """The lab's underlay. racks: subnets of nodes, with a router between them."""
 
     racks: int = 1
     mtu: int = 1500
 
 
-class NetworkConfig(_Section, frozen=True):
+class NetworkConfig(Section, frozen=True):
     api_version: str = API_VERSION
     kind: str = "NetworkConfig"
-    metadata: dict[str, Any] = {}
+    metadata: dict[str, Any] = field(default_factory=dict)
     ip_families: list[Family] = field(default_factory=lambda: [Family.IPV4, Family.IPV6])
     pod_cidrs: list[str] = field(
         default_factory=lambda: ["10.244.0.0/16", "fd00:10:244::/56"], name="podCIDRs"
@@ -157,6 +129,7 @@ class NetworkConfig(_Section, frozen=True):
     node_cidr_mask_sizes: list[int] = field(default_factory=lambda: [24, 64])
     cluster_domain: str = "cluster.local"
     backend: Backend = Backend()
+    bgp: Bgp = Bgp()
     link: Link = Link()
     services: Services = Services()
     fabric: Fabric = Fabric()
@@ -322,13 +295,8 @@ def validate(config: NetworkConfig, where: str) -> NetworkConfig:
     for family, services in config.cluster_services.items():
         if services.prefixlen > family.bits - 4 or (family is Family.IPV6 and services.prefixlen < 64):
             raise refuse("serviceCIDRs", f"{services}: use at least 16 addresses, and /64 or longer for IPv6")
-    if config.backend.type not in AVAILABLE_BACKENDS:
-        raise refuse(
-            "backend.type", f"{config.backend.type} is not available; use {', '.join(AVAILABLE_BACKENDS)}"
-        )
-    if config.backend.direct_routing and config.backend.type not in TUNNELS:
-        why = f"{config.backend.type} has no tunnel to leave out; it goes with {', '.join(TUNNELS)}"
-        raise refuse("backend.directRouting", why)
+    for key, why in backends.problems(config.backend, config.bgp):
+        raise refuse(key, why)
     if (
         not re.fullmatch(r"(?!pl|\.{1,2}$)[^\s/:]{1,15}", config.link.bridge)
         or not config.link.bridge.isascii()
@@ -339,10 +307,6 @@ def validate(config: NetworkConfig, where: str) -> NetworkConfig:
     if config.services.mode is ServiceMode.SOCKET and config.services.masquerade_all:
         why = "sources are kept in services.mode socket; use nftables, or leave it out"
         raise refuse("services.masqueradeAll", why)
-    if not 0 < config.backend.vni < 1 << 24:
-        raise refuse("backend.vni", f"{config.backend.vni} is not between 1 and 16777215")
-    if not 0 < config.backend.port < 1 << 16:
-        raise refuse("backend.port", f"{config.backend.port} is not between 1 and 65535")
     ranges = re.fullmatch(r"(\d+)-(\d+)", config.services.node_port_range)
     if not ranges or not 0 < int(ranges[1]) <= int(ranges[2]) < 1 << 16:
         raise refuse(
@@ -361,6 +325,4 @@ def validate(config: NetworkConfig, where: str) -> NetworkConfig:
         raise refuse("fabric.racks", f"{config.fabric.racks} is not between 1 and 200")
     if not 1400 <= config.fabric.mtu <= 65535:
         raise refuse("fabric.mtu", f"{config.fabric.mtu} is not between 1400 and 65535")
-    if not 0 <= config.backend.mtu_bytes <= 65535:
-        raise refuse("backend.mtuBytes", f"{config.backend.mtu_bytes} is not between 0 and 65535")
     return config

@@ -43,6 +43,8 @@ from podlane.observe.explanation import (
     Tables,
     WayEnds,
     end,
+    learnt,
+    learnt_row,
     match,
     route_row,
     table_row,
@@ -285,15 +287,15 @@ class _Way:
             self._judge(node, flow.source, backend, flow.protocol, Direction.EGRESS)
         route = match(here, to)
         if route is None:
+            row = learnt(here, to)
+            if row is not None:
+                self._add("route", node, f"to {to}, by BGP", learnt_row(row))
+                return self._deliver_far(node, row.via, flow.source, backend, flow.protocol, masquerade)
             return self._by_underlay(node, flow.source, backend, masquerade)
         self._add("route", node, f"to {to}", route_row(route))
         link = here.get(Table.LINKS, {}).get(route.device)
         if link is None and route.via is not None:
-            there = self._next_hop(node, route.via)
-            sender = facts.internal_address(self.cluster.nodes[node], self.family)
-            seen = sender if masquerade and sender is not None else flow.source
-            self._judge(there, seen, backend, flow.protocol, Direction.INGRESS)
-            return self._deliver_pod(there, seen, backend, flow.protocol, masquerade)
+            return self._deliver_far(node, route.via, flow.source, backend, flow.protocol, masquerade)
         if link is None:
             if not flow.from_node:  # what a node sends to its own pods always passes
                 self._judge(node, flow.source, backend, flow.protocol, Direction.INGRESS)
@@ -342,6 +344,16 @@ class _Way:
             return f"the network between the nodes gets it, for {who}"
         self._add("underlay", "", f"{node} -> {target.name} over the nodes' own network")
         return self._deliver_node(target.name, to, backend.port, own if masquerade else sender, masquerade)
+
+    def _deliver_far(
+        self, node: str, via: Address, sender: Address, backend: Backend, protocol: Protocol, masquerade: bool
+    ) -> str:
+        """By a plain route to the node that has `via`."""
+        there = self._next_hop(node, via)
+        own = facts.internal_address(self.cluster.nodes[node], self.family)
+        seen = own if masquerade and own is not None else sender
+        self._judge(there, seen, backend, protocol, Direction.INGRESS)
+        return self._deliver_pod(there, seen, backend, protocol, masquerade)
 
     def _next_hop(self, node: str, via: Address) -> str:
         """The node a plain route leads to."""
@@ -423,8 +435,11 @@ class _Way:
             self._add("reply", node, "to this node, which undoes its NAT")
             return
         route = match(self.tables(node), sender)
+        brought = learnt(self.tables(node), sender) if route is None else None
         if route is not None:
             self._add("reply", node, f"to {sender}{undone}", route_row(route))
+        elif brought is not None:
+            self._add("reply", node, f"to {sender}, by BGP{undone}", learnt_row(brought))
         elif holds(self.tables(node).get(Table.SETS, {}), SetName.POD_CIDRS, sender):
             self._add("reply", node, f"no route back to {sender}")
             raise WayEnds(Outcome.DROPPED, f"it arrives, but {node} has no route back to {sender}")

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeAlias
 import msgspec
 from msgspec import Struct
 
-from podlane.compile.tables import Route, Table
+from podlane.compile.tables import Learnt, Route, Table
 from podlane.model.addresses import Address, Family, Protocol
 
 Tables: TypeAlias = Mapping[Table, Mapping[Any, Any]]
@@ -99,6 +99,17 @@ def route_row(route: Route) -> Row:
     source = f" src {route.source}" if route.source is not None else ""
     text = f"{route.destination}{via} dev {route.device}{onlink}{source}"
     return table_row(Table.ROUTES, route.destination, route, text)
+
+
+def learnt_row(row: Learnt) -> Row:
+    return table_row(Table.LEARNT, row.destination, row, f"{row.destination} announced by {row.via}, BGP")
+
+
+def learnt(tables: Tables, to: Address) -> Learnt | None:
+    """What BGP is to bring for `to`: the longest prefix."""
+    rows: Iterable[Learnt] = tables.get(Table.LEARNT, {}).values()
+    fitting = [r for r in rows if r.destination.version == to.version and to in r.destination]
+    return max(fitting, key=lambda r: r.destination.prefixlen, default=None)
 
 
 def match(tables: Tables, to: Address) -> Route | None:

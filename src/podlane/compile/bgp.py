@@ -1,0 +1,93 @@
+"""Pods of other nodes are reached by routes that BGP (RFC 4271) brings: no tunnel, routers may be between.
+
+    node-1 announces 10.244.1.0/24 to its peers; node-2's session with it brings
+    route       10.244.1.0/24 via 172.30.1.11 dev eth0 proto bird src 172.30.1.12
+
+Every node has a session with every other (bgp.nodeMesh), one a family, each between the nodes' InternalIPs
+of that family, and with the routers of bgp.peers. Nodes of one AS speak iBGP; a node with an AS of its own
+(annotation podlane.dev/bgp-as-number) eBGP. Between subnets the routers must know pods' prefixes: they are
+told as peers, or the nodes' next hops do not lead there.
+
+Here is decided who speaks with whom and what for; the speaker itself is BIRD (engines/bird). LEARNT says
+which routes are to come of it, so that their absence is seen and `explain` can tell the way.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from podlane.compile import facts
+from podlane.compile.tables import BgpPeer, BgpSpeaker, Learnt, Rows, Table
+from podlane.compile.ways import Here, Peer
+from podlane.errors import ConfigError
+from podlane.model.addresses import Address, Family, address, family_of
+from podlane.model.objects import Node
+
+AS_ANNOTATION: Final = "podlane.dev/bgp-as-number"
+SPEAKER: Final = "bgp"
+
+
+class BgpRoutes:
+    """The Way of backend.type bgp."""
+
+    def overhead_bytes(self, outer: Family) -> int:
+        return 0
+
+    def device(self, here: Here) -> Rows:
+        sources = [facts.internal_address(here.node, family) for family in here.pods]
+        missing = [str(f) for f, source in zip(here.pods, sources, strict=True) if source is None]
+        if missing:
+            raise ConfigError(f"no InternalIP of {', '.join(missing)}: its pods cannot be announced by BGP")
+        known = tuple(source for source in sources if source is not None)
+        bgp = here.config.bgp
+        speaker = BgpSpeaker(
+            router_id=_router_id(here, known),
+            as_number=as_number(here.node, here),
+            interface=here.underlay.device,
+            sources=known,
+            own=tuple(here.pods.values()),
+            accepted=tuple(here.config.pods[family] for family in here.pods),
+            bfd=bgp.bfd,
+            restart_s=bgp.graceful_restart_seconds,
+        )
+        peers: dict[Any, Any] = {}
+        for peer in bgp.peers:
+            where = address(peer.address)
+            if peer.nodes.items() <= here.node.metadata.labels.items() and family_of(where) in here.pods:
+                row = BgpPeer(where, peer.as_number, peer.password, here.reaches(where), False, peer.port)
+                peers[str(where), family_of(where)] = row
+        originated = {pods: pods for pods in here.pods.values()}
+        return {Table.SPEAKER: {SPEAKER: speaker}, Table.BGP_PEERS: peers, Table.ORIGINATED: originated}
+
+    def peer(self, peer: Peer, here: Here) -> Rows:
+        bgp = here.config.bgp
+        sessions: dict[Any, Any] = {}
+        learnt: dict[Any, Any] = {}
+        for family, pods in peer.pods.items():
+            via = facts.internal_address(peer.node, family)
+            if via is None:
+                raise ConfigError(f"no InternalIP of {family}, the next hop to its pods {pods}")
+            learnt[pods] = Learnt(pods, via)
+            if bgp.node_mesh:
+                number = as_number(peer.node, here)
+                session = BgpPeer(via, number, bgp.password, here.reaches(via), True)
+                sessions[peer.node.name, family] = session
+        return {Table.BGP_PEERS: sessions, Table.LEARNT: learnt}
+
+
+def as_number(node: Node, here: Here) -> int:
+    """Raises ConfigError for an annotation that is no AS number (RFC 6793)."""
+    text = node.metadata.annotations.get(AS_ANNOTATION)
+    if text is None:
+        return here.config.bgp.as_number
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 1 << 32:
+        raise ConfigError(f"annotation {AS_ANNOTATION} is {text!r}, no number between 1 and 4294967295")
+    return int(text)
+
+
+def _router_id(here: Here, sources: tuple[Address, ...]) -> str:
+    """The first IPv4 InternalIP; without one 32 bits that differ, the last of the IPv6 address (RFC 6286)."""
+    four = next((s for s in sources if s.version == 4), None)
+    if four is not None:
+        return str(four)
+    return ".".join(map(str, sources[0].packed[-4:]))

@@ -1,0 +1,124 @@
+"""BIRD's configuration from the tables. Pure.
+
+    direct, kernel     what the node can reach: next hops are resolved with it; learnt routes go to the kernel
+    originated         this node's prefixes; `unreachable` keeps them from being sent on where no pod is
+    bgp                one session a peer and family; of nodes pods' prefixes are taken, nothing else
+    bfd                watches the sessions: a dead peer is known in 0.3 s
+
+Only addresses, numbers and checked strings get here. Sources: BIRD 2 user's guide; RFC 4724, 5880, 2385.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+from podlane.compile.tables import BgpPeer, BgpSpeaker, Learnt
+from podlane.model.addresses import Family, Prefix, family_of
+
+PeerKey = tuple[str, Family]
+
+BFD_INTERVAL_MS: Final = 100
+BFD_MULTIPLIER: Final = 3
+RECOVERY_S: Final = 30  # how long a restarted speaker keeps routes that nobody has told again
+OURS: Final = 85  # the protocol of podlane's own routes: BIRD has no business with them
+_DIGIT: Final = {Family.IPV4: "4", Family.IPV6: "6"}
+_CHANNEL: Final = {Family.IPV4: "ipv4", Family.IPV6: "ipv6"}
+
+
+def render(
+    speaker: BgpSpeaker,
+    peers: Mapping[PeerKey, BgpPeer],
+    originated: Iterable[Prefix],
+    learnt: Iterable[Learnt],
+    log: str,
+) -> str:
+    """The whole file. The same rows make the same text."""
+    accepted = {*speaker.accepted}
+    # A node whose CIDR lies outside of the configured ones (a cluster that grew) is accepted by name.
+    accepted |= {row.destination for row in learnt if not _within(row.destination, speaker.accepted)}
+    mine = sorted(originated, key=_order)
+    lines = [
+        f'log "{log}" {{ warning, error, fatal, bug, auth }};',
+        f"router id {speaker.router_id};",
+        f"graceful restart wait {RECOVERY_S};",
+        "protocol device { scan time 10; }",
+        f'protocol direct {{ ipv4; ipv6; interface "{_quoted(speaker.interface)}"; }}',
+    ]
+    if speaker.bfd:
+        timers = f"interval {BFD_INTERVAL_MS} ms; multiplier {BFD_MULTIPLIER};"
+        lines.append(f'protocol bfd {{ interface "*" {{ {timers} }}; multihop {{ {timers} }}; }}')
+    for source in speaker.sources:
+        lines += _family(family_of(source), str(source), speaker, mine, sorted(accepted, key=_order))
+    for (name, family), peer in sorted(peers.items(), key=lambda item: (item[0][0], item[0][1].value)):
+        own = next((s for s in speaker.sources if family_of(s) is family), None)
+        if own is not None:
+            lines += _session(name, family, str(own), speaker, peer)
+    return "\n".join(lines) + "\n"
+
+
+def session_name(name: str, family: Family) -> str:
+    """Names of objects may be BIRD's keywords; these never are."""
+    return f"peer{_DIGIT[family]}_{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+
+
+def _family(
+    family: Family, source: str, speaker: BgpSpeaker, mine: list[Prefix], accepted: list[Prefix]
+) -> Iterator[str]:
+    digit, channel = _DIGIT[family], _CHANNEL[family]
+    own = _set(p for p in speaker.own if family_of(p) is family)
+    pods = _set(p for p in accepted if family_of(p) is family)
+    routes = " ".join(f"route {p} unreachable;" for p in mine if family_of(p) is family)
+    yield f"filter to_kernel{digit} {{"
+    yield f"  if source = RTS_BGP then {{ krt_prefsrc = {source}; accept; }}"
+    yield "  reject;"
+    yield "}"
+    yield f"filter of_nodes{digit} {{ if net ~ {pods} && ! (net ~ {own}) then accept; reject; }}"
+    yield f"filter of_routers{digit} {{ if net ~ {own} then reject; accept; }}"
+    yield f"protocol static originated{digit} {{ {channel}; {routes} }}"
+    yield f"protocol kernel kernel{digit} {{"
+    # After a restart what the kernel has stays until the peers have told everything again.
+    yield "  learn; persist; merge paths on; graceful restart on;"
+    yield f"  {channel} {{ import where krt_source != {OURS}; export filter to_kernel{digit}; }};"
+    yield "}"
+
+
+def _session(name: str, family: Family, source: str, speaker: BgpSpeaker, peer: BgpPeer) -> Iterator[str]:
+    digit, channel = _DIGIT[family], _CHANNEL[family]
+    wanted = f"of_nodes{digit}" if peer.node else f"of_routers{digit}"
+    yield f"protocol bgp {session_name(name, family)} {{"
+    yield f'  description "{_quoted(name)}";'
+    yield f"  local {source} as {speaker.as_number};"
+    yield f"  neighbor {peer.address} port {peer.port} as {peer.as_number};"
+    yield "  direct;" if peer.on_link else "  multihop;"
+    yield "  connect delay time 1; connect retry time 2; error wait time 1, 8;"
+    if peer.password:
+        yield f'  password "{_quoted(peer.password)}";'
+    if speaker.bfd and peer.node:
+        yield "  bfd on;"
+    restart = f"on; graceful restart time {speaker.restart_s}" if speaker.restart_s else "off"
+    yield f"  graceful restart {restart};"
+    hop = "" if peer.on_link else " gateway recursive;"
+    yield f'  {channel} {{ import filter {wanted}; export where proto = "originated{digit}";{hop} }};'
+    yield "}"
+
+
+def _set(prefixes: Iterable[Prefix]) -> str:
+    """These and everything within them."""
+    return "[ " + ", ".join(f"{p}+" for p in prefixes) + " ]"
+
+
+def _within(prefix: Prefix, wholes: Iterable[Prefix]) -> bool:
+    return any(prefix.version == w.version and prefix.subnet_of(w) for w in wholes)  # type: ignore[arg-type]
+
+
+def _order(prefix: Prefix) -> tuple[int, int, int]:
+    return prefix.version, int(prefix.network_address), prefix.prefixlen
+
+
+def _quoted(text: str) -> str:
+    """Inside quotation marks, where BIRD knows no escapes. Raises ValueError for what would end them."""
+    if any(not " " <= each <= "~" or each == '"' for each in text):
+        raise ValueError(f"{text!r} cannot be written into BIRD's configuration")
+    return text

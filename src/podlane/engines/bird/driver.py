@@ -1,0 +1,141 @@
+"""Keeps this node's BGP speaker as the tables say, and tells which routes have not come of it yet."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import select
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from podlane.compile.bgp import SPEAKER
+from podlane.compile.tables import Learnt, Table
+from podlane.delta import Delta
+from podlane.engines.bird.config import render, session_name
+from podlane.engines.bird.process import BirdProcess, require
+from podlane.errors import KernelError
+from podlane.kernel.driver import Failure, Report
+from podlane.kernel.rtnl import Rtnl
+from podlane.kernel.rtnl.routes import MAIN_TABLE
+
+log = logging.getLogger(__name__)
+
+TABLES: Final = (Table.SPEAKER, Table.BGP_PEERS, Table.ORIGINATED, Table.LEARNT)
+RTPROT_BIRD: Final = 12  # linux/rtnetlink.h
+
+
+class BirdDriver:
+    """The Driver of kernel/driver.py for TABLES. died(): called on a thread of its own when BIRD ends.
+
+    A row of LEARNT that the kernel has no route for, or a router without a session, is a failure, not of the
+    speaker but of the network: the reconciler looks again, and says so as long as it lasts. Raises
+    UnsupportedError where there is no BIRD.
+    """
+
+    def __init__(self, directory: Path, died: Callable[[], None] = lambda: None) -> None:
+        require()
+        self.died = died
+        self._bird = BirdProcess(directory)
+        self._desired: dict[Table, dict[Any, Any]] = {table: {} for table in TABLES}
+        self._watched = 0
+        self._rt = Rtnl()
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        return TABLES
+
+    def close(self) -> None:
+        self._rt.close()
+
+    def resync(self, desired: Mapping[Table, Mapping[Any, Any]]) -> Report:
+        self._desired = {table: dict(desired.get(table, {})) for table in TABLES}
+        return self._bring()
+
+    def apply(self, changes: Mapping[Table, Delta[Any, Any]]) -> Report:
+        for table, change in changes.items():
+            rows = self._desired[table]
+            for key in change.removed:
+                rows.pop(key, None)
+            rows.update(change.added)
+            rows.update({key: new for key, (_, new) in change.changed.items()})
+        return self._bring()
+
+    def _bring(self) -> Report:
+        speaker = self._desired[Table.SPEAKER].get(SPEAKER)
+        if speaker is None:
+            operations = self._bird.stop()
+            return Report(operations + self._sweep())
+        learnt: dict[Any, Learnt] = self._desired[Table.LEARNT]
+        try:
+            text = render(
+                speaker,
+                self._desired[Table.BGP_PEERS],
+                self._desired[Table.ORIGINATED].values(),
+                learnt.values(),
+                str(self._bird.log),
+            )
+            operations = self._bird.configure(text)
+        except ValueError as error:
+            refusal = KernelError.of(errno.EINVAL, "configure BIRD", str(error))
+            return Report(0, (Failure(Table.SPEAKER, SPEAKER, refusal),))
+        self._watch()
+        return Report(operations, (*self._missing(learnt), *self._silent()))
+
+    def _missing(self, learnt: Mapping[Any, Learnt]) -> Iterator[Failure]:
+        there = {r.destination for r in self._rt.routes(protocol=RTPROT_BIRD, table=MAIN_TABLE)}
+        for key, row in learnt.items():
+            if key not in there:
+                why = f"no BGP session has brought it yet; it is to come from {row.via}"
+                yield Failure(Table.LEARNT, key, KernelError.of(errno.ENETUNREACH, f"learn {key}", why))
+
+    def _silent(self) -> Iterator[Failure]:
+        """Routers without a session. A node without one shows by what it has not brought."""
+        routers = {key: row for key, row in self._desired[Table.BGP_PEERS].items() if not row.node}
+        if not routers:
+            return
+        states = session_states(self._bird.ask("show protocols"))
+        for key, row in routers.items():
+            state = states.get(session_name(*key), "not configured")
+            if state != "Established":
+                why = f"no BGP session with {row.address} (AS {row.as_number}): {state}"
+                yield Failure(Table.BGP_PEERS, key, KernelError.of(errno.ENOTCONN, f"peer {key[0]}", why))
+
+    def _sweep(self) -> int:
+        """Routes that a speaker which is no longer wanted left behind."""
+        stale = self._rt.routes(protocol=RTPROT_BIRD, table=MAIN_TABLE) if self._watched else []
+        for route in stale:
+            self._rt.delete_route(route.destination, protocol=RTPROT_BIRD)
+        self._watched = 0
+        return len(stale)
+
+    def _watch(self) -> None:
+        pid = self._bird.pid
+        if not pid or pid == self._watched:
+            return
+        try:
+            descriptor = os.pidfd_open(pid)
+        except OSError:
+            return  # it ended already: the next resync finds that
+        self._watched = pid
+        threading.Thread(target=self._await_end, args=(descriptor,), daemon=True, name="bird").start()
+
+    def _await_end(self, descriptor: int) -> None:
+        try:
+            select.select([descriptor], [], [])
+        finally:
+            os.close(descriptor)
+        log.warning("BIRD has ended; it is started anew")
+        self.died()
+
+
+def session_states(answer: str) -> dict[str, str]:
+    """BIRD's answer to `show protocols`: what it says of each BGP session, Established or what it lacks."""
+    found = {}
+    for line in answer.splitlines():
+        words = line.removeprefix("1002-").split()
+        if len(words) > 1 and words[1] == "BGP":
+            found[words[0]] = " ".join(words[5:]) or " ".join(words[3:4])
+    return found

@@ -1,0 +1,113 @@
+"""NetworkConfig's sections `backend` and `bgp`: how pods of two nodes reach each other."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+
+from msgspec import field
+
+from podlane.errors import ConfigError
+from podlane.model.addresses import address
+from podlane.model.sections import Section
+
+
+class BackendType(enum.StrEnum):
+    VXLAN = "vxlan"
+    HOST_GW = "host-gw"
+    UDP = "udp"
+    IPIP = "ipip"
+    WIREGUARD = "wireguard"
+    SRV6 = "srv6"
+    BGP = "bgp"
+    EXTENSION = "extension"
+
+
+AVAILABLE_BACKENDS = (BackendType.VXLAN, BackendType.HOST_GW, BackendType.BGP)
+TUNNELS = (BackendType.VXLAN,)
+
+
+class Backend(Section, frozen=True):
+    """type: how pods of two nodes reach each other. vni, port, mtuBytes (0: from the underlay).
+
+    directRouting: nodes on one subnet without the tunnel, by plain routes.
+    """
+
+    type: BackendType = BackendType.VXLAN
+    vni: int = 85
+    port: int = 8472
+    mtu_bytes: int = 0
+    direct_routing: bool = False
+
+
+class BgpPeerConfig(Section, frozen=True):
+    """A BGP speaker that is no node: a router. nodes: labels of the nodes that peer with it; none: all."""
+
+    address: str
+    as_number: int
+    port: int = 179
+    password: str = ""
+    nodes: dict[str, str] = field(default_factory=dict)
+
+
+class Bgp(Section, frozen=True):
+    """Of backend.type bgp. asNumber: of every node whose annotation podlane.dev/bgp-as-number says no other.
+
+    nodeMesh: every node has a session with every other. password: of these sessions (TCP MD5, RFC 2385).
+    gracefulRestartSeconds: how long others keep the routes of a speaker that is away, 0 for not at all.
+    """
+
+    as_number: int = 64512
+    node_mesh: bool = True
+    password: str = ""
+    bfd: bool = True
+    graceful_restart_seconds: int = 120
+    peers: list[BgpPeerConfig] = field(default_factory=list)
+
+
+def problems(backend: Backend, bgp: Bgp) -> Iterator[tuple[str, str]]:
+    """(key, what is wrong with it)"""
+    kind = backend.type
+    if kind not in AVAILABLE_BACKENDS:
+        yield "backend.type", f"{kind} is not available; use {', '.join(AVAILABLE_BACKENDS)}"
+    if backend.direct_routing and kind not in TUNNELS:
+        why = f"{kind} has no tunnel to leave out; it goes with {', '.join(TUNNELS)}"
+        yield "backend.directRouting", why
+    if not 0 < backend.vni < 1 << 24:
+        yield "backend.vni", f"{backend.vni} is not between 1 and 16777215"
+    if not 0 < backend.port < 1 << 16:
+        yield "backend.port", f"{backend.port} is not between 1 and 65535"
+    if not 0 <= backend.mtu_bytes <= 65535:
+        yield "backend.mtuBytes", f"{backend.mtu_bytes} is not between 0 and 65535"
+    if not 0 < bgp.as_number < 1 << 32:
+        yield "bgp.asNumber", f"{bgp.as_number} is not between 1 and 4294967295"
+    if not 0 <= bgp.graceful_restart_seconds <= 4095:
+        yield "bgp.gracefulRestartSeconds", f"{bgp.graceful_restart_seconds} is not between 0 and 4095"
+    if why := _password_problem(bgp.password):
+        yield "bgp.password", why
+    seen: set[object] = set()
+    for number, peer in enumerate(bgp.peers):
+        key = f"bgp.peers[{number}]"
+        try:
+            where = address(peer.address)
+        except ConfigError as error:
+            yield f"{key}.address", str(error)
+            continue
+        if where in seen:
+            yield f"{key}.address", f"{where} is another peer's too"
+        seen.add(where)
+        if not 0 < peer.as_number < 1 << 32:
+            yield f"{key}.asNumber", f"{peer.as_number} is not between 1 and 4294967295"
+        if not 0 < peer.port < 1 << 16:
+            yield f"{key}.port", f"{peer.port} is not between 1 and 65535"
+        if why := _password_problem(peer.password):
+            yield f"{key}.password", why
+
+
+def _password_problem(password: str) -> str:
+    """TCP MD5 keys have at most 80 bytes (tcp(7)); a configuration file's string knows no escapes."""
+    if len(password.encode()) > 80:
+        return "longer than 80 bytes"
+    if any(not " " <= each <= "~" or each in '"\\' for each in password):
+        return "printable ASCII without quotation marks and backslashes"
+    return ""
