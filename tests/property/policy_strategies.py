@@ -66,7 +66,10 @@ def blocks(draw: st.DrawFn) -> Json:
             ]
         )
     )
-    excepted = draw(st.lists(st.sampled_from(holes), unique=True, max_size=2)) if holes else []
+    least = draw(st.sampled_from([0, 1, 1]))
+    excepted = (
+        draw(st.lists(st.sampled_from(holes), unique=True, min_size=least, max_size=2)) if holes else []
+    )
     return {"cidr": cidr} | ({"except": excepted} if excepted else {})
 
 
@@ -90,7 +93,7 @@ def ports(draw: st.DrawFn) -> Json:
     protocol = draw(st.sampled_from([None, *PROTOCOLS]))
     if protocol:
         made["protocol"] = protocol
-    kind = draw(st.sampled_from(["all", "number", "number", "range", "name", "name"]))
+    kind = draw(st.sampled_from(["all", "number", "number", "range", "name", "name", "name"]))
     if kind in ("number", "range"):
         made["port"] = draw(st.sampled_from(PORTS))
     if kind == "range":
@@ -100,20 +103,26 @@ def ports(draw: st.DrawFn) -> Json:
     return made
 
 
-def rules(key: str) -> st.SearchStrategy[Json]:
-    few: Any = st.one_of(st.just([]), st.lists(peers(), min_size=1, max_size=3))
-    any_ports: Any = st.one_of(st.just([]), st.lists(ports(), min_size=1, max_size=3))
-    return st.fixed_dictionaries({}, optional={key: few, "ports": any_ports})
+@st.composite
+def rules(draw: st.DrawFn, key: str) -> Json:
+    """Mostly with peers and with ports, sometimes without, or with an empty list of either."""
+    made: Json = {}
+    for field, one in ((key, peers()), ("ports", ports())):
+        kind = draw(st.sampled_from(["absent", "empty", "some", "some", "some", "some"]))
+        if kind != "absent":
+            made[field] = draw(st.lists(one, min_size=1, max_size=3)) if kind == "some" else []
+    return made
 
 
 @st.composite
 def policies(draw: st.DrawFn, namespace: str, name: str) -> Json:
     spec: Json = {}
-    if draw(st.booleans()):
-        spec["podSelector"] = draw(selectors(LABELS))
+    selects = draw(st.sampled_from(["absent", "all", "all", "some"]))
+    if selects != "absent":
+        spec["podSelector"] = draw(selectors(LABELS)) if selects == "some" else {}
     for kind, key in (("ingress", "from"), ("egress", "to")):
-        if draw(st.booleans()):
-            spec[kind] = draw(st.lists(rules(key), max_size=3))
+        if draw(st.sampled_from([True, True, False])):
+            spec[kind] = draw(st.lists(rules(key), min_size=draw(st.sampled_from([0, 1, 1])), max_size=3))
     types = draw(st.sampled_from([None, ["Ingress"], ["Egress"], ["Egress", "Ingress"]]))
     if types:
         spec["policyTypes"] = types
@@ -128,7 +137,7 @@ def containers(draw: st.DrawFn, name: str) -> Json:
             "containerPort": draw(st.sampled_from(PORTS)),
             "protocol": draw(st.sampled_from(PROTOCOLS)),
         }
-        for n in draw(st.lists(st.sampled_from(NAMES), max_size=2))
+        for n in draw(st.lists(st.sampled_from(NAMES), min_size=1, max_size=2))
     ]
     return {"name": name, "ports": declared}
 
@@ -144,7 +153,7 @@ def pods(draw: st.DrawFn, index: int, *, corners: bool = True) -> Json:
     node, number = place(index)
     spec: Json = {"nodeName": f"n{node}", "containers": [draw(containers("main"))]}
     phase = "Running"
-    if draw(st.booleans()):
+    if draw(st.sampled_from([True, True, False])):
         sidecar = draw(containers("init"))
         if draw(st.booleans()):
             sidecar["restartPolicy"] = "Always"
@@ -174,7 +183,10 @@ def namespaces(draw: st.DrawFn, name: str) -> Json:
 
 @st.composite
 def worlds(draw: st.DrawFn, count: int = 6, *, corners: bool = True) -> World:
-    names = draw(st.lists(st.sampled_from(["first", "second", "third"]), unique=True, max_size=3))
+    least = draw(st.sampled_from([0, 1, 2]))
+    names = draw(
+        st.lists(st.sampled_from(["first", "second", "third"]), unique=True, min_size=least, max_size=3)
+    )
     return {
         "Namespace": [draw(namespaces(name)) for name in NAMESPACES],
         "Pod": [draw(pods(index, corners=corners)) for index in range(count)],
