@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -248,3 +249,57 @@ def test_what_cannot_be_programmed_is_told_at_the_object(cluster: Cluster) -> No
     assert {"10.96.0.20", "10.96.0.21", "198.51.100.77"} <= addresses
     for name in ("first", "second"):
         cluster.api.delete("Service", name)
+
+
+def test_an_element_that_stands_in_the_way_is_replaced_by_a_full_comparison(cluster: Cluster) -> None:
+    """Somebody wrote into our maps: the generation that meets it is refused, read back, and repaired."""
+    node, element = cluster.one, "10.96.0.30 . tcp . 80"
+
+    def nft(*words: str) -> str:
+        done = netns.inside(node.fd, lambda: subprocess.run(["nft", *words], capture_output=True, text=True))
+        return done.stdout if done.returncode == 0 else ""
+
+    nft("add", "element", "ip", "podlane", "frontends", f"{{ {element} : 0xf0000000 }}")
+    cluster.service("strayed", 30)
+    cluster.endpoint(1, "strayed")
+
+    def right() -> bool:
+        found = nft("get", "element", "ip", "podlane", "frontends", f"{{ {element} }}")
+        return bool(found) and "0xf0000000" not in found
+
+    wait_until(right, "the element is as it should be")
+    node.wait_ready()
+    assert cluster.events("NotProgrammed") == [] or all(
+        each["involvedObject"]["name"] != "strayed" for each in cluster.events("NotProgrammed")
+    )
+    cluster.api.delete("Service", "strayed")
+
+
+def test_a_row_with_no_place_in_the_kernel_is_told_and_the_rest_works(cluster: Cluster) -> None:
+    """Session affinity has slots for 1024 endpoints: the service works without it, and says so."""
+    cluster.service("large", 31, sessionAffinity="ClientIP")
+    for part in range(2):
+        metadata = {"namespace": "default", "labels": {"kubernetes.io/service-name": "large"}}
+        ends = [{"addresses": [f"10.244.{2 + part}.{1 + n % 250}"], "nodeName": "node-2"} for n in range(250)]
+        ends += [{"addresses": [f"10.245.{n // 250 + 2 * part}.{1 + n % 250}"]} for n in range(300)]
+        ports = [{"name": "", "protocol": "TCP", "port": 8080}]
+        cluster.api.put(
+            "EndpointSlice",
+            f"large-{part}",
+            metadata=metadata,
+            addressType="IPv4",
+            endpoints=ends,
+            ports=ports,
+        )
+
+    def found() -> list[dict[str, Any]]:
+        every = cluster.events("NotProgrammed")
+        return [each for each in every if each["involvedObject"]["name"] == "large"]
+
+    wait_until(found, "the event is written")
+    assert "node node-1" in found()[0]["message"]
+    assert "no session affinity: 1024 is the most" in found()[0]["message"]
+    failures = cluster.one.status()["failures"]
+    assert {each["table"] for each in failures} == {"backends"}
+    cluster.api.delete("Service", "large")
+    cluster.one.wait_ready()
