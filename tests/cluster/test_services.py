@@ -328,3 +328,81 @@ def test_flows_of_what_is_not_there_are_refused(shared: Lab) -> None:
 
 def test_the_whole_matrix_agrees(shared: Lab) -> None:
     shared.check()
+
+
+def test_services_of_a_range_added_while_the_cluster_runs(shared: Lab) -> None:
+    """As upstream's "should create Services and serve on different Service CIDRs"."""
+    manifest = {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "ServiceCIDR",
+        "metadata": {"name": "more"},
+        "spec": {"cidrs": ["10.97.0.0/24"]},
+    }
+    client = from_pod(shared, "client")
+    shared.kubectl("apply", "-f", "-", input=json.dumps(manifest))
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "elsewhere"},
+        "spec": {"selector": {"app": "web"}, "clusterIP": "10.97.0.10", "ports": [{"port": 80}]},
+    }
+    shared.kubectl("apply", "-f", "-", input=json.dumps(service))
+    until(lambda: set(answers(client, "http://10.97.0.10", 10)[0]) == {"a", "b"})
+    assert shared.get("ipaddress", "10.97.0.10")["spec"]["parentRef"]["name"] == "elsewhere"
+    until(lambda: answers(client, "http://10.97.0.99") == (Counter(), NO_ANSWER))
+    shared.kubectl("delete", "--wait=false", "servicecidr", "more")
+
+    def condition() -> str:
+        return str(shared.get("servicecidr", "more")["status"]["conditions"][0]["reason"])
+
+    until(lambda: condition() == "Terminating")
+    shared.kubectl("delete", "service", "elsewhere")
+    until(lambda: shared.kubectl("get", "servicecidr", "more", check=False).returncode)
+
+
+def test_a_balancer_asks_each_node_whether_it_has_endpoints(shared: Lab) -> None:
+    spec = {
+        "type": "LoadBalancer",
+        "externalTrafficPolicy": "Local",
+        "ipFamilyPolicy": "PreferDualStack",
+        "loadBalancerClass": "example.org/none",
+        "selector": {"app": "web"},
+        "ports": [{"port": 80}],
+    }
+    body = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "balanced"}, "spec": spec}
+    shared.kubectl("apply", "-f", "-", input=json.dumps(body))
+    port = shared.get("service", "balanced")["spec"]["healthCheckNodePort"]
+
+    def says(node: str, family: str) -> str:
+        url = f"http://{node_address(shared, node, family)}:{port}/healthz"
+        return shared.outside(
+            "curl", "-gsm2", "-o", "/dev/null", "-w", "%{http_code}", url, check=False
+        ).stdout
+
+    for family in FAMILIES:
+        for node, code in (("node-1", "200"), ("node-2", "200"), ("node-3", "503")):
+            until(lambda node=node, code=code, family=family: says(node, family) == code)
+    shared.kubectl("delete", "service", "balanced")
+    until(lambda: says("node-1", "IPv4") == "000")
+
+
+def test_what_a_service_cannot_have_is_an_event_at_it(shared: Lab) -> None:
+    def body(name: str) -> str:
+        spec = {"selector": {"app": "web"}, "externalIPs": ["203.0.113.77"], "ports": [{"port": 80}]}
+        return json.dumps({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec})
+
+    shared.kubectl("apply", "-f", "-", input=body("first"))
+    until(lambda: shared.get("service", "first")["metadata"]["creationTimestamp"])
+    spec = json.loads(body("second"))
+    spec["spec"]["selector"] = {"app": "self"}
+    shared.kubectl("apply", "-f", "-", input=json.dumps(spec))
+
+    def events() -> list[Any]:
+        found = shared.get("events", "--field-selector", "reason=AddressTaken")["items"]
+        return [each["message"] for each in found]
+
+    until(events)
+    (message,) = events()
+    assert message.startswith("203.0.113.77:80/TCP belongs to Service default/")
+    for name in ("first", "second"):
+        shared.kubectl("delete", "service", name)

@@ -234,6 +234,7 @@ class ServiceLab:
     # --- servers ---
 
     def listen(self, name: str, where: str, shown: str, port: int = PORT) -> None:
+        """shown: what it answers as its name; "" for the address it was asked at (TCP only)."""
         for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
             each = self.socket(name, where, kind)
             each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -268,6 +269,7 @@ class ServiceLab:
             each.sendto(json.dumps([shown, client[0]]).encode(), client)
         else:
             stream, client = each.accept()
+            shown = shown or stream.getsockname()[0]
             stream.sendall(json.dumps([shown, client[0]]).encode() + b"\n")
             stream.setblocking(False)
             self._streams.add(stream)

@@ -260,6 +260,38 @@ def test_no_new_flow_is_lost_while_endpoints_come_and_go(net: Net, affinity: str
     assert failed == []
 
 
+def test_two_thousand_endpoints_in_twenty_slices(net: Net) -> None:
+    """Every flow is answered, by ever other endpoints."""
+    plan, family, anyhow = net.plan, net.family, "0.0.0.0" if net.family is Family.IPV4 else "::"
+    form, wide = (
+        ("10.249.{}.{}", "10.249.0.0/16") if family is Family.IPV4 else ("fd00:249::{}:{}", "fd00:249::/64")
+    )
+    every = [form.format(n // 250 + 1, n % 250 + 1) for n in range(2000)]
+    net.lab.ip("peer", f"route replace local {wide} dev lo")
+    net.lab.ip("node", f"route replace {wide} via {plan.peer}")
+    net.lab.listen("peer", anyhow, "", port=8090 + family.af)
+    ports = [EndpointPort("tcp", "TCP", 8090 + family.af)]
+    slices = [
+        EndpointSlice(
+            metadata=ObjectMeta(
+                name=f"web-{start:04}", namespace="default", labels={"kubernetes.io/service-name": "web"}
+            ),
+            address_type=family,
+            endpoints=[Endpoint(addresses=[a], node_name="node-2") for a in every[start : start + 100]],
+            ports=ports,
+        )
+        for start in range(0, 2000, 100)
+    ]
+    net.set(service(plan, family), *slices)
+    assert net.restart() == Report()
+    found = net.lab.answers("client", plan.services.format(10), flows=300)
+    assert {answer.server for answer in found} <= {str(address(each)) for each in every}
+    assert len(found) > 200  # of 2000 drawn 300 times, some 279 are met
+    net.set(service(plan, family))
+    with pytest.raises(Refused):
+        net.lab.ask("client", plan.services.format(10))
+
+
 def test_hairpin(net: Net) -> None:
     """A pod that is drawn as its own backend sees the node as its client; others see the pod."""
     net.set(service(net.plan, net.family), piece(net.plan, net.family, "local-1", "local-2"))

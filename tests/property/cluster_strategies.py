@@ -80,7 +80,11 @@ def services(draw: st.DrawFn, namespace: str, name: str) -> Service:
     digits = st.sampled_from("123")
     ips = draw(some([f"10.96.0.{draw(digits)}", f"fd00:10:96::{draw(digits)}"]))
     policy = st.sampled_from(["Cluster", "Local"])
-    balanced = [LoadBalancerIngress(ip) for ip in draw(some(["203.0.113.1", "2001:db8::2", "172.30.1.1"]))]
+    modes = st.sampled_from([None, "VIP", "Proxy"])
+    balanced = [
+        LoadBalancerIngress(ip, "", draw(modes))
+        for ip in draw(some(["203.0.113.1", "2001:db8::2", "172.30.1.1"]))
+    ]
     pools = [{}, {ALLOCATED_FROM: "p"}, {ALLOCATED_FROM: "p", ANNOUNCING_NODES: f"{ZONE_LABEL}=a"}]
     return Service(
         metadata=ObjectMeta(
@@ -104,6 +108,8 @@ def services(draw: st.DrawFn, namespace: str, name: str) -> Service:
             external_traffic_policy=draw(policy),
             internal_traffic_policy=draw(policy),
             session_affinity=draw(st.sampled_from(["None", "ClientIP"])),
+            load_balancer_source_ranges=draw(some(["198.51.100.0/24", "2001:db8::/32", "nonsense"])),
+            health_check_node_port=draw(st.sampled_from([0, 0, 31000, 31001])),
         ),
     )
 
@@ -112,7 +118,8 @@ def services(draw: st.DrawFn, namespace: str, name: str) -> Service:
 def endpoints(draw: st.DrawFn, family: str) -> Endpoint:
     digit = draw(st.sampled_from("2345"))
     tri = st.sampled_from([None, True, False])
-    hints = st.sampled_from([None, *(EndpointHints(for_zones=[ForZone(z)]) for z in ZONES)])
+    by_zone = [EndpointHints(for_zones=[ForZone(z)]) for z in ZONES]
+    hints = st.sampled_from([None, *by_zone, EndpointHints(for_nodes=[ForZone(ME)])])
     return Endpoint(
         addresses=[f"10.244.1.{digit}" if family == "IPv4" else f"fd00:10:244:1::{digit}"],
         conditions=EndpointConditions(draw(tri), draw(tri), draw(tri)),
