@@ -43,7 +43,7 @@ def wanted(desired: Tables) -> dict[tuple[str, bytes], Counter[Any]]:
     found = {}
     for table in (Table.FRONTENDS, Table.NODE_PORTS):
         for key, row in desired[table].items():
-            at = socket_lb.at_socket(key, row, desired[Table.BACKENDS])
+            at = socket_lb.at_socket(key.protocol, row, desired[Table.BACKENDS])
             if at.list is not None:
                 place = layout.frontend(key) if table is Table.FRONTENDS else layout.node_port(key)
                 name = layout.FRONTENDS if table is Table.FRONTENDS else layout.NODE_PORTS

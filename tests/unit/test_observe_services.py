@@ -13,7 +13,7 @@ from podlane.compile.services import CLUSTER, LOCAL
 from podlane.compile.tables import Backend
 from podlane.errors import ConfigError
 from podlane.model.addresses import address
-from podlane.model.config import NetworkConfig
+from podlane.model.config import NetworkConfig, with_settings
 from podlane.model.objects import LoadBalancerIngress, LoadBalancerStatus, ServiceStatus
 from podlane.observe.cluster import Cluster
 from podlane.observe.services import ServiceReport, list_lines, reason, report, report_lines, services
@@ -84,6 +84,27 @@ def test_ways_in_and_who_may_use_them() -> None:
     lines = "\n".join(report_lines(told))
     assert "172.30.1.11:8000/TCP, only from 198.51.100.0/24" in lines
     assert "*:30090/TCP" in lines
+
+
+def test_in_mode_socket_each_choice_says_where_it_is_made() -> None:
+    config = with_settings(NetworkConfig(), ["services.mode=socket"])
+    found = cluster()
+
+    def said(name: str) -> list[tuple[list[str], str]]:
+        told = report(found, config, found.service("default", name))
+        lines = list(report_lines(told))
+        assert all(f"  {c.at_socket}" in lines for c in told.choices)
+        return [(c.nodes, c.at_socket) for c in told.choices if c.family == "IPv4"]
+
+    chosen = "chosen at the socket by pods and nodes"
+    assert said("web") == [(["node-1", "node-2", "node-3"], chosen)]
+    local = said("local")
+    assert local[1] == (["node-2"], chosen)
+    assert local[0] == (
+        ["node-1", "node-3"],
+        "nftables, not the socket: refusing and dropping is nftables' part",
+    )
+    assert all(not c.at_socket for c in of("web").choices)
 
 
 def test_what_is_not_served_says_why() -> None:

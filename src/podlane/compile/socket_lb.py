@@ -16,7 +16,6 @@ from podlane.compile.tables import (
     BackendList,
     Frontend,
     FrontendClass,
-    FrontendKey,
     ListKey,
     NodePortKey,
     SetMember,
@@ -36,11 +35,11 @@ class AtSocket(NamedTuple):
     why: str = ""
 
 
-def list_for(key: FrontendKey | NodePortKey, row: Frontend) -> AtSocket:
+def list_for(protocol: Protocol, row: Frontend) -> AtSocket:
     """The list that would answer, whatever is in it. Everybody here is a pod or the node, so that
     externalTrafficPolicy Local leads to its short circuit."""
-    if key.protocol not in _PROTOCOLS:
-        return AtSocket(None, f"{key.protocol} has no hooks at the socket")
+    if protocol not in _PROTOCOLS:
+        return AtSocket(None, f"{protocol} has no hooks at the socket")
     if row.guarded:
         return AtSocket(None, "loadBalancerSourceRanges are judged by the packet's source")
     if row.backends is None:
@@ -57,11 +56,9 @@ def why_not(row: BackendList | None) -> str:
     return ""
 
 
-def at_socket(
-    key: FrontendKey | NodePortKey, row: Frontend, lists: Mapping[ListKey, BackendList]
-) -> AtSocket:
+def at_socket(protocol: Protocol, row: Frontend, lists: Mapping[ListKey, BackendList]) -> AtSocket:
     """What the socket does with one frontend."""
-    found = list_for(key, row)
+    found = list_for(protocol, row)
     if found.list is None:
         return found
     why = why_not(lists.get(found.list))
@@ -88,7 +85,7 @@ def resolve(tables: Mapping[Table, Mapping[Any, Any]], flow: Flow, verdict: Verd
         return verdict
     row: Frontend = tables[Table.NODE_PORTS if isinstance(key, NodePortKey) else Table.FRONTENDS][key]
     lists = tables.get(Table.BACKENDS, {})
-    at = at_socket(key, row, lists)
+    at = at_socket(key.protocol, row, lists)
     if isinstance(key, NodePortKey) and not _held(tables, flow.destination):
         at = AtSocket(None, "not for this address of the node")
     if at.list is None:

@@ -13,6 +13,7 @@ from typing import Final, TypeAlias
 import msgspec
 from msgspec import Struct
 
+from podlane.compile import socket_lb
 from podlane.compile.endpoints import HEADLESS_LABEL, Known, Place, PortKey, endpoints
 from podlane.compile.services import CLUSTER, LOCAL, OTHER_PROXY_LABEL, compile_service, ours, place_of
 from podlane.compile.store import Compiled
@@ -27,7 +28,7 @@ from podlane.compile.tables import (
 from podlane.compile.view import ZONE_LABEL
 from podlane.errors import ConfigError
 from podlane.model.addresses import Address, Family, Protocol, address, family_of
-from podlane.model.config import NetworkConfig
+from podlane.model.config import NetworkConfig, ServiceMode
 from podlane.model.objects import EndpointSlice, Service, ServicePort
 from podlane.model.pools import ALLOCATED_FROM, announced, announcing_node
 from podlane.observe.cluster import Cluster
@@ -76,7 +77,7 @@ class Choice(Struct, frozen=True, rename="camel"):
 
     used_by: "internal" (to the ClusterIP), "external", "short circuit" (pods and the node itself to external
     addresses where externalTrafficPolicy is Local). verdict: translate, refuse or drop. balancing: how one of
-    the chosen is taken, in words.
+    the chosen is taken, in words. at_socket: in services.mode socket, where it is taken for pods and nodes.
     """
 
     port_name: str
@@ -90,6 +91,7 @@ class Choice(Struct, frozen=True, rename="camel"):
     nodes: list[str]
     balancing: str = ""
     weights: list[int] = []  # of the chosen ones, where they differ
+    at_socket: str = ""
 
 
 class ServiceReport(Struct, frozen=True, rename="camel"):
@@ -151,7 +153,7 @@ def report(
     ]
     choices: dict[bytes, Choice] = {}
     for here, each in compiled if places else ():
-        for choice in _choices(service, each, known, here):
+        for choice in _choices(service, each, known, here, config.services.mode):
             key = msgspec.json.encode(msgspec.structs.replace(choice, nodes=[]))
             choices.setdefault(key, msgspec.structs.replace(choice, nodes=[])).nodes.append(here.node)
     return ServiceReport(
@@ -238,21 +240,28 @@ def state_of(each: Known) -> str:
 
 
 def _choices(
-    service: Service, compiled: Compiled, known: Mapping[PortKey, Mapping[Backend, Known]], here: Place
+    service: Service,
+    compiled: Compiled,
+    known: Mapping[PortKey, Mapping[Backend, Known]],
+    here: Place,
+    mode: ServiceMode,
 ) -> Iterator[Choice]:
     """Every port in every family that the service has, with the lists its traffic uses."""
     lists: Mapping[ListKey, BackendList] = compiled.rows.get(Table.BACKENDS, {})
     for port in service.spec.ports:
         for family in Family:
-            uses: dict[tuple[str, str, BackendList], list[str]] = {}
+            uses: dict[tuple[str, str, BackendList, str], list[str]] = {}
             for use, row, key in _uses(service, compiled, port, family):
                 found = lists[key] if key is not None else _NONE
                 scope = key.scope if key is not None else LOCAL if row.kind is FrontendClass.DROP else CLUSTER
                 verdict = "translate" if found.backends else "drop" if scope == LOCAL else "refuse"
                 # Who may come in, and whose flows may go on, is no part of the choice.
                 found = msgspec.structs.replace(found, sources=(), still_serving=())
-                uses.setdefault((scope, verdict, found), []).append(use)
-            for (scope, verdict, found), used_by in uses.items():
+                at = (
+                    _at_socket(use, Protocol(port.protocol), row, lists) if mode is ServiceMode.SOCKET else ""
+                )
+                uses.setdefault((scope, verdict, found, at), []).append(use)
+            for (scope, verdict, found, at), used_by in uses.items():
                 there = known.get((port.name, Protocol(port.protocol), family), {})
                 counts = Counter(found.backends)
                 yield Choice(
@@ -267,7 +276,16 @@ def _choices(
                     [here.node],
                     balancing_words(found) if found.backends else "",
                     list(counts.values()) if len(set(counts.values())) > 1 else [],
+                    at,
                 )
+
+
+def _at_socket(use: str, protocol: Protocol, row: Frontend, lists: Mapping[ListKey, BackendList]) -> str:
+    """Whether pods and nodes meet nftables; "" for what only others use."""
+    if use == "external" and row.kind is FrontendClass.EXTERNAL_LOCAL:
+        return ""
+    at = socket_lb.at_socket(protocol, row, lists)
+    return f"nftables, not the socket: {at.why}" if at.why else "chosen at the socket by pods and nodes"
 
 
 def _uses(
@@ -392,6 +410,8 @@ def report_lines(told: ServiceReport) -> Iterator[str]:
         yield f"  {choice.why}"
         if len(choice.chosen) > 1 and choice.balancing:
             yield f"  {choice.balancing}"
+        if choice.at_socket:
+            yield f"  {choice.at_socket}"
     for problem in told.problems:
         yield f"! {problem}"
 

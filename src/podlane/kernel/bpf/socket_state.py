@@ -259,8 +259,8 @@ class SocketState:
     def _use(self, key: FrontKey, row: Frontend | None) -> set[ListKey]:
         """Note which list answers for a frontend. Returns those it begins or ceases to use."""
         old = self._frontends.pop(key, None)
-        before = socket_lb.list_for(key, old).list if old is not None else None
-        after = socket_lb.list_for(key, row).list if row is not None else None
+        before = socket_lb.list_for(key.protocol, old).list if old is not None else None
+        after = socket_lb.list_for(key.protocol, row).list if row is not None else None
         if row is not None:
             self._frontends[key] = row
         if before == after:
@@ -275,7 +275,7 @@ class SocketState:
 
     def _front(self, key: FrontKey, plan: Plan) -> None:
         row, old = self._frontends.get(key), self._held.pop(key, None)
-        answering = socket_lb.list_for(key, row).list if row is not None else None
+        answering = socket_lb.list_for(key.protocol, row).list if row is not None else None
         new = layout.number(answering) if answering is not None and answering in self._laid else None
         if new is not None:
             self._held[key] = new
