@@ -141,7 +141,7 @@ class Containerd:
             self._init.wait()
         if self._daemon is not None:
             self._daemon.wait()
-        for directory in sorted(_CGROUPS.glob(f"*/{self.cgroup}")):
+        for directory in (*_CGROUPS.glob(f"*/{self.cgroup}"), _CGROUPS / self.cgroup):
             wait_until(lambda d=directory: _removed(d), f"{directory} is empty")
 
     @property

@@ -26,6 +26,7 @@ from podlane.errors import CniError, KernelExistsError, UnsupportedError
 from podlane.kernel import netns
 from podlane.kernel.rtnl import Rtnl, addresses, links, ports
 from podlane.kernel.rtnl.links import Link
+from podlane.model.addresses import Address
 
 DEFAULT_BRIDGE = "cni0"
 _FORWARDING = {4: "net/ipv4/conf/all/forwarding", 6: "net/ipv6/conf/all/forwarding"}
@@ -186,8 +187,7 @@ class Bridge(LinkedType):
 def _with_gateways(leased: Result, settings: Settings) -> Result:
     """Of the pod's interface (the third); gateways that isGateway makes, isDefaultGateway's routes."""
     ips = tuple(
-        Ip(ip.address, ip.gateway or (ip.address.network[1] if settings.gateway else None), 2)
-        for ip in leased.ips
+        Ip(ip.address, ip.gateway or (_first(ip) if settings.gateway else None), 2) for ip in leased.ips
     )
     routes = list(leased.routes)
     if settings.default_gateway:
@@ -201,6 +201,15 @@ def _with_gateways(leased: Result, settings: Settings) -> Result:
         ips=ips,
         routes=tuple(routes),
     )
+
+
+def _first(ip: Ip) -> Address:
+    """Of the address's network: the gateway of who names none."""
+    network = ip.address.network
+    if network.num_addresses == 1:
+        what = f"{ip.address} is a network of its own, with no address for the gateway: give ipam a gateway"
+        raise CniError(INVALID_CONFIG, what)
+    return network[1]
 
 
 def _ensure_gateways(node: Rtnl, bridge: Link, own: Result, settings: Settings) -> None:

@@ -7,8 +7,10 @@ further (one regular expression a line).
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +26,8 @@ from podlane.cni.results import Result
 from podlane.errors import CniError, KernelError
 from podlane.kernel import netns
 from podlane.kernel.rtnl import Rtnl, flags, links
+
+_log = logging.getLogger(__name__)
 
 ALLOWLIST: Final = Path("/etc/cni/tuning/allowlist.conf")
 _FLAGS: Final = {"promisc": flags.IFF_PROMISC, "allmulti": flags.IFF_ALLMULTI}
@@ -152,29 +156,38 @@ def _current(namespace: int, ifname: str, wanted: Settings) -> Settings:
 
 
 def _apply(namespace: int, ifname: str, settings: Settings) -> None:
-    for path, value in settings.sysctls.items():
-        netns.write_sysctl(namespace, path, value)
     with Rtnl(namespace) as pod:
-        index = pod.link_index(ifname)
-        if settings.mac:
-            pod.set_mac(index, settings.mac)
-        if settings.mtu_bytes:
-            pod.set_mtu(index, settings.mtu_bytes)
-        for name, on in settings.flags.items():
-            pod.do(flags.set_flag(index, _FLAGS[name], on, what=ifname))
-        if settings.queue_packets is not None:
-            pod.do(flags.set_queue(index, settings.queue_packets, what=ifname))
+        for step in _steps(namespace, pod, ifname, settings):
+            step()
+
+
+def _steps(namespace: int, pod: Rtnl, ifname: str, settings: Settings) -> Iterator[Callable[[], object]]:
+    for path, value in settings.sysctls.items():
+        yield partial(netns.write_sysctl, namespace, path, value)
+    index = pod.link_index(ifname)
+    if settings.mac:
+        yield partial(pod.set_mac, index, settings.mac)
+    if settings.mtu_bytes:
+        yield partial(pod.set_mtu, index, settings.mtu_bytes)
+    for name, on in settings.flags.items():
+        yield partial(pod.do, flags.set_flag(index, _FLAGS[name], on, what=ifname))
+    if settings.queue_packets is not None:
+        yield partial(pod.do, flags.set_queue(index, settings.queue_packets, what=ifname))
 
 
 def _put_back(namespace: int, ifname: str, note: Mapping[str, Any]) -> None:
-    """Where the interface is gone there is nothing to put back."""
-    try:
-        with Rtnl(namespace) as pod:
-            if pod.find_link(ifname) is None:
-                return
-        _apply(namespace, ifname, msgspec.convert(note, Settings))
-    except KernelError as error:
-        raise CniError(protocol.KERNEL_REFUSED, f"tuning of {ifname}: {error}") from None
+    """As far as the kernel lets it (lo takes no MAC of zeros): a DEL that cannot end keeps the pod for ever.
+
+    Where the interface is gone there is nothing to put back.
+    """
+    with Rtnl(namespace) as pod:
+        if pod.find_link(ifname) is None:
+            return
+        for step in _steps(namespace, pod, ifname, msgspec.convert(note, Settings)):
+            try:
+                step()
+            except KernelError as error:
+                _log.warning("tuning of %s is not put back: %s", ifname, error)
 
 
 def _pairs(wanted: Settings, found: Settings) -> list[tuple[str, Any, Any]]:
