@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 import pytest
 
 from podlane.compile.tables import Backend
 from podlane.kernel import netlink
-from podlane.kernel.conntrack import codec
+from podlane.kernel.conntrack import codec, nudge
 from podlane.kernel.conntrack.codec import Entry, Filter, Tuple
 from podlane.kernel.conntrack.stale import Fate, Front, Kept, Stale
 from podlane.kernel.netlink import Message, attribute, be32, nested
 from podlane.model import marks
 from podlane.model.addresses import Family, Protocol, address
+from podlane.observe.packet import decode_ip
 
 UDP, TCP = 17, 6
 
@@ -202,3 +204,24 @@ def test_state_and_counts_are_read() -> None:
 )
 def test_the_state_of_what_has_none_of_its_own(status: int, state: str) -> None:
     assert flow(KEPT)._replace(status=status).state == state
+
+
+# --- nudges ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("source", "to"), [("10.244.1.9", "10.96.0.1"), ("fd00::9", "fd00:10:96::1")])
+def test_a_nudge_is_a_syn_and_fin_in_the_name_of_whom_the_client_talks_to(source: str, to: str) -> None:
+    packet = decode_ip(nudge.pack(Tuple(address(source), address(to), TCP, 40000, 80)))
+    assert packet is not None
+    assert (packet.source, packet.destination) == (address(to), address(source))
+    assert (packet.source_port, packet.destination_port) == (80, 40000)
+    # RFC 9293: the sum over pseudo header and segment, checksum included, is all ones.
+    octets = nudge.pack(Tuple(address(source), address(to), TCP, 40000, 80))
+    segment = octets[-20:]
+    assert segment[13] == 0x03
+    whole = address(to).packed + address(source).packed + (20).to_bytes(4, "big") + (6).to_bytes(4, "big")
+    words = struct.unpack(f"!{len(whole + segment) // 2}H", whole + segment)
+    total = sum(words)
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    assert total == 0xFFFF

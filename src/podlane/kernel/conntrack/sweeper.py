@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from podlane.kernel.conntrack.codec import Entry
 from podlane.kernel.conntrack.flows import Flows
+from podlane.kernel.conntrack.nudge import Nudger
 from podlane.kernel.conntrack.stale import Fate, Stale
 from podlane.kernel.sweeping import Gone, Sweeping
 from podlane.model.addresses import Address
@@ -17,10 +18,12 @@ class Sweeper(Sweeping[Stale, Entry]):
     def __init__(self, netns_fd: int | None = None, gone: Gone | None = None) -> None:
         super().__init__("conntrack", Stale, gone)
         self._flows = Flows(netns_fd)
+        self._nudger = Nudger(netns_fd)
 
     def close(self) -> None:
         super().close()
         self._flows.close()
+        self._nudger.close()
 
     def _find(self, wanted: Stale) -> tuple[list[Entry], list[Entry]]:
         found = {entry for filter_ in wanted.filters() for entry in self._flows.list(filter_)}
@@ -29,7 +32,10 @@ class Sweeper(Sweeping[Stale, Entry]):
         return certain, [entry for entry, fate in fates.items() if fate is Fate.GOES_IF_GONE]
 
     def _delete(self, things: Iterable[Entry]) -> int:
-        return self._flows.delete(things)
+        entries = list(things)
+        deleted = self._flows.delete(entries)
+        self._nudger.nudge(entries)
+        return deleted
 
     def _endpoint(self, thing: Entry) -> Address:
         return thing.reply.source
