@@ -29,9 +29,12 @@ COMPONENT: Final = "podlane-agent"
 RETRY_FIRST_S, RETRY_MOST_S = 0.5, 30.0
 LAST_WORD_S: Final = 4.0
 """Who gave an address up says so only if nobody else has spoken by then."""
-AGAIN_S: Final = 5.0
-"""How often it is looked whether somebody's last word was a mistake: a node that was cut off believes itself
-alone, and says so when it is back."""
+LOOK_S: Final = 1.0
+AGAIN_FIRST_S, AGAIN_MOST_S = 2.0, 300.0
+"""After how long it is told again when the API says otherwise: a node that was cut off believes itself
+alone, and says so when it is back. Two that never hear each other would go on, so the pause doubles."""
+STOOD_S: Final = 60.0
+"""What stood for so long is not disputed."""
 
 _PATCH: Final = "application/strategic-merge-patch+json"
 
@@ -40,7 +43,7 @@ class Announcements:
     def __init__(self, node: str, view: View, api: ApiHttp) -> None:
         self._node, self._view, self._api = node, view, api
         self._news: asyncio.Queue[tuple[Address, bool]] = asyncio.Queue()
-        self._held: dict[Address, None] = {}
+        self._held: dict[Address, _Claim] = {}
 
     @property
     def held(self) -> tuple[str, ...]:
@@ -65,18 +68,35 @@ class Announcements:
     async def _next(self) -> list[tuple[Address, bool]]:
         """What is to be told."""
         try:
-            where, held = await asyncio.wait_for(self._news.get(), AGAIN_S if self._held else None)
+            where, held = await asyncio.wait_for(self._news.get(), LOOK_S if self._held else None)
         except TimeoutError:
-            return [(where, True) for where in self._held if self._denied(where)]
+            now_s = time.monotonic()
+            return [(where, True) for where, claim in self._held.items() if self._denied(where, claim, now_s)]
         if held:
-            self._held[where] = None
+            self._held[where] = _Claim()
         else:
             self._held.pop(where, None)
         return [(where, held)]
 
-    def _denied(self, where: Address) -> bool:
-        said = [condition_of(service, where) for service in self._services(where)]
-        return any(each is not None and each.status == "False" for each in said)
+    def _denied(self, where: Address, claim: _Claim, now_s: float) -> bool:
+        """Whether it is time to say once more that this node answers."""
+        if all(self._stands(service, where) for service in self._services(where)):
+            claim.again_s, claim.since_s = 0.0, claim.since_s or now_s
+            if now_s - claim.since_s >= STOOD_S:
+                claim.pause_s = AGAIN_FIRST_S
+            return False
+        claim.since_s = 0.0
+        if not claim.again_s:
+            claim.again_s = now_s + claim.pause_s
+        if now_s < claim.again_s:
+            return False
+        claim.again_s, claim.pause_s = 0.0, min(2 * claim.pause_s, AGAIN_MOST_S)
+        return True
+
+    def _stands(self, service: Service, where: Address) -> bool:
+        known = condition_of(service, where)
+        said = (known.status, known.message) if known is not None else None
+        return said == ("True", announcement(self._node, where))
 
     async def _tell(self, where: Address, held: bool) -> None:
         """Until it is told, or no longer so."""
@@ -98,14 +118,9 @@ class Announcements:
             yield self._view.services[key]
 
     async def _tell_of(self, service: Service, where: Address, held: bool) -> None:
-        known = condition_of(service, where)
-        message = announcement(self._node, where)
-        if held and known is not None and (known.status, known.message) == ("True", message):
-            return
-        if not held:
-            if known is None or known.message != message or known.status != "True":
-                return  # another has spoken
-            message = f"no node answers for {where}"
+        if self._stands(service, where) is held:
+            return  # it is known, or another has spoken
+        message = announcement(self._node, where) if held else f"no node answers for {where}"
         condition = {
             "type": ANNOUNCED[family_of(where)],
             "status": "True" if held else "False",
@@ -146,3 +161,11 @@ class Announcements:
             "lastTimestamp": now,
             "count": 1,
         }
+
+
+class _Claim:
+    """again_s: when the API's word to the contrary is answered; since_s: since when it says what we say; 0
+    while it does not."""
+
+    def __init__(self) -> None:
+        self.again_s, self.since_s, self.pause_s = 0.0, 0.0, AGAIN_FIRST_S
