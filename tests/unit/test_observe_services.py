@@ -64,6 +64,7 @@ def test_ways_in_and_who_may_use_them() -> None:
         external_ips=["203.0.113.9"],
         external_traffic_policy="Local",
         load_balancer_source_ranges=["198.51.100.0/24"],
+        health_check_node_port=31000,
     )
     shop = replace(shop, status=ServiceStatus(load_balancer=LoadBalancerStatus(ingress=[vip])))
     lab = Cluster([*objects(), shop, *slices("shop", 80, WEB1, WEB2)])
@@ -73,6 +74,7 @@ def test_ways_in_and_who_may_use_them() -> None:
         ("external IP", "203.0.113.9", 8000, None),
         ("load balancer", "172.30.1.11", 8000, ["198.51.100.0/24"]),
         ("node port", "", 30090, None),
+        ("health check", "", 31000, None),
     ]
     four = [(c.used_by, c.scope, c.nodes) for c in told.choices if c.family == "IPv4"]
     assert four == [

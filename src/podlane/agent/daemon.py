@@ -72,6 +72,7 @@ class Agent:
         self._proxy = Proxy(self.compiler, self.reconciler, drivers) if options.services else None
         self._rebalancing = Rebalancing(self.compiler.view, config.services, lambda: self.reconciler.synced)
         self._events = Events(api, options.node_name)
+        self._complained_about: Any = None
         at_socket = (SocketPages(options.node_name, d) for d in drivers if isinstance(d, SocketDriver))
         self._sockets = next(at_socket, None)
         self._api = api
@@ -207,10 +208,16 @@ class Agent:
         self._attachments.remember()
         self._maybe_sync()
         if self.reconciler.synced:
-            self._events.say(complaints(self.compiler, self.reconciler.failures), self._uid_of)
+            self._complain()
             if not self._settled:
                 self._settled = True
                 self._settle()
+
+    def _complain(self) -> None:
+        about = self.compiler.complaints, self.reconciler.failures
+        if about != self._complained_about:
+            self._complained_about = about
+            self._events.say(complaints(self.compiler, about[1]), self._uid_of)
 
     def _uid_of(self, complaint: Complaint) -> str:
         key: Any = complaint.name if complaint.kind in CLUSTER_WIDE else complaint[1:3]

@@ -100,6 +100,11 @@ class Compiler:
         return self._store.owner(table, key)
 
     @property
+    def complaints(self) -> int:
+        """Grows with every change of `contradictions` or `refused`."""
+        return self._store.complaints
+
+    @property
     def refused(self) -> dict[UnitKey, tuple[str, ...]]:
         return self._store.refused
 

@@ -65,6 +65,7 @@ class Store:
     def __init__(self) -> None:
         self.compared = 0
         self._units: dict[UnitKey, _Held] = {}
+        self.complaints = 0  # grows with every change of what is refused, or contradicts
         self._refused: dict[UnitKey, tuple[str, ...]] = {}
         self._tables: dict[Table, dict[Any, Any]] = {table: {} for table in Table}
         # One claimant is the rule, so it is kept bare; several are kept with the rows they want.
@@ -100,9 +101,10 @@ class Store:
         else:
             self._units.pop(unit, None)
         if compiled.refused:
+            self.complaints += self._refused.get(unit) != compiled.refused
             self._refused[unit] = compiled.refused
         else:
-            self._refused.pop(unit, None)
+            self.complaints += self._refused.pop(unit, None) is not None
         same_age = old.since == compiled.since
         had = dict(old.keys)
         for table in {**had, **keys}:
@@ -157,13 +159,14 @@ class Store:
 
     def _settle(self, table: Table, key: Any, held: dict[UnitKey, Any]) -> None:
         """Which of several units has the key."""
-        self._contradictions.pop((table, key), None)
+        self.complaints += self._contradictions.pop((table, key), None) is not None
         winner = min(held, key=self._age)
         row = self._tables[table][key] = held[winner]
         if len(held) == 1:
             self._claims[table][key] = winner
         elif losers := tuple(sorted(unit for unit, other in held.items() if other != row)):
             self._contradictions[table, key] = Contradiction(table, key, winner, losers)
+            self.complaints += 1
 
     def _age(self, unit: UnitKey) -> tuple[str, UnitKey]:
         return self._units[unit].since, unit

@@ -38,12 +38,14 @@ from podlane.observe.service_stage import balancing_words
 
 CLUSTER_IP: Final = "ClusterIP"
 NODE_PORT: Final = "node port"
+HEALTH_CHECK: Final = "health check"
 LOAD_BALANCER: Final = "load balancer"
 EXTERNAL_IP: Final = "external IP"
 
 
 class Entry(Struct, frozen=True, rename="camel"):
-    """A way in. address: "" for a node port. sources: who alone may use it; None: everyone. pool: the
+    """A way in. address: "" for a node port, and for the port that says whether a node has ready endpoints
+    (healthCheckNodePort). sources: who alone may use it; None: everyone. pool: the
     LoadBalancerPool that the address is from; announced_by: the node that answers ARP or NDP for it."""
 
     kind: str
@@ -211,6 +213,8 @@ def _entries(service: Service, compiled: Compiled) -> Iterator[Entry]:
         yield Entry(kind, text, key.port, key.protocol, sources, pool, node)
     for port in dict.fromkeys((key.port, key.protocol) for key in rows.get(Table.NODE_PORTS, {})):
         yield Entry(NODE_PORT, "", *port)
+    for number in dict.fromkeys(key.port for key in rows.get(Table.HEALTH_CHECKS, {})):
+        yield Entry(HEALTH_CHECK, "", number, Protocol.TCP)
 
 
 def _ends(cluster: Cluster, known: Mapping[PortKey, Mapping[Backend, Known]]) -> Iterator[End]:
