@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
+from ipaddress import ip_interface
 from typing import Any
 
 import pytest
@@ -28,7 +30,9 @@ from podlane.kernel.driver import Report
 from podlane.kernel.nft import counts, skeleton
 from podlane.kernel.nft.codec import Element
 from podlane.kernel.nft.elements import Elements, Operation
+from podlane.kernel.nft.service_elements import unpack_index
 from podlane.kernel.nft.services import ServicesDriver
+from podlane.kernel.rtnl import Rtnl
 from podlane.model.addresses import Family, Protocol, address, prefix
 from podlane.model.config import NetworkConfig, with_settings
 from tests.property.service_tables import Kernel, Tables, list_key, tables, wanted_frontends, wanted_sets
@@ -318,3 +322,53 @@ def test_a_counts_chain_made_by_netlink_is_the_one_made_by_text(
     with netns.entered(place):
         subprocess.run(["nft", "-f", "-"], input=text, text=True, check=True)
     assert listing() == made
+
+
+# --- numbers of lists -----------------------------------------------------------------------------
+
+
+def numbers(place: int) -> set[int]:
+    return {unpack_index(each.key)[0] for each in dump(place)[Family.IPV4, "endpoints"]}
+
+
+def test_a_number_that_a_flow_carries_is_not_given_again(driver: ServicesDriver, place: int) -> None:
+    """A service goes while a connection through it lives on; then another agent makes a new service."""
+    with Rtnl(place) as rtnl:
+        rtnl.set_up("lo")
+        rtnl.add_address("lo", ip_interface("10.8.0.0/32"))
+        rtnl.add_route(prefix("10.96.0.0/16"), device="lo")
+    driver.apply(changes(EMPTY, listed(1)))
+    (carried,) = numbers(place)
+    with socket_in(place) as listener, socket_in(place) as client:
+        listener.bind(("10.8.0.0", 80))
+        listener.listen()
+        client.connect(("10.96.0.1", 80))
+        served, _ = listener.accept()
+        with served:
+            driver.apply(changes(listed(1), EMPTY))
+            assert numbers(place) == set()
+            again = ServicesDriver(CONFIG, place)
+            try:
+                again.resync(EMPTY)
+                again.apply(changes(EMPTY, listed(1)))
+                assert numbers(place)
+                assert carried not in numbers(place)
+                client.sendall(b"still there")
+                assert served.recv(64) == b"still there"
+            finally:
+                again.close()
+
+
+def socket_in(place: int) -> socket.socket:
+    found = netns.socket_in(place, socket.AF_INET, socket.SOCK_STREAM)
+    found.settimeout(5)
+    return found
+
+
+def test_a_freed_number_is_still_known_after_a_comparison(driver: ServicesDriver, place: int) -> None:
+    driver.apply(changes(EMPTY, listed(1)))
+    before = numbers(place)
+    driver.apply(changes(listed(1), EMPTY))
+    driver.resync(EMPTY)
+    driver.apply(changes(EMPTY, listed(1)))
+    assert not before & numbers(place)

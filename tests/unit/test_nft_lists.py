@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from podlane.compile.tables import Backend
 from podlane.kernel.nft import lists
-from podlane.kernel.nft.lists import Ids, Size, TooLong, arrange, assign_slots, size_for
+from podlane.kernel.nft.lists import Size, TooLong, arrange, assign_slots, size_for
 from podlane.model import marks
 from podlane.model.addresses import address
 
@@ -92,25 +92,3 @@ def test_slots_stay_and_free_ones_are_taken_from_below() -> None:
     assert assign_slots(slots, [three, four, one]) == {three: 2, one: 0, four: 1}
     with pytest.raises(TooLong, match="1024 is the most"):
         assign_slots({}, [backend(n) for n in range(1025)])
-
-
-def test_a_freed_number_comes_round_last() -> None:
-    ids = Ids()
-    assert [ids.take() for _ in range(3)] == [1, 2, 3]
-    ids.free(2)
-    assert ids.take() == 4
-    assert ids.adopt(marks.LIST.largest)
-    assert ids.take() == 2
-    assert ids.take() == 5
-
-
-@pytest.mark.parametrize("number", [0, -1, marks.LIST.largest + 1])
-def test_what_is_no_number_is_not_adopted(number: int) -> None:
-    assert not Ids().adopt(number)
-
-
-def test_a_number_is_adopted_once() -> None:
-    ids = Ids()
-    assert ids.adopt(7)
-    assert not ids.adopt(7)
-    assert ids.take() == 8

@@ -17,6 +17,7 @@ from podlane.kernel.netlink import (
     Message,
     Request,
     attribute,
+    attribute_list,
     attributes,
     be16,
     be32,
@@ -184,6 +185,14 @@ def unpack(message: Message) -> Entry | None:
         _counts(found.get(_COUNTS_ORIGINAL)),
         _counts(found.get(_COUNTS_REPLY)),
     )
+
+
+def unpack_mark(message: Message) -> int:
+    """The mark alone, for who goes through all flows. Raises netlink.Truncated."""
+    for kind, value in attribute_list(message.body, _NFGENMSG.size):
+        if kind == _MARK:
+            return int.from_bytes(value, "big")
+    return 0
 
 
 def _counts(data: bytes | None) -> Counts:

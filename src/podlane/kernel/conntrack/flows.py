@@ -8,6 +8,7 @@ from podlane.errors import KernelNotFoundError
 from podlane.kernel.conntrack import codec
 from podlane.kernel.conntrack.codec import Entry, Filter
 from podlane.kernel.netlink import NETLINK_NETFILTER, Netlink
+from podlane.model.addresses import Family
 
 
 class Flows:
@@ -23,6 +24,10 @@ class Flows:
         """Raises KernelError."""
         found = map(codec.unpack, self._netlink.dump(codec.get(wanted)))
         return [entry for entry in found if entry is not None]
+
+    def marks(self, family: Family) -> set[int]:
+        """The marks of all flows of a family. Raises KernelError."""
+        return set(map(codec.unpack_mark, self._netlink.dump(codec.get(Filter(family)))))
 
     def delete(self, entries: Iterable[Entry]) -> int:
         """How many were there. One that ended by itself meanwhile is no error. Raises KernelError."""

@@ -142,35 +142,3 @@ def assign_slots(current: Mapping[Backend, int], wanted: Sequence[Backend]) -> d
                 raise TooLong(f"{marks.COUNT.largest + 1} is the most endpoints with session affinity")
             kept[backend] = slot
     return kept
-
-
-class Ids:
-    """Numbers for lists: 1 to 262143. A number that became free comes round as late as possible,
-    because flows may still carry it."""
-
-    def __init__(self) -> None:
-        self._taken: set[int] = set()
-        self._last = 0
-
-    def adopt(self, number: int) -> bool:
-        """Take this very number. False if it is taken already or none."""
-        if not 0 < number <= marks.LIST.largest or number in self._taken:
-            return False
-        self._taken.add(number)
-        self._last = max(self._last, number)
-        return True
-
-    def take(self) -> int:
-        """Raises TooLong when all are taken."""
-        if len(self._taken) >= marks.LIST.largest:
-            raise TooLong(f"{marks.LIST.largest} is the most endpoint lists")
-        number = self._last
-        while True:
-            number = number % marks.LIST.largest + 1
-            if number not in self._taken:
-                self._taken.add(number)
-                self._last = number
-                return number
-
-    def free(self, number: int) -> None:
-        self._taken.discard(number)

@@ -36,6 +36,7 @@ from podlane.kernel.nft import service_elements as pack
 from podlane.kernel.nft.codec import Element, interval_elements, intervals
 from podlane.kernel.nft.elements import Operation
 from podlane.kernel.nft.kernel_lists import KernelLists
+from podlane.kernel.nft.list_ids import ListIds
 from podlane.kernel.nft.service_plan import Chain, FrontKey, List, Place, Plan, Timeout
 from podlane.model import marks
 from podlane.model.addresses import Family, Prefix, Protocol, family_of
@@ -55,11 +56,13 @@ _GUARDED: Final = {
 
 
 class ServiceState:
-    def __init__(self, families: Iterable[Family]) -> None:
+    """ids: which numbers lists may get, by family; all when None."""
+
+    def __init__(self, families: Iterable[Family], ids: Mapping[Family, ListIds] | None = None) -> None:
         self.families = frozenset(families)
         self.chains: set[Chain] = set()
         self.timeouts: set[Timeout] = set()
-        self._ids = {family: lists.Ids() for family in self.families}
+        self.ids = {f: ids[f] if ids is not None else ListIds() for f in self.families}
         self._members: dict[tuple[Family, SetName], set[Prefix]] = {}
         self._rows: dict[ListKey, BackendList] = {}
         self._lists: dict[ListKey, List] = {}
@@ -95,7 +98,7 @@ class ServiceState:
                     self._adopt(kernel, family, row.short_circuit, kernel.short_circuit(family, found))
 
     def _adopt(self, kernel: KernelLists, family: Family, key: ListKey, list_id: int) -> None:
-        if key not in self._lists and self._ids[family].adopt(list_id):
+        if key not in self._lists and self.ids[family].adopt(list_id):
             layout, slots = kernel.layout(family, list_id)
             self._lists[key] = List(list_id, layout, slots=slots, keep=layout)
 
@@ -204,6 +207,7 @@ class ServiceState:
         """Bring one list's elements along. True if what frontends must say of it changed.
 
         A list that no frontend leads to has no place in the kernel: nothing could tell its number again.
+        Frontends of a list that gets no number are left out until it has one.
         """
         old, row = self._lists.get(key), self._rows.get(key)
         if not self._users.get(key):
@@ -211,11 +215,15 @@ class ServiceState:
                 return False
             self._exchange(key, old, List(old.id), plan)
             self._forget(key, old, List(old.id), plan)
-            self._ids[key.family].free(old.id)
+            self.ids[key.family].free(old.id)
             del self._lists[key]
             return True
         if old is None:
-            old = List(self._ids[key.family].take())
+            try:
+                old = List(self.ids[key.family].take())
+            except lists.TooLong as error:
+                plan.failures.append(_failure(Table.BACKENDS, key, errno.ENOSPC, str(error)))
+                return False
         new = self._laid(key, old, row or _EMPTY, plan)
         self._exchange(key, old, new, plan)
         self._forget(key, old, new, plan)
@@ -304,19 +312,25 @@ class ServiceState:
         after = _front_element(key, new)[2] if new is not None else None
         plan.exchange((_family(key), name), before, after, (table, key))
 
-    def _mark(self, row: Frontend) -> int:
+    def _mark(self, row: Frontend) -> int | None:
         return self._mark_to(row.backends, (_GUARDED if row.guarded else _CLASSES)[row.kind])
 
-    def _mark_to(self, key: ListKey | None, klass: Class) -> int:
+    def _mark_to(self, key: ListKey | None, klass: Class) -> int | None:
         if key is None:
             return marks.mark(klass)
-        each = self._lists[key]
+        each = self._lists.get(key)
+        if each is None:
+            return None
         return marks.mark(klass | (marks.AFFINITY if each.timeout_s else 0), each.code, each.id)
 
     def _answering(self, key: FrontKey) -> Iterator[tuple[Front, frozenset[int] | None]]:
         """For each address of a frontend the ids that may answer; None if it is gone."""
         row = self._frontends.get(key)
-        numbers = frozenset(self._lists[each].id for each in _lists_of(row)) if row is not None else None
+        numbers = (
+            frozenset(self._lists[each].id for each in _lists_of(row) if each in self._lists)
+            if row is not None
+            else None
+        )
         if isinstance(key, FrontendKey):
             yield (key.protocol, key.address, key.port), numbers
         else:
@@ -332,9 +346,10 @@ class ServiceState:
         )
         target = min(targets, default=None)
         old, new = self._shorts.pop(key, None), None
-        if target is not None:
+        if target is not None and key in self._lists:
             mark = self._mark_to(target, Class.EXTERNAL_LOCAL)
-            new = self._shorts[key] = pack.short_circuit(self._lists[key].id, mark)
+            if mark is not None:
+                new = self._shorts[key] = pack.short_circuit(self._lists[key].id, mark)
         plan.exchange((key.family, skeleton.SHORT_CIRCUITS), old, new, (Table.BACKENDS, key))
 
     def _speaks(self, table: Table, key: Any, family: Family, plan: Plan) -> bool:

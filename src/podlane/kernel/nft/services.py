@@ -16,6 +16,7 @@ from typing import Any, Final
 from podlane.compile.tables import SetName, Table
 from podlane.delta import Delta
 from podlane.errors import KernelError
+from podlane.kernel.conntrack.flows import Flows
 from podlane.kernel.conntrack.sweeper import Sweeper
 from podlane.kernel.driver import Failure, Report
 from podlane.kernel.netlink import Request
@@ -23,9 +24,11 @@ from podlane.kernel.nft import command, counts, skeleton, text
 from podlane.kernel.nft.codec import Element, unpack_intervals, unpack_mark
 from podlane.kernel.nft.elements import Elements, Operation
 from podlane.kernel.nft.kernel_lists import KernelLists
+from podlane.kernel.nft.list_ids import ListIds
 from podlane.kernel.nft.service_plan import Chain, Missing, Place, Plan, Timeout
 from podlane.kernel.nft.service_state import ServiceState
 from podlane.kernel.sweeping import Gone
+from podlane.model import marks
 from podlane.model.addresses import Family
 from podlane.model.config import NetworkConfig
 
@@ -66,6 +69,7 @@ class ServicesDriver:
         self._config, self._serve = config, serve
         self._netns_fd = netns_fd
         self._elements = Elements(skeleton.TABLE, netns_fd)
+        self._flows = Flows(netns_fd)
         self._sweeper = Sweeper(netns_fd, gone if config.services.reset_gone_endpoints else None)
         self._state = ServiceState(config.ip_families)
         self._chains: set[Chain] = set()
@@ -83,6 +87,7 @@ class ServicesDriver:
 
     def close(self) -> None:
         self._sweeper.close()
+        self._flows.close()
         self._elements.close()
 
     def resync(self, desired: Mapping[Table, Mapping[Any, Any]]) -> Report:
@@ -91,7 +96,7 @@ class ServicesDriver:
         List ids are taken over from what is there, so that running flows keep their meaning.
         """
         dump = self._dump()
-        self._state = ServiceState(self._config.ip_families)
+        self._state = ServiceState(self._config.ip_families, self._new_ids())
         self._state.adopt(KernelLists(dump), desired)
         plan = self._state.put(
             {table: Delta(dict(desired.get(table, {})), {}, {}) for table in TABLES}, silent=True
@@ -108,6 +113,7 @@ class ServicesDriver:
         """One generation, as one transaction."""
         if not self._ready:
             raise RuntimeError("resync comes first: it loads the ruleset and learns what is there")
+        self._look_for_free_ids()
         plan = self._state.put(changes)
         try:
             made = self._make_room()
@@ -123,6 +129,21 @@ class ServicesDriver:
             loaded, done, failures = 0, plan.count, []
         self._sweeper.submit(plan.stale)
         return self._report(loaded + done, plan, failures)
+
+    def _new_ids(self) -> dict[Family, ListIds]:
+        """What was in use before, or what flows carry from an earlier life, rests."""
+        if self._ready:
+            self._look_for_free_ids()
+            return {family: ListIds(ids.known) for family, ids in self._state.ids.items()}
+        return {family: ListIds(self._carried(family)) for family in self._config.ip_families}
+
+    def _look_for_free_ids(self) -> None:
+        for family, ids in self._state.ids.items():
+            if ids.tight:
+                ids.rested(self._carried(family))
+
+    def _carried(self, family: Family) -> set[int]:
+        return {marks.LIST.of(mark) for mark in self._flows.marks(family)}
 
     def _report(self, operations: int, plan: Plan, refused: Iterable[Failure]) -> Report:
         failures = [*plan.failures, *refused]
