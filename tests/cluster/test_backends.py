@@ -104,7 +104,7 @@ def bgp_routes(lab: Lab, node: str) -> set[str]:
 
 
 def test_bgp_reaches_every_pod_across_racks_and_outlives_agents_and_speakers(lab: Lab) -> None:
-    settings = ["backend.type=bgp", "fabric.racks=2", "bgp.password=kept from others"]
+    settings = ["backend.type=bgp", "fabric.racks=2", "bgp.password=kept", "bgp.advertise=ClusterIP"]
     lab.up("--nodes", "3", *(w for s in settings for w in ("--set", s)), "-f", "-", input=PODS)
     lab.check()
     one, two, three = (pod_on(lab, f"node-{i}") for i in (1, 2, 3))
@@ -114,6 +114,11 @@ def test_bgp_reaches_every_pod_across_racks_and_outlives_agents_and_speakers(lab
     # The router has learnt where pods are: they are reached from beyond the cluster as they are.
     address = lab.get("pod", two)["status"]["podIP"]
     assert lab.outside("curl", "-s", "-m3", f"http://{address}/hostname").stdout == two
+    # So it has the ClusterIPs, of both families, by way of any node.
+    for service in lab.get("svc", "web")["spec"]["clusterIPs"]:
+        host = f"[{service}]" if ":" in service else service
+        url = f"http://{host}/hostname"
+        until(lambda u=url: lab.outside("curl", "-s", "-m3", u).stdout in (one, two, three))
 
     # An agent that begins anew goes on with the speaker it finds.
     before, speaker = bgp_routes(lab, "node-1"), bird_pid(lab, "node-1")

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from podlane.compile.view import ATTACHMENT, SHARES, UNDERLAY, ZONE_LABEL, Change
 from podlane.model.addresses import Family, address, prefix
+from podlane.model.backends import Advertised, Backend, BackendType, Bgp
 from podlane.model.config import NetworkConfig, Services
 from podlane.model.local import Attachment, Shares, Underlay
 from podlane.model.objects import (
@@ -46,6 +47,9 @@ CONFIGS = [
     NetworkConfig(
         services=Services(node_port_addresses=["0.0.0.0/0"], localhost_node_ports=True, masquerade_all=True)
     ),
+    NetworkConfig(backend=Backend(type=BackendType.HOST_GW)),
+    NetworkConfig(backend=Backend(direct_routing=True)),
+    NetworkConfig(backend=Backend(type=BackendType.BGP), bgp=Bgp(advertise=list(Advertised))),
 ]
 AGES = ["2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z", None]
 

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 from ipaddress import ip_address, ip_network
 
+import pytest
 from msgspec.structs import replace
 
 from podlane.compile import facts
 from podlane.compile.engine import Compiler, compile_node
 from podlane.compile.tables import Route, Table
 from podlane.compile.view import UNDERLAY, Change
+from podlane.errors import ConfigError
+from podlane.model import config as configs
 from podlane.model.addresses import Family
-from podlane.model.backends import Backend, BackendType, Bgp, BgpPeerConfig
+from podlane.model.backends import Advertised, Backend, BackendType, Bgp, BgpPeerConfig
 from podlane.model.config import NetworkConfig
 from podlane.model.local import Underlay
-from podlane.model.objects import Node, NodeAddress, NodeSpec, NodeStatus, ObjectMeta
+from podlane.model.objects import (
+    Endpoint,
+    EndpointPort,
+    EndpointSlice,
+    Node,
+    NodeAddress,
+    NodeSpec,
+    NodeStatus,
+    ObjectMeta,
+    Service,
+    ServiceSpec,
+)
 
 HOST_GW = NetworkConfig(backend=Backend(type=BackendType.HOST_GW))
 DIRECT = NetworkConfig(backend=Backend(direct_routing=True))
@@ -163,3 +177,58 @@ def test_a_node_may_have_an_as_of_its_own() -> None:
     compiler.apply([Change("Node", None, with_as("many"))])
     assert "node node-2: annotation podlane.dev/bgp-as-number is 'many'" in reasons(compiler)
     assert not compiler.tables[Table.BGP_PEERS]
+
+
+def advertising(*what: Advertised) -> NetworkConfig:
+    return NetworkConfig(backend=Backend(type=BackendType.BGP), bgp=Bgp(advertise=list(what)))
+
+
+SERVICE = Service(
+    metadata=ObjectMeta(name="web", namespace="default"),
+    spec=ServiceSpec(
+        type="LoadBalancer",
+        cluster_ip="10.96.0.9",
+        cluster_ips=["10.96.0.9", "fd00:10:96::9"],
+        external_ips=["203.0.113.9", "172.30.1.2", "nonsense"],
+    ),
+)
+
+
+def originated(compiler: Compiler) -> set[str]:
+    return {str(p) for p in compiler.tables[Table.ORIGINATED]} - {"10.244.1.0/24", "fd00:10:244:1::/64"}
+
+
+def endpoint_on(node_name: str) -> EndpointSlice:
+    return EndpointSlice(
+        metadata=ObjectMeta(name="web-1", namespace="default", labels={"kubernetes.io/service-name": "web"}),
+        address_type="IPv4",
+        endpoints=[Endpoint(addresses=["10.244.2.5"], node_name=node_name)],
+        ports=[EndpointPort("", "TCP", 80)],
+    )
+
+
+def test_services_are_announced_as_the_configuration_says() -> None:
+    services = [Change("Service", None, SERVICE)]
+    compiler = compiled(advertising(), node(1), node(2))
+    compiler.apply(services)
+    assert originated(compiler) == set()
+    compiler = compiled(advertising(Advertised.CLUSTER_IP, Advertised.EXTERNAL_IP), node(1), node(2))
+    compiler.apply(services)
+    # 172.30.1.2 is node-2's own.
+    assert originated(compiler) == {"10.96.0.9/32", "fd00:10:96::9/128", "203.0.113.9/32"}
+    compiler.apply([Change("Service", SERVICE, None)])
+    assert originated(compiler) == set()
+
+
+def test_with_policy_local_only_the_nodes_with_an_endpoint_announce() -> None:
+    local = replace(SERVICE, spec=replace(SERVICE.spec, external_traffic_policy="Local"))
+    compiler = compiled(advertising(*Advertised), node(1), node(2))
+    compiler.apply([Change("Service", None, local), Change("EndpointSlice", None, endpoint_on("node-2"))])
+    assert originated(compiler) == {"10.96.0.9/32", "fd00:10:96::9/128"}
+    compiler.apply([Change("EndpointSlice", endpoint_on("node-2"), endpoint_on("node-1"))])
+    assert originated(compiler) == {"10.96.0.9/32", "fd00:10:96::9/128", "203.0.113.9/32"}
+
+
+def test_what_cannot_be_advertised_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"bgp\.advertise\[0\]: 'Pods' is none of ClusterIP"):
+        configs.parse({"backend": {"type": "bgp"}, "bgp": {"advertise": ["Pods"]}})

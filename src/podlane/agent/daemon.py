@@ -61,7 +61,7 @@ class Agent:
         self.options, self.config = options, config
         self._drivers = drivers
         # Without services another proxy serves them; what leaves the cluster is masqueraded all the same.
-        absent = set() if options.services else {"services", "announce"}
+        absent = set() if options.services else {"services", "announce", "advertise"}
         if not options.policy:
             absent.add("policy")
         only = [c for c in capabilities() if c.name not in absent]

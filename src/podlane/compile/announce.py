@@ -27,7 +27,7 @@ from heapq import nsmallest
 from typing import Any, Final, NamedTuple
 
 from podlane.compile import facts
-from podlane.compile.endpoints import endpoints
+from podlane.compile.endpoints import nodes_with_endpoints
 from podlane.compile.engine import Capability
 from podlane.compile.store import Compiled, UnitKey
 from podlane.compile.tables import NOTHING, Announcement, Candidate, Rows, SetMember, SetName, Table
@@ -35,7 +35,7 @@ from podlane.compile.view import CONFIG, UNDERLAY, Change, View, service_of, sin
 from podlane.errors import ConfigError
 from podlane.model import selectors
 from podlane.model.addresses import Address, Prefix, family_of, host_prefix
-from podlane.model.objects import EndpointSlice, Node, Service
+from podlane.model.objects import Node, Service
 from podlane.model.pools import ANNOUNCING_NODES, EXCLUDE_LABEL, announced, pool_addresses
 from podlane.model.selectors import EVERYTHING, Selector
 
@@ -96,7 +96,7 @@ def compile_unit(key: UnitKey, view: View) -> Rows | Compiled:
         refused = (f"service {key.namespace}/{key.name}: annotation {ANNOUNCING_NODES}: {error}",)
     if view.me.underlay is not None:
         device = view.me.underlay.device
-        having = _with_endpoints(view.slices_of(key.namespace, key.name)) if _local(service) else None
+        having = nodes_with_endpoints(view.slices_of(key.namespace, key.name)) if _local(service) else None
         found = {
             where: in_order(where, nodes_that_may(where, view.nodes.values(), selector, having))
             for where in given
@@ -168,13 +168,6 @@ def _selector(service: Service) -> Selector:
 
 def _local(service: Service) -> bool:
     return service.spec.external_traffic_policy == "Local"
-
-
-def _with_endpoints(slices: list[EndpointSlice]) -> set[str]:
-    """Nodes with a ready endpoint or, if there is none anywhere, with one that still serves."""
-    known = [each for ends in endpoints(slices).values() for each in ends.values()]
-    ready = {each.node for each in known if each.ready}
-    return ready or {each.node for each in known if each.draining}
 
 
 CAPABILITY = Capability(NAME, units_of, compile_unit, reads=frozenset({"Node", "Service", "EndpointSlice"}))

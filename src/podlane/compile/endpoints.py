@@ -174,3 +174,10 @@ def _near(ready: list[Known], here: Place) -> list[Known]:
         if place and all(hints) and any(place in names for names in hints):
             return [e for e, names in zip(ready, hints, strict=True) if place in names]
     return ready
+
+
+def nodes_with_endpoints(slices: Iterable[EndpointSlice]) -> set[str]:
+    """Nodes with a ready endpoint or, if there is none anywhere, with one that still serves."""
+    known = [each for ends in endpoints(slices).values() for each in ends.values()]
+    ready = {each.node for each in known if each.ready}
+    return ready or {each.node for each in known if each.draining}

@@ -41,7 +41,7 @@ class Capability(NamedTuple):
 
 
 # Modules of this package with a CAPABILITY, in no order that matters.
-_MODULES = ("node", "pods", "bridge", "peers", "services", "announce", "policy")
+_MODULES = ("node", "pods", "bridge", "peers", "services", "announce", "advertise", "policy")
 
 
 @cache

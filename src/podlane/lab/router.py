@@ -68,5 +68,5 @@ def _family(family: Family, nodes: Prefix, pods: list[Prefix]) -> Iterator[str]:
     yield "}"
     yield f"protocol bgp nodes{digit} {{"
     yield f'  local as {AS_NUMBER}; neighbor range {nodes} external; dynamic name "node{digit}_"; passive;'
-    yield f"  {channel} {{ import where net ~ [ {within} ]; export none; }};"
+    yield f"  {channel} {{ import where net ~ [ {within} ] || net.len = {family.bits}; export none; }};"
     yield "}"

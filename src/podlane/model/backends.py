@@ -50,11 +50,20 @@ class BgpPeerConfig(Section, frozen=True):
     nodes: dict[str, str] = field(default_factory=dict)
 
 
+class Advertised(enum.StrEnum):
+    """Service addresses that routers may be told."""
+
+    CLUSTER_IP = "ClusterIP"
+    EXTERNAL_IP = "ExternalIP"
+    LOAD_BALANCER_IP = "LoadBalancerIP"
+
+
 class Bgp(Section, frozen=True):
     """Of backend.type bgp. asNumber: of every node whose annotation podlane.dev/bgp-as-number says no other.
 
     nodeMesh: every node has a session with every other. password: of these sessions (TCP MD5, RFC 2385).
     gracefulRestartSeconds: how long others keep the routes of a speaker that is away, 0 for not at all.
+    advertise: which addresses of services the routers among `peers` are told, beside pods' prefixes.
     """
 
     as_number: int = 64512
@@ -63,6 +72,7 @@ class Bgp(Section, frozen=True):
     bfd: bool = True
     graceful_restart_seconds: int = 120
     peers: list[BgpPeerConfig] = field(default_factory=list)
+    advertise: list[Advertised] = field(default_factory=list)
 
 
 def problems(backend: Backend, bgp: Bgp) -> Iterator[tuple[str, str]]:

@@ -16,7 +16,7 @@ from msgspec import field
 from podlane.errors import ConfigError
 from podlane.model import backends
 from podlane.model.addresses import Family, Prefix, family_of, prefix
-from podlane.model.backends import Backend, BackendType, Bgp
+from podlane.model.backends import Advertised, Backend, BackendType, Bgp
 from podlane.model.sections import Section
 
 API_VERSION = "podlane.dev/v1alpha1"
@@ -220,6 +220,7 @@ _CHOICES: dict[str, type[enum.StrEnum]] = {
     "link.mode": LinkMode,
     "link.hairpin": Hairpin,
     "services.mode": ServiceMode,
+    "bgp.advertise": Advertised,
     "services.balancing": Balancing,
     "services.hashBy": HashBy,
     "ipFamilies": Family,

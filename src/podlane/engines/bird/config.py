@@ -2,7 +2,8 @@
 
     direct, kernel     what the node can reach: next hops are resolved with it; learnt routes go to the kernel
     originated         this node's prefixes; `unreachable` keeps them from being sent on where no pod is
-    bgp                one session a peer and family; of nodes pods' prefixes are taken, nothing else
+    bgp                one session a peer and family; of nodes pods' prefixes are taken, nothing else, and
+                       only routers are told addresses of services
     bfd                watches the sessions: a dead peer is known in 0.3 s
 
 Only addresses, numbers and checked strings get here. Sources: BIRD 2 user's guide; RFC 4724, 5880, 2385.
@@ -38,7 +39,7 @@ def render(
     accepted = {*speaker.accepted}
     # A node whose CIDR lies outside of the configured ones (a cluster that grew) is accepted by name.
     accepted |= {row.destination for row in learnt if not _within(row.destination, speaker.accepted)}
-    mine = sorted(originated, key=_order)
+    announced = sorted(originated, key=_order)
     lines = [
         f'log "{log}" {{ warning, error, fatal, bug, auth }};',
         f"router id {speaker.router_id};",
@@ -50,7 +51,7 @@ def render(
         timers = f"interval {BFD_INTERVAL_MS} ms; multiplier {BFD_MULTIPLIER};"
         lines.append(f'protocol bfd {{ interface "*" {{ {timers} }}; multihop {{ {timers} }}; }}')
     for source in speaker.sources:
-        lines += _family(family_of(source), str(source), speaker, mine, sorted(accepted, key=_order))
+        lines += _family(family_of(source), str(source), speaker, announced, sorted(accepted, key=_order))
     for (name, family), peer in sorted(peers.items(), key=lambda item: (item[0][0], item[0][1].value)):
         own = next((s for s in speaker.sources if family_of(s) is family), None)
         if own is not None:
@@ -64,18 +65,21 @@ def session_name(name: str, family: Family) -> str:
 
 
 def _family(
-    family: Family, source: str, speaker: BgpSpeaker, mine: list[Prefix], accepted: list[Prefix]
+    family: Family, source: str, speaker: BgpSpeaker, originated: list[Prefix], accepted: list[Prefix]
 ) -> Iterator[str]:
     digit, channel = _DIGIT[family], _CHANNEL[family]
     own = _set(p for p in speaker.own if family_of(p) is family)
     pods = _set(p for p in accepted if family_of(p) is family)
-    routes = " ".join(f"route {p} unreachable;" for p in mine if family_of(p) is family)
+    routes = " ".join(f"route {p} unreachable;" for p in originated if family_of(p) is family)
     yield f"filter to_kernel{digit} {{"
     yield f"  if source = RTS_BGP then {{ krt_prefsrc = {source}; accept; }}"
     yield "  reject;"
     yield "}"
     yield f"filter of_nodes{digit} {{ if net ~ {pods} && ! (net ~ {own}) then accept; reject; }}"
     yield f"filter of_routers{digit} {{ if net ~ {own} then reject; accept; }}"
+    mine = f'proto = "originated{digit}"'
+    yield f"filter to_routers{digit} {{ if {mine} then accept; reject; }}"
+    yield f"filter to_nodes{digit} {{ if {mine} && net ~ {own} then accept; reject; }}"
     yield f"protocol static originated{digit} {{ {channel}; {routes} }}"
     yield f"protocol kernel kernel{digit} {{"
     # After a restart what the kernel has stays until the peers have told everything again.
@@ -100,7 +104,8 @@ def _session(name: str, family: Family, source: str, speaker: BgpSpeaker, peer: 
     restart = f"on; graceful restart time {speaker.restart_s}" if speaker.restart_s else "off"
     yield f"  graceful restart {restart};"
     hop = "" if peer.on_link else " gateway recursive;"
-    yield f'  {channel} {{ import filter {wanted}; export where proto = "originated{digit}";{hop} }};'
+    told = f"to_nodes{digit}" if peer.node else f"to_routers{digit}"
+    yield f"  {channel} {{ import filter {wanted}; export filter {told};{hop} }};"
     yield "}"
 
 
