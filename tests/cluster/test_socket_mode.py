@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from podlane.errors import LabError
-from podlane.kernel.bpf import syscall
+from podlane.kernel.bpf import installation, syscall
 from podlane.lab import cgroups
 from podlane.lab.agents import fetch
 from podlane.lab.paths import LabPaths
@@ -212,6 +212,23 @@ def test_an_agent_that_is_killed_loses_nothing(site: Sockets) -> None:
         site.lab.kubectl("delete", "pod", "a", "--grace-period=0", "--force")
         assert stream.line() in ("Software caused connection abort", "b''", "Connection reset by peer")
     assert site.lab.exec("client", "curl", "-sS", f"http://{site.addresses()[0]}/hostname").stdout == "b"
+
+
+def test_pins_that_somebody_took_away_come_back(site: Sockets) -> None:
+    address = site.addresses()[0]
+    for what in ("link_connect4", "members", ""):  # a hook, a map, and the whole directory
+        before = kernel_objects(site.lab.name)
+        site.lab.node("node-2", "rm", "-r", f"/sys/fs/bpf/podlane/{what}")
+        until(lambda what=what, before=before: repaired(site, before, same=what == "members"))
+    assert site.lab.node("node-2", "curl", "-sS", f"http://{address}/hostname").stdout == "b"
+
+
+def repaired(site: Sockets, before: set[tuple[str, int]], *, same: bool) -> bool:
+    """same: a map is held by the agent, and pinned again; a link without a pin is gone."""
+    now = kernel_objects(site.lab.name)
+    pins = site.lab.node("node-2", "ls", "/sys/fs/bpf/podlane", check=False).stdout.split()
+    links = [each for each in now if each[0] == "link"]
+    return (now == before) is same and len(links) == 22 and sorted(pins) == sorted(installation.PINS)
 
 
 def test_back_in_mode_nftables_nothing_is_attached(site: Sockets) -> None:

@@ -539,6 +539,22 @@ def test_maps_grow_when_they_are_full(site: SocketSite, monkeypatch: pytest.Monk
     assert site.restart().operations == 0
 
 
+def test_pins_are_made_again_for_what_is_held(site: SocketSite) -> None:
+    """A driver that still runs has its maps: nothing in them is lost with their names."""
+    site.set(*web(Family.IPV4, "local-1"))
+    with connect(site, How(Family.IPV4, in_six=False)) as stream:
+        line(stream)
+        maps = map_ids(site)
+        for name in ("members", "connected", "link_connect4"):
+            (site.site.directory / name).unlink()
+        assert site.driver.resync(site.tables).operations == 1
+        assert map_ids(site) == maps
+        assert {path.name for path in site.site.directory.iterdir()} >= set(installation.PINS)
+        assert stream.getpeername() == (service_address(Family.IPV4), 80)
+        assert sum(site.driver.chosen().values()) == 1
+        assert site.restart().operations == 0
+
+
 def test_removal_leaves_nothing_and_connections_go_on(site: SocketSite) -> None:
     family, how = Family.IPV4, How(Family.IPV4, in_six=False)
     site.set(*web(family, "local-1"))

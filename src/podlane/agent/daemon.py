@@ -24,6 +24,7 @@ from podlane.agent.events import Events
 from podlane.agent.health_checks import HealthChecks
 from podlane.agent.monitor import OURS, Monitor
 from podlane.agent.options import AgentOptions
+from podlane.agent.pin_monitor import PinMonitor
 from podlane.agent.proxy import Proxy
 from podlane.agent.rebalancing import Rebalancing
 from podlane.agent.reconciler import Observation, Reconciler
@@ -129,6 +130,11 @@ class Agent:
                 }
             )
             stack.callback(ruleset.close)
+            if self._sockets is not None:
+                pins = PinMonitor(
+                    Path(self.options.bpf_dir), lambda: self.reconciler.request_resync(Table.SETS)
+                )
+                stack.callback(pins.close)
             for driver in self._drivers:
                 if isinstance(driver, HealthChecks):
                     stack.push_async_callback(driver.close)

@@ -37,6 +37,9 @@ _HOOKS: Final = {
     "release": (PROG_CGROUP_SOCK, 34),
 }
 
+PINS: Final = (*(f"link_{hook}" for hook in _HOOKS), *layout.SPECS)
+"""What is pinned in the directory."""
+
 
 class Site(NamedTuple):
     """Where: a directory for pins, and the cgroup v2 directory whose sockets are served."""
@@ -100,8 +103,14 @@ class Installation:
         self.maps = {}
 
     def open(self, rows: Mapping[str, int]) -> None:
-        """Take over the maps that are pinned, or make new ones with room for so many rows."""
+        """Take over the maps that are pinned, or make new ones with room for so many rows. Those that are
+        open already stay, and are pinned again where they are not."""
         bpffs.make(self.site.directory)
+        if self.maps:
+            for name, fd in self.maps.items():
+                if not self._fresh and not self._is_pinned(name, fd):
+                    syscall.pin(fd, self._path(name))
+            return
         found = {name: self._pinned(name) for name in layout.SPECS}
         there = {name: fd for name, fd in found.items() if fd is not None}
         if len(there) == len(found) and _fits(there):
@@ -173,6 +182,15 @@ class Installation:
             if link is not None:
                 os.close(link)
 
+    def _is_pinned(self, name: str, fd: int) -> bool:
+        there = self._pinned(name)
+        if there is None:
+            return False
+        try:
+            return syscall.map_info(there).id == syscall.map_info(fd).id
+        finally:
+            os.close(there)
+
     def _pinned(self, name: str) -> int | None:
         return syscall.pinned(self._path(name))
 
@@ -191,7 +209,7 @@ def remove(directory: Path) -> bool:
         if link is not None:
             syscall.detach(link)
             os.close(link)
-    for name in (*(f"link_{hook}" for hook in _HOOKS), *layout.SPECS):
+    for name in PINS:
         for path in (directory / name, directory / f"{name}_"):
             with suppress(FileNotFoundError):
                 path.unlink()

@@ -79,7 +79,6 @@ class SocketDriver:
         self._ready = False
         state = SocketState(self._config.ip_families)
         with self._maps:
-            self._installed.close()
             # Ten maps of a sized-up guess are better than one that grows ten times.
             self._installed.open(_rows(desired))
             cookie = layout.settings(self._cookie())
