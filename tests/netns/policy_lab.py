@@ -62,9 +62,9 @@ class Probe(NamedTuple):
 
 
 class PolicyLab:
-    def __init__(self, mode: str, pods: int = 6) -> None:
+    def __init__(self, mode: str, pods: int = 6, settings: Iterable[str] = ()) -> None:
         self.mode = mode
-        self.config = with_settings(NetworkConfig(), [f"link.mode={mode}"])
+        self.config = with_settings(NetworkConfig(), [f"link.mode={mode}", *settings])
         self.fds: dict[int | str, int] = {}
         self.count = pods
         self.compilers: dict[str, Compiler] = {}

@@ -103,6 +103,12 @@ class Services(Section, frozen=True):
         return tuple(map(prefix, self.node_port_addresses))
 
 
+class Policy(Section, frozen=True):
+    """cutEstablished: connections that policy denies by now are cut. Otherwise it decides on new ones."""
+
+    cut_established: bool = False
+
+
 class Fabric(Section, frozen=True):
     """The lab's underlay. racks: subnets of nodes, with a router between them."""
 
@@ -132,6 +138,7 @@ class NetworkConfig(Section, frozen=True):
     bgp: Bgp = Bgp()
     link: Link = Link()
     services: Services = Services()
+    policy: Policy = Policy()
     fabric: Fabric = Fabric()
 
     def _of(self, texts: list[str]) -> dict[Family, Prefix]:

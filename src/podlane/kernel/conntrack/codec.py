@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import struct
+import sys
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
@@ -26,13 +27,16 @@ from podlane.kernel.netlink import (
     u32,
 )
 from podlane.model.addresses import Address, Family, Protocol, family_of
+from podlane.model.marks import CONNTRACK_LABEL
 
 _SUBSYSTEM: Final = 1  # NFNL_SUBSYS_CTNETLINK
 _GET: Final = _SUBSYSTEM << 8 | 1
 _DELETE: Final = _SUBSYSTEM << 8 | 2
+_NEW: Final = _SUBSYSTEM << 8 | 0
 
 _ORIGINAL, _REPLY, _MARK, _ID, _ZONE, _MARK_MASK, _FILTER = 1, 2, 8, 12, 18, 21, 25  # CTA_*
 _STATUS, _PROTOCOL_INFO, _TIMEOUT, _COUNTS_ORIGINAL, _COUNTS_REPLY, _STATUS_MASK = 3, 4, 7, 9, 10, 26
+_LABELS, _LABELS_MASK, _LABEL_BYTES = 22, 23, 16
 _PACKETS, _BYTES = 1, 2  # CTA_COUNTERS_*
 _INFO_TCP, _TCP_STATE = 1, 1  # CTA_PROTOINFO_TCP, CTA_PROTOINFO_TCP_STATE
 _TUPLE_IP, _TUPLE_PROTOCOL = 1, 2
@@ -58,6 +62,8 @@ _TCP_STATES: Final = (
     "CLOSE",
     "SYN_SENT2",
 )
+
+CUT: Final = CONNTRACK_LABEL[0].mask
 
 _NFGENMSG = struct.Struct("!BBH")
 
@@ -93,6 +99,12 @@ class Entry(NamedTuple):
     timeout_s: int = 0
     sent: Counts = Counts()
     answered: Counts = Counts()
+    labels: int = 0
+
+    @property
+    def is_cut(self) -> bool:
+        """Policy has cut the flow."""
+        return bool(self.labels & CUT)
 
     @property
     def half_open(self) -> bool:
@@ -154,6 +166,21 @@ def delete(entry: Entry) -> Request:
     return Request(_DELETE, 0, body + attribute(_ID, be32(entry.id)), f"delete flow {entry.original}")
 
 
+def label(entry: Entry, *, cut: bool) -> Request:
+    """Sets or clears what says that the flow is cut."""
+    family = family_of(entry.original.source)
+    body = _NFGENMSG.pack(family.af, 0, 0) + nested(_ORIGINAL, *_pack(entry.original))
+    if entry.zone:
+        body += attribute(_ZONE, be16(entry.zone))
+    body += attribute(_LABELS, label_bytes(CUT if cut else 0)) + attribute(_LABELS_MASK, label_bytes(CUT))
+    return Request(_NEW, 0, body, f"{'cut' if cut else 'allow'} flow {entry.original}")
+
+
+def label_bytes(bits: int) -> bytes:
+    """Labels as the kernel has them: words of the host's order."""
+    return bits.to_bytes(_LABEL_BYTES, sys.byteorder)
+
+
 def _pack(which: Tuple) -> Iterator[bytes]:
     first = _SOURCE[family_of(which.source)]
     ends = attribute(first, which.source.packed), attribute(first + 1, which.destination.packed)
@@ -184,6 +211,7 @@ def unpack(message: Message) -> Entry | None:
         _number(found, _TIMEOUT),
         _counts(found.get(_COUNTS_ORIGINAL)),
         _counts(found.get(_COUNTS_REPLY)),
+        int.from_bytes(found.get(_LABELS, b""), sys.byteorder),
     )
 
 

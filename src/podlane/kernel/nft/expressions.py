@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from typing import Final
 
+from podlane.kernel.conntrack import codec as conntrack
 from podlane.kernel.netlink import attribute, be32, nested, text
 from podlane.model.addresses import Family
 
@@ -23,7 +24,8 @@ LINK, NETWORK, TRANSPORT = 0, 1, 2  # NFT_PAYLOAD_*_HEADER
 
 _PROTOCOL, _IIFNAME, _OIFNAME, _L4PROTO = 1, 6, 7, 16  # NFT_META_*
 _EQUAL, _NOT_EQUAL = 0, 1  # NFT_CMP_*
-_STATE: Final = 0  # NFT_CT_STATE
+_STATE, _LABELS = 0, 13  # NFT_CT_*
+_TCP_RESET: Final = 1  # NFT_REJECT_TCP_RST
 _ESTABLISHED, _RELATED = 2, 4  # NF_CT_STATE_BIT
 
 NAME_WORDS: Final = 4  # a link's name: 16 bytes
@@ -124,6 +126,24 @@ def established() -> bytes:
     wanted = masked(struct.pack("=I", _ESTABLISHED | _RELATED))
     some = expression("cmp", number(1, REGISTER), number(2, _NOT_EQUAL), data(3, bytes(4)))
     return state + wanted + some
+
+
+def cut() -> bytes:
+    """The conntrack label says that policy has cut the flow."""
+    label = expression("ct", number(1, REGISTER), number(2, _LABELS))
+    some = expression("cmp", number(1, REGISTER), number(2, _NOT_EQUAL), data(3, bytes(16)))
+    return label + masked(conntrack.label_bytes(conntrack.CUT)) + some
+
+
+def names_labels() -> bytes:
+    """Sets a flow's labels to what they are. That there is such a rule makes room for labels in new flows."""
+    load = expression("ct", number(1, REGISTER), number(2, _LABELS))
+    return load + expression("ct", number(4, REGISTER), number(2, _LABELS))
+
+
+def reset() -> bytes:
+    """reject with tcp reset"""
+    return expression("reject", number(1, _TCP_RESET), attribute(2, bytes(1)))
 
 
 def member(set_: str, register: int = REGISTER) -> bytes:

@@ -14,12 +14,14 @@ others go on.
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from podlane.compile.tables import Table
 from podlane.delta import Delta, delta
 from podlane.errors import KernelError, KernelNotFoundError
+from podlane.kernel.conntrack.cutter import Cutter
 from podlane.kernel.driver import Failure, Report
 from podlane.kernel.netlink import NETLINK_NETFILTER, Netlink, Request
 from podlane.kernel.nft import codec, ruleset
@@ -44,8 +46,12 @@ class PolicyDriver:
     def __init__(self, config: NetworkConfig, netns_fd: int | None = None) -> None:
         self._families = tuple(config.ip_families)
         self._bridge = config.link.bridge if config.link.mode is LinkMode.BRIDGE else ""
+        self._cuts = config.policy.cut_established
         self._netlink = Netlink(NETLINK_NETFILTER, netns_fd)
-        self._state = PolicyState(self._families, self._bridge)
+        self._state = self._fresh()
+        self._rows: dict[Table, dict[Any, Any]] = {table: {} for table in TABLES}
+        self._rows_turn = threading.Lock()
+        self.cutter = Cutter(self._copy_rows, netns_fd) if self._cuts else None
         self._ready = False
 
     @property
@@ -53,25 +59,51 @@ class PolicyDriver:
         return TABLES
 
     def close(self) -> None:
+        if self.cutter is not None:
+            self.cutter.close()
         self._netlink.close()
+
+    def _fresh(self) -> PolicyState:
+        return PolicyState(self._families, self._bridge, cuts=self._cuts)
+
+    def _copy_rows(self) -> dict[Table, dict[Any, Any]]:
+        with self._rows_turn:
+            return {table: dict(rows) for table, rows in self._rows.items()}
+
+    def _look_at_flows(self, changes: Mapping[Table, Delta[Any, Any]]) -> None:
+        """What policy denies by now is cut, on the cutter's own thread."""
+        if self.cutter is None:
+            return
+        with self._rows_turn:
+            for table, change in changes.items():
+                rows = self._rows[table]
+                for key in change.removed:
+                    rows.pop(key, None)
+                rows.update(change.added)
+                rows.update((key, each.new) for key, each in change.changed.items())
+        self.cutter.look()
 
     def prepare(self) -> None:
         """Make sure that a skeleton is there: unknown pods' packets are dropped from now on.
 
         A table that is there is left as it is: it knows pods. Raises KernelError.
         """
-        empty = PolicyState(self._families, self._bridge)
+        empty = self._fresh()
         missing = [family for family in empty.tables if not self._exists(family)]
         if missing:
             self._replace(empty, missing)
 
     def resync(self, desired: Mapping[Table, Mapping[Any, Any]]) -> Report:
         """Read the kernel and repair by difference. 0 operations when it agrees."""
-        self._state = PolicyState(self._families, self._bridge)
-        self._state.put({table: delta(desired.get(table, {}), {}) for table in TABLES})
+        self._state = self._fresh()
+        everything = {table: delta(desired.get(table, {}), {}) for table in TABLES}
+        self._state.put(everything)
         self._state.take()
         report = self._repair()
         self._ready = True
+        with self._rows_turn:
+            self._rows = {table: {} for table in TABLES}
+        self._look_at_flows(everything)
         return report
 
     def apply(self, changes: Mapping[Table, Delta[Any, Any]]) -> Report:
@@ -82,19 +114,21 @@ class PolicyDriver:
         self._state.put(changes)
         taken = self._state.take()
         if not taken:
+            self._look_at_flows(changes)
             return Report()
         steps = ruleset.steps(TABLE, taken, specs | self._state.image.sets)
         try:
-            if not self._commit(steps):
-                return Report(len(taken))
+            report = None if self._commit(steps) else Report(len(taken))
         except KernelError:
-            pass  # what was refused is found by the repair
-        return self._repair()
+            report = None  # what was refused is found by the repair
+        report = report or self._repair()
+        self._look_at_flows(changes)
+        return report
 
     def _apply_early(self, changes: Mapping[Table, Delta[Any, Any]]) -> Report:
         """Links that policy has nothing to do with, before it is known what else is there. The resync that
         comes finds their elements, as it finds those of an earlier life."""
-        state = PolicyState(self._families, self._bridge)
+        state = self._fresh()
         state.put(changes)
         taken = state.take()
         refused = self._commit(ruleset.steps(TABLE, taken, state.image.sets))

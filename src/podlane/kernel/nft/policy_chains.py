@@ -46,7 +46,7 @@ from podlane.model.addresses import Address, Family, Protocol, family_of
 TABLE: Final = "podlane-policy"
 
 EGRESS, INGRESS, SELF, LINKS = "egress", "ingress", "self", "links"
-FROM_PODS, TO_PODS = "from-pods", "to-pods"
+FROM_PODS, TO_PODS, CUT = "from-pods", "to-pods", "cut"
 SOURCES: Final = {Family.IPV4: "sources-ip", Family.IPV6: "sources-ip6"}
 CHECK, DISCOVERY, PREROUTING = "check-source", "discovery", "prerouting"
 
@@ -99,7 +99,22 @@ def skeleton_sets(family: Family, bridge: str) -> dict[str, Contents]:
     }
 
 
-def skeleton_chains(family: Family, bridge: str) -> dict[str, Chain]:
+def skeleton_chains(family: Family, bridge: str, *, cuts: bool = False) -> dict[str, Chain]:
+    """cuts: flows with the label are cut, and there is room for it in every flow."""
+    found = _skeleton_chains(family, bridge)
+    if not cuts:
+        return found
+    base = found[EGRESS]
+    first = rule("policy has cut the flow", nft.cut(), nft.end(nft.GOTO, CUT))
+    tcp = nft.l4proto() + nft.equal(bytes([Protocol.TCP.number]))
+    return found | {
+        EGRESS: Chain((first, *base.rules), base.hook),
+        CUT: Chain((rule("reset", tcp, nft.counter(), nft.reset()), rule("cut", *_DROP))),
+        "labels": Chain((rule("makes room for labels", nft.names_labels()),)),
+    }
+
+
+def _skeleton_chains(family: Family, bridge: str) -> dict[str, Chain]:
     passing = rule("of an allowed flow", nft.established(), nft.end(nft.ACCEPT))
     egress, ingress = Hook(_FORWARD, _FILTER - 2), Hook(_FORWARD, _FILTER - 1)
     if bridge:

@@ -41,9 +41,10 @@ class _Counted(NamedTuple):
 
 
 class PolicyState:
-    """bridge: "" for routed links. `image` is what the kernel should hold."""
+    """bridge: "" for routed links. cuts: flows may be cut. `image` is what the kernel should hold."""
 
-    def __init__(self, families: Iterable[Family], bridge: str = "") -> None:
+    def __init__(self, families: Iterable[Family], bridge: str = "", *, cuts: bool = False) -> None:
+        self._cuts = cuts
         self.families = tuple(families)
         self.bridge = bridge
         self.image = Image()
@@ -73,7 +74,7 @@ class PolicyState:
     def _skeleton(self) -> Iterator[tuple[TableFamily, dict[str, Contents], dict[str, Chain]]]:
         for family in self.families:
             sets = chains.skeleton_sets(family, self.bridge)
-            yield family, sets, chains.skeleton_chains(family, self.bridge)
+            yield family, sets, chains.skeleton_chains(family, self.bridge, cuts=self._cuts)
         if self.bridge:
             yield BRIDGE, chains.bridge_sets(), chains.bridge_chains()
 
