@@ -16,7 +16,7 @@ from podlane.observe.explain import explain
 from podlane.observe.explanation import Explanation, Outcome, Stage
 from podlane.observe.targets import parse_destination, parse_source
 from podlane.observe.text import explanation_lines
-from tests.unit.observed_cluster import OUTSIDE, WEB1, objects, pod, service, slices
+from tests.unit.observed_cluster import CLIENT, OUTSIDE, WEB1, WEB2, objects, pod, service, slices
 
 
 def told(
@@ -234,3 +234,34 @@ def test_in_mode_socket_what_is_not_held_is_told_with_the_reason(source: str) ->
     else:
         assert way.verdict is Outcome.REFUSED
         assert "nftables, not the socket: refusing and dropping is nftables' part" in detail
+
+
+def annotated(name: str, **notes: str) -> Object:
+    found = service(name, 95)
+    annotations = {f"podlane.dev/{key}": text for key, text in notes.items()}
+    return replace(found, metadata=replace(found.metadata, annotations=annotations))
+
+
+@pytest.mark.parametrize("family", list(Family))
+def test_the_endpoint_that_a_clients_hash_gives_is_named(family: Family) -> None:
+    hashed = [annotated("hashed", balancing="maglev"), *slices("hashed", 80, WEB1, WEB2)]
+    found = stage(told("pod/client", "svc/hashed", hashed, family), "service")
+    assert "one of 2 endpoints by maglev of its client's address" in found.detail
+    texts = [row.text for row in found.rows if row.table == "endpoints"]
+    assert sum("the hash of the client's address falls here" in text for text in texts) == 1
+    assert sum("for other clients" in text for text in texts) == 1
+
+
+def test_weights_are_told_and_who_has_none() -> None:
+    weighed = [
+        annotated("weighed", weights="web-1=3, web-2=1, *=0"),
+        *slices("weighed", 80, WEB1, WEB2, CLIENT),
+    ]
+    found = stage(told("pod/client", "svc/weighed", weighed), "service")
+    texts = [row.text for row in found.rows if row.table == "endpoints"]
+    assert [text.rpartition(": ")[2] for text in texts] == [
+        "its weight is 0",
+        "may be chosen, weight 3 of 4",
+        "may be chosen, weight 1 of 4",
+    ]
+    assert "by chance" in found.detail
