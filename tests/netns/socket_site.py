@@ -5,9 +5,11 @@ A socket belongs to the cgroup its process was in when it was made, so clients m
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 
 from podlane.compile.engine import compile_node
 from podlane.compile.tables import Table
-from podlane.delta import delta
+from podlane.delta import Delta, delta
 from podlane.kernel import cgroups, mounts, netns
 from podlane.kernel.bpf import bpffs, installation
 from podlane.kernel.bpf.installation import Site
@@ -25,10 +27,14 @@ from podlane.kernel.nft.services import ServicesDriver
 from podlane.model.addresses import Address, Family
 from podlane.model.config import NetworkConfig
 from podlane.model.objects import Object
-from tests.netns.service_lab import PLANS, ServiceLab
-from tests.netns.test_services import node
+from tests.netns.service_lab import PLANS, Answer, ServiceLab
+from tests.netns.test_services import node, piece, service
 
 CONFIG = NetworkConfig()
+STREAM, DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
+
+
+Changes = dict[Table, Delta[Any, Any]]
 
 
 class SocketSite:
@@ -62,17 +68,22 @@ class SocketSite:
 
     def set(self, *objects: Object, wait: bool = True) -> Report:
         """One generation that leads to exactly these services and slices. wait: for what ends by it."""
-        nodes = [node("node-1", "node", 1), node("node-2", "peer", 2)]
-        old, self.tables = self.tables, compile_node([*nodes, *objects], node="node-1", config=CONFIG)
-        changes = {t: delta(self.tables[t], old.get(t, {})) for t in self.driver.tables}
-        changes = {t: d for t, d in changes.items() if d}
+        changes = self.know(*objects)
         report = self.driver.apply(changes)
         assert report.failures == ()
-        assert self.nft.apply(changes).failures == ()
         if wait:
             assert self.nft.sweeper.wait()
             assert self.driver.ending.wait()
         return report
+
+    def know(self, *objects: Object) -> Changes:
+        """The same while no agent is there that would tell the socket driver."""
+        nodes = [node("node-1", "node", 1), node("node-2", "peer", 2)]
+        old, self.tables = self.tables, compile_node([*nodes, *objects], node="node-1", config=CONFIG)
+        changes = {t: delta(self.tables[t], old.get(t, {})) for t in self.nft.tables}
+        changes = {t: d for t, d in changes.items() if d}
+        assert self.nft.apply(changes).failures == ()
+        return changes
 
     def socket(self, name: str, family: int, kind: int) -> socket.socket:
         """Of a process of this node."""
@@ -104,3 +115,70 @@ def scratch(directory: Path, lab: ServiceLab) -> Iterator[Site]:
 
 def service_address(family: Family, number: int = 10) -> str:
     return PLANS[family].services.format(number)
+
+
+@contextmanager
+def running(lab: ServiceLab, directory: Path) -> Iterator[SocketSite]:
+    with scratch(directory, lab) as place:
+        site = SocketSite(lab, place)
+        try:
+            site.start()
+            yield site
+        finally:
+            site.close()
+
+
+# --- clients --------------------------------------------------------------------------------------
+
+
+class How:
+    """A way to reach an address: the socket's family, and the address as that family writes it."""
+
+    def __init__(self, family: Family, *, in_six: bool) -> None:
+        self.family = family
+        self.af = socket.AF_INET6 if in_six or family is Family.IPV6 else socket.AF_INET
+        self._prefix = "::ffff:" if in_six and family is Family.IPV4 else ""
+
+    def __call__(self, where: str, port: int = 80) -> tuple[str, int]:
+        return self._prefix + where, port
+
+
+HOWS = {
+    "IPv4": How(Family.IPV4, in_six=False),
+    "IPv6": How(Family.IPV6, in_six=True),
+    "IPv4 by an IPv6 socket": How(Family.IPV4, in_six=True),
+}
+
+
+def web(family: Family, *names: str, number: int = 10, **spec: Any) -> tuple[Any, Any]:
+    plan, owner = PLANS[family], f"web-{number}"
+    made = service(plan, family, owner, number, **spec)
+    return made, piece(plan, family, *names, owner=owner)
+
+
+def line(stream: socket.socket) -> Answer:
+    data = b""
+    while not data.endswith(b"\n"):
+        data += stream.recv(4096)
+    return Answer(*json.loads(data))
+
+
+def connect(
+    site: SocketSite, how: How, name: str = "client", where: str = "", port: int = 80
+) -> socket.socket:
+    made = site.socket(name, how.af, STREAM)
+    made.connect(how(where or service_address(how.family), port))
+    return made
+
+
+def asked(site: SocketSite, how: How, name: str = "client", where: str = "", port: int = 80) -> Answer:
+    with connect(site, how, name, where, port) as stream:
+        return line(stream)
+
+
+def services_of(site: SocketSite) -> Counter[tuple[str, str]]:
+    """What is kept with sockets: (service or "", endpoint's address)"""
+    return Counter(
+        (use.list.service if use.list else "", str(use.seen.bound.backend.address))
+        for use in site.driver.uses()
+    )

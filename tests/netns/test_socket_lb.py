@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
-import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from podlane.compile import socket_lb
-from podlane.compile.tables import Backend, NodePortKey, SetName, Table
-from podlane.delta import delta
-from podlane.kernel import cgroups
-from podlane.kernel.bpf import elf, installation, layout, syscall
-from podlane.kernel.bpf.sockets import SocketDriver
-from podlane.model.addresses import Family, Protocol, address
+from podlane.kernel.bpf import layout
+from podlane.model.addresses import Family, address
 from podlane.model.objects import ClientIPConfig, LoadBalancerIngress, SessionAffinityConfig
 from tests.netns.service_lab import PLANS, PODS, PORT, Answer, ServiceLab, service_lab
-from tests.netns.socket_site import SocketSite, scratch, service_address
-from tests.netns.test_services import NODE_PORT, piece, service
-from tests.property.service_tables import Tables, tables
-
-STREAM, DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
-EMPTY: Tables = {Table.SETS: {}, Table.BACKENDS: {}, Table.FRONTENDS: {}, Table.NODE_PORTS: {}}
+from tests.netns.socket_site import (
+    DATAGRAM,
+    HOWS,
+    STREAM,
+    How,
+    SocketSite,
+    asked,
+    connect,
+    line,
+    running,
+    service_address,
+    services_of,
+    web,
+)
+from tests.netns.test_services import NODE_PORT
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +37,9 @@ def lab() -> Iterator[ServiceLab]:
 
 
 @pytest.fixture
-def site(lab: ServiceLab, tmp_path: Any) -> Iterator[SocketSite]:
-    with scratch(tmp_path / "bpf", lab) as place:
-        site = SocketSite(lab, place)
-        try:
-            site.start()
-            yield site
-        finally:
-            site.close()
+def site(lab: ServiceLab, tmp_path: Path) -> Iterator[SocketSite]:
+    with running(lab, tmp_path / "bpf") as site:
+        yield site
 
 
 @pytest.fixture(params=list(Family))
@@ -57,62 +48,9 @@ def family(request: pytest.FixtureRequest) -> Family:
     return found
 
 
-class How:
-    """A way to reach an address: the socket's family, and the address as that family writes it."""
-
-    def __init__(self, family: Family, *, in_six: bool) -> None:
-        self.family = family
-        self.af = socket.AF_INET6 if in_six or family is Family.IPV6 else socket.AF_INET
-        self._prefix = "::ffff:" if in_six and family is Family.IPV4 else ""
-
-    def __call__(self, where: str, port: int = 80) -> tuple[str, int]:
-        return self._prefix + where, port
-
-
-HOWS = {
-    "IPv4": How(Family.IPV4, in_six=False),
-    "IPv6": How(Family.IPV6, in_six=True),
-    "IPv4 by an IPv6 socket": How(Family.IPV4, in_six=True),
-}
-
-
 @pytest.fixture(params=list(HOWS))
 def how(request: pytest.FixtureRequest) -> How:
     return HOWS[request.param]
-
-
-def web(family: Family, *names: str, number: int = 10, **spec: Any) -> tuple[Any, Any]:
-    plan, owner = PLANS[family], f"web-{number}"
-    made = service(plan, family, owner, number, **spec)
-    return made, piece(plan, family, *names, owner=owner)
-
-
-def line(stream: socket.socket) -> Answer:
-    data = b""
-    while not data.endswith(b"\n"):
-        data += stream.recv(4096)
-    return Answer(*json.loads(data))
-
-
-def connect(
-    site: SocketSite, how: How, name: str = "client", where: str = "", port: int = 80
-) -> socket.socket:
-    made = site.socket(name, how.af, STREAM)
-    made.connect(how(where or service_address(how.family), port))
-    return made
-
-
-def asked(site: SocketSite, how: How, name: str = "client", where: str = "", port: int = 80) -> Answer:
-    with connect(site, how, name, where, port) as stream:
-        return line(stream)
-
-
-def services_of(site: SocketSite) -> Counter[tuple[str, str]]:
-    """What is kept with sockets: (service or "", endpoint's address)"""
-    return Counter(
-        (use.list.service if use.list else "", str(use.seen.bound.backend.address))
-        for use in site.driver.uses()
-    )
 
 
 # --- what connects --------------------------------------------------------------------------------
@@ -343,328 +281,3 @@ def test_affinity_keeps_a_client_until_its_endpoint_goes(site: SocketSite, famil
     left = [name for name in ("local-1", "local-2", "remote") if name != chosen]
     site.set(*web(family, *left, **sticky))
     assert {asked(site, how).server for _ in range(12)} < set(left)
-
-
-# --- life -----------------------------------------------------------------------------------------
-
-
-def test_a_driver_that_is_killed_leaves_everything_and_finds_it_again(site: SocketSite) -> None:
-    family = Family.IPV4
-    how = How(family, in_six=False)
-    site.set(*web(family, "local-1"))
-    with connect(site, how) as before, site.socket("client", how.af, DATAGRAM) as loose:
-        line(before)
-        loose.sendto(b"?", how(service_address(family)))
-        loose.recv(4096)
-        site.driver.close()
-        # Nobody is there, and still they come.
-        assert asked(site, how).server == "local-1"
-        loose.sendto(b"?", how(service_address(family)))
-        assert loose.recvfrom(4096)[1] == how(service_address(family))
-        links = link_programs(site)
-        report = site.restart()
-        assert report.operations == 0
-        assert report.failures == ()
-        assert link_programs(site) == links
-        assert before.getpeername() == how(service_address(family))
-        before.sendall(b"x")
-        assert before.recv(1) == b"x"
-        assert sum(site.driver.chosen().values()) == 4 - 1  # two streams, one socket of datagrams
-
-
-def link_programs(site: SocketSite) -> dict[str, int]:
-    found = {}
-    for path in site.site.directory.glob("link_*"):
-        fd = syscall.pinned(str(path))
-        assert fd is not None
-        found[path.name] = syscall.link_info(fd).program
-        os.close(fd)
-    assert len(found) == 11
-    return found
-
-
-def test_what_went_while_nobody_was_there_ends_at_the_start(site: SocketSite) -> None:
-    family = Family.IPV4
-    how = How(family, in_six=False)
-    site.set(*web(family, "local-1"), *web(family, "local-1", number=11))
-    with connect(site, how) as gone, connect(site, how, where=service_address(family, 11)) as kept:
-        line(gone), line(kept)
-        site.driver.close()
-        other = SocketSite.__new__(SocketSite)  # compiles, and has no driver that would hear of it
-        other.__dict__.update(site.__dict__)
-        other.driver = Deaf()  # type: ignore[assignment]
-        other.set(*web(family, "local-2"))
-        site.tables = other.tables
-        site.restart()
-        assert site.driver.ending.wait()
-        with pytest.raises(ConnectionAbortedError):
-            gone.recv(4096)
-        kept.sendall(b"x")  # of a service that is gone it is not known
-        assert kept.recv(1) == b"x"
-        assert asked(site, how).server == "local-2"
-
-
-class Deaf:
-    tables = (Table.SETS, Table.BACKENDS, Table.FRONTENDS, Table.NODE_PORTS)
-
-    class ending:
-        @staticmethod
-        def wait() -> bool:
-            return True
-
-    @staticmethod
-    def apply(changes: Any) -> Any:
-        class report:
-            failures = ()
-
-        return report
-
-
-def test_other_programs_and_maps_are_exchanged_in_place(
-    site: SocketSite, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    family = Family.IPV4
-    how = How(family, in_six=False)
-    site.set(*web(family, "local-1"))
-    links = link_programs(site)
-    with connect(site, how) as before:
-        line(before)
-        # Another layout: new maps, filled before the links run programs that use them.
-        monkeypatch.setattr(layout, "LAYOUT", layout.LAYOUT + 1)
-        assert site.restart().failures == ()
-        changed = link_programs(site)
-        assert all(changed[name] != links[name] for name in links)
-        assert asked(site, how).server == "local-1"
-        before.sendall(b"x")
-        assert before.recv(1) == b"x"
-    assert site.restart().operations == 0
-    # A link whose pin somebody took away is made anew.
-    (site.site.directory / "link_connect4").unlink()
-    assert site.restart().operations == 1
-    assert asked(site, how).server == "local-1"
-    assert site.driver.chosen()
-
-
-def test_a_program_of_another_version_is_exchanged_and_maps_stay(
-    site: SocketSite, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    how = How(Family.IPV4, in_six=False)
-    site.set(*web(Family.IPV4, "local-1"))
-    with connect(site, how) as stream:
-        line(stream)
-        links, maps = link_programs(site), map_ids(site)
-        # r0 = 1; exit: a hook that lets everything go on.
-        other = elf.Code(bytes.fromhex("b700000001000000" + "9500000000000000"), ())
-        original = elf.programs
-
-        def programs(image: bytes) -> dict[str, elf.Code]:
-            return original(image) | {"bind4": other}
-
-        with monkeypatch.context() as patched:
-            patched.setattr(elf, "programs", programs)
-            assert site.restart().operations == 1
-        changed = {name for name, program in link_programs(site).items() if program != links[name]}
-        assert changed == {"link_bind4"}
-        assert site.restart().operations == 1  # and back again
-        assert map_ids(site) == maps
-        assert stream.getpeername() == how(service_address(Family.IPV4))
-        assert sum(site.driver.chosen().values()) == 1
-
-
-def map_ids(site: SocketSite) -> dict[str, int]:
-    return {name: syscall.map_info(fd).id for name, fd in site.driver._installed.maps.items()}
-
-
-def test_no_new_connection_is_lost_while_everything_changes(
-    site: SocketSite, family: Family, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Endpoints come and go, maps grow, agents die and upgrade: who connects is answered each time."""
-    lists = [("local-1", "local-2", "remote"), ("local-2",), ("remote", "local-2"), ("local-2", "local-1")]
-    site.set(*web(family, *lists[0]))
-    how, plan = How(family, in_six=False), PLANS[family]
-    site.kept = frozenset(map(address, (plan.pod(5), plan.pod(6), plan.remote)))
-    failed: list[BaseException] = []
-    made = Counter[str]()
-    stop = threading.Event()
-
-    def ask() -> None:
-        try:
-            while not stop.is_set():
-                made[site.lab.ask("client", *how(service_address(family))).server] += 1
-                made[site.lab.ask("client", *how(service_address(family)), Protocol.UDP).server] += 1
-        except BaseException as error:
-            failed.append(error)
-
-    with cgroups.joined(site.site.cgroup):
-        asking = threading.Thread(target=ask)
-        asking.start()
-        try:
-            for round_ in range(20):
-                others = [e for n in range(20, 20 + round_ % 7) for e in web(family, "remote", number=n)]
-                site.set(*web(family, *lists[round_ % len(lists)]), *others, wait=False)
-                time.sleep(0.01)
-                if round_ % 6 == 5:
-                    monkeypatch.setattr(layout, "LAYOUT", layout.LAYOUT + round_ % 4)
-                    assert site.restart().failures == ()
-                if round_ % 8 == 7:
-                    with site.driver._maps:
-                        site.driver._installed.grow(layout.BACKENDS)
-        finally:
-            stop.set()
-            asking.join()
-    assert failed == []
-    assert made["local-2"] > 10  # which is in every list
-    before = sum(site.driver.chosen().values())
-    asked(site, how)
-    assert sum(site.driver.chosen().values()) == before + 1
-
-
-def test_maps_grow_when_they_are_full(site: SocketSite, monkeypatch: pytest.MonkeyPatch) -> None:
-    site.close()
-    small = {
-        name: spec._replace(entries=2) if name in layout.DESIRED else spec
-        for name, spec in layout.SPECS.items()
-    }
-    monkeypatch.setattr(layout, "SPECS", small)
-    site.__init__(site.lab, site.site)  # type: ignore[misc]
-    site.start()
-    family, how = Family.IPV4, How(Family.IPV4, in_six=False)
-    for count in (1, 5, 9):
-        wanted = [each for n in range(10, 10 + count) for each in web(family, "local-1", "remote", number=n)]
-        site.set(*wanted)
-        for number in range(10, 10 + count):
-            assert asked(site, how, where=service_address(family, number)).server in ("local-1", "remote")
-    assert sum(site.driver.chosen().values()) == 15
-    says(site.driver, site.tables)
-    assert site.restart().operations == 0
-
-
-def test_pins_are_made_again_for_what_is_held(site: SocketSite) -> None:
-    """A driver that still runs has its maps: nothing in them is lost with their names."""
-    site.set(*web(Family.IPV4, "local-1"))
-    with connect(site, How(Family.IPV4, in_six=False)) as stream:
-        line(stream)
-        maps = map_ids(site)
-        for name in ("members", "connected", "link_connect4"):
-            (site.site.directory / name).unlink()
-        assert site.driver.resync(site.tables).operations == 1
-        assert map_ids(site) == maps
-        assert {path.name for path in site.site.directory.iterdir()} >= set(installation.PINS)
-        assert stream.getpeername() == (service_address(Family.IPV4), 80)
-        assert sum(site.driver.chosen().values()) == 1
-        assert site.restart().operations == 0
-
-
-def test_removal_leaves_nothing_and_connections_go_on(site: SocketSite) -> None:
-    family, how = Family.IPV4, How(Family.IPV4, in_six=False)
-    site.set(*web(family, "local-1"))
-    with connect(site, how) as stream:
-        line(stream)
-        assert installation.remove(site.site.directory)
-        assert not installation.remove(site.site.directory)
-        assert not [path for path in site.site.directory.iterdir() if not path.name.endswith(".debug")]
-        stream.sendall(b"x")
-        assert stream.recv(1) == b"x"
-        assert stream.getpeername() == (PLANS[family].pod(5), PORT)
-    assert asked(site, how).server == "local-1"  # by nftables
-    assert sum(site.driver.chosen().values()) == 1
-
-
-def test_what_cannot_be_is_refused_by_name_and_with_what_works() -> None:
-    """Here for want of rights, as a kernel without the feature would."""
-    script = "from podlane.kernel.bpf import installation; installation.require()"
-    caps = "-sys_admin,-bpf,-perfmon,-net_admin"
-    command = ["setpriv", f"--bounding-set={caps}", sys.executable, "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode
-    assert "services.mode=socket: this kernel refuses (create BPF map" in done.stderr
-    assert "services.mode=nftables works without" in done.stderr
-
-
-# --- maps and tables ------------------------------------------------------------------------------
-
-
-def wanted(desired: Any) -> dict[Any, Any]:
-    """(address or family, protocol, port) -> endpoints and timeout, as the tables say; only what is held."""
-    found = {}
-    for table in (Table.FRONTENDS, Table.NODE_PORTS):
-        for key, row in desired[table].items():
-            at = socket_lb.at_socket(key.protocol, row, desired[Table.BACKENDS])
-            if at.list is not None:
-                place = key.family if isinstance(key, NodePortKey) else key.address
-                row = desired[Table.BACKENDS][at.list]
-                found[place, key.protocol, key.port] = Counter(row.backends), row.affinity_timeout_s
-    return found
-
-
-def read(driver: SocketDriver) -> tuple[dict[Any, Any], set[Any]]:
-    """The same from the kernel's maps, and the node's addresses; members are checked on the way."""
-    maps = {name: driver._installed.read(name) for name in layout.DESIRED}
-    lists = {}
-    for key, head in maps[layout.LISTS].items():
-        count, timeout_s = int.from_bytes(head[:4], "little"), int.from_bytes(head[4:], "little")
-        ends = [maps[layout.BACKENDS].pop(key + i.to_bytes(8, "little")) for i in range(count)]
-        for end in set(ends):
-            del maps[layout.MEMBERS][key + end + bytes(4)]
-        lists[key] = Counter(layout.unpack_end(each) for each in ends), timeout_s
-    assert maps[layout.BACKENDS] == maps[layout.MEMBERS] == {}
-    found: dict[Any, Any] = {}
-    protocols = {6: Protocol.TCP, 17: Protocol.UDP}
-    for key, number in maps[layout.FRONTENDS].items():
-        where = layout.unpack_end(key[:18] + bytes(2))
-        found[where.address, protocols[key[18]], where.port] = lists[number]
-    for key, number in maps[layout.NODE_PORTS].items():
-        family = {4: Family.IPV4, 6: Family.IPV6}[key[0]]
-        found[family, protocols[key[1]], int.from_bytes(key[2:], "big")] = lists[number]
-    return found, {layout.unpack_end(key + bytes(4)).address for key in maps[layout.NODE_ADDRESSES]}
-
-
-def says(driver: SocketDriver, desired: Any) -> None:
-    found, addresses = read(driver)
-    assert found == wanted(desired)
-    rows = (row for row in desired[Table.SETS] if row.set is SetName.NODE_PORT_IPS)
-    assert addresses == {row.value.network_address for row in rows if row.value.num_addresses == 1}
-
-
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(history=st.lists(tables(), min_size=1, max_size=4), again=st.booleans())
-def test_maps_say_the_tables_after_any_history(site: SocketSite, history: list[Tables], again: bool) -> None:
-    driver = site.driver
-    driver.resync(EMPTY)
-    last = EMPTY
-    for desired in history:
-        changes = {t: delta(desired[t], last[t]) for t in EMPTY}
-        assert driver.apply({t: d for t, d in changes.items() if d}).failures == ()
-        says(driver, desired)
-        last = desired
-    # Fresh equals incremental: what a start finds is what it wants.
-    assert driver.resync(last).operations == 0
-    says(driver, last)
-    if again:
-        says_nothing = driver.resync(EMPTY)
-        assert says_nothing.failures == ()
-        says(driver, EMPTY)
-
-
-def test_a_cgroup_that_is_another_one_is_attached_to(site: SocketSite) -> None:
-    site.set(*web(Family.IPV4, "local-1"))
-    how = How(Family.IPV4, in_six=False)
-    other = site.site.cgroup.with_name(site.site.cgroup.name + "-b")
-    other.mkdir()
-    try:
-        site.site = site.site._replace(cgroup=other)
-        assert site.restart().operations == 11
-        with cgroups.joined(other):
-            assert site.lab.ask("client", service_address(Family.IPV4)).server == "local-1"
-        assert sum(site.driver.chosen().values()) == 1
-        site.site = site.site._replace(cgroup=other.with_name(f"podlane-test-{os.getpid()}"))
-        site.restart()
-        assert asked(site, how).server == "local-1"
-    finally:
-        other.rmdir()
-
-
-def test_backends_are_octets_in_both_families() -> None:
-    for text in ("10.1.2.3", "fd00::7", "::fffe:a01:203"):
-        backend = Backend(address(text), 8080)
-        assert layout.unpack_end(layout.end(backend)) == backend
