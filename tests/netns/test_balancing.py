@@ -14,10 +14,11 @@ from msgspec import structs
 from podlane.compile import hashing
 from podlane.compile.balancing import BALANCING, HASH_BY, WEIGHTS
 from podlane.compile.tables import Backend, BackendList, ListKey, Table
+from podlane.kernel.nft.services import ServicesDriver
 from podlane.model.addresses import Family, Protocol, address
 from podlane.model.objects import Service
 from tests.netns.service_lab import PODS, ServiceLab, service_lab
-from tests.netns.test_services import NODE_PORT, Net, piece, service
+from tests.netns.test_services import CONFIG, NODE_PORT, Net, piece, service, version
 
 SOURCES = 40
 
@@ -145,3 +146,32 @@ def _many(net: Net, flows: int) -> Counter[str]:
             each.send(b"?")
             seen[json.loads(each.recv(4096))[0]] += 1
     return seen
+
+
+def test_affinity_keeps_what_the_hash_chose_first(net: Net) -> None:
+    web = annotated(net, {BALANCING: "maglev"}, session_affinity="ClientIP")
+    net.set(web, piece(net.plan, net.family, "local-1", "local-2"))
+    row, where = row_of(net), net.plan.services.format(10)
+    found = {s: ask_from(net, s, 0, where, 80)[0] for s in sources(net)[:20]}
+    assert found == {s: name_of(net, hashing.chosen(row, address(s))) for s in found}
+    net.set(web, piece(net.plan, net.family, "local-1", "local-2", "remote"))
+    assert {s: ask_from(net, s, 0, where, 80)[0] for s in found} == found
+
+
+@pytest.mark.parametrize("by", ["address", "address-port"])
+def test_another_version_of_the_ruleset_is_replaced_with_its_hashes(net: Net, by: str) -> None:
+    net.set(
+        annotated(net, {BALANCING: "maglev", HASH_BY: by}),
+        service(net.plan, net.family, "plain", 11),
+        piece(net.plan, net.family, "local-1", "local-2", "remote"),
+        piece(net.plan, net.family, "local-1", owner="plain"),
+    )
+    net.lab.run("node", "nft", "rename", "chain", net.family.nft, "podlane", version(net), "version-old")
+    net.driver.close()
+    net.driver = ServicesDriver(CONFIG, net.lab.fds["node"])
+    assert net.driver.resync(net.tables).operations == 1
+    row = row_of(net)
+    for source in sources(net)[:15]:
+        server, port = ask_from(net, source, 0, net.plan.services.format(10), 80)
+        assert server == name_of(net, hashing.chosen(row, address(source), port))
+    assert net.restart().operations == 0
