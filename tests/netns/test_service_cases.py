@@ -20,9 +20,9 @@ from typing import Any
 
 import pytest
 
+from podlane.compile import socket_lb
 from podlane.compile.services_sim import resolve
-from podlane.compile.socket_lb import at_socket
-from podlane.compile.tables import FrontendKey, Table
+from podlane.compile.tables import Table
 from podlane.delta import delta
 from podlane.kernel.bpf import installation
 from podlane.kernel.bpf.installation import Site
@@ -106,11 +106,8 @@ class Node:
     def _bound(self, world: World, ask: Ask) -> bool:
         """The socket chooses the endpoint."""
         assert self._last is not None
-        key = resolve(self._last, world.flow(ask)).frontend
-        if key is None:
-            return False
-        table = Table.FRONTENDS if isinstance(key, FrontendKey) else Table.NODE_PORTS
-        return at_socket(key, self._last[table][key], self._last[Table.BACKENDS]).list is not None
+        flow = world.flow(ask)
+        return socket_lb.resolve(self._last, flow, resolve(self._last, flow)).at_socket
 
     def agrees(self) -> bool:
         assert self._last is not None

@@ -349,7 +349,8 @@ class Agent:
 
     @property
     def ready(self) -> bool:
-        return self.reconciler.synced
+        """The first resync is through, and what follows it: the plugin is installed."""
+        return self._settled
 
     # --- the window ---
 
