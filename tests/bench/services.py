@@ -5,6 +5,7 @@ scale: of the number of services; 1 is 10,000 and 50,000, which takes two to thr
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from tests.bench import service_agent, service_path, service_reference
@@ -18,10 +19,11 @@ Result = dict[str, object]
 
 
 def measure(scale: float = 1.0) -> Result:
+    load, processors = os.getloadavg()[0], os.cpu_count()
     small, large, huge = (max(20, round(number * scale)) for number in (SMALL, LARGE, HUGE))
     reference = [max(20, round(number * scale)) for number in REFERENCE]
     runs = {number: measured(number, ENDPOINTS) for number in dict.fromkeys((small, *reference, large, huge))}
-    results: Result = {}
+    results: Result = {"this machine": f"{processors} processors, load {load:.1f} before this part began"}
     results |= _loads(runs, large, huge)
     results |= _beside(runs, reference)
     results |= _changes(runs, small, huge)
