@@ -8,7 +8,7 @@ import inspect
 import json
 import sys
 
-PARTS = ("lab", "path", "cni", "sockets", "services", "balancing")
+PARTS = ("lab", "path", "cni", "sockets", "services", "balancing", "policy")
 
 
 def main() -> int:
