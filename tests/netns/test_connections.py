@@ -12,9 +12,11 @@ from msgspec import structs
 
 from podlane.agent import sysctls
 from podlane.kernel import netns
+from podlane.kernel.conntrack.codec import Filter
+from podlane.kernel.conntrack.flows import Flows
 from podlane.kernel.conntrack.sweeper import Gone
 from podlane.kernel.nft.services import ServicesDriver
-from podlane.model.addresses import Address, Family
+from podlane.model.addresses import Address, Family, Protocol
 from podlane.model.config import NetworkConfig
 from podlane.model.objects import EndpointConditions, EndpointSlice
 from tests.netns.agent_nodes import wait_until
@@ -175,6 +177,30 @@ def test_a_client_that_began_before_the_service_comes_to_it(net: Net) -> None:
         )
         stream.settimeout(20)
         assert b"remote" in stream.recv(4096)
+
+
+def test_the_kernel_brings_what_a_filter_wants(net: Net) -> None:
+    """By port alone, and what nobody answered: lists that are read often are read narrowly."""
+    net.set(service(net.plan, net.family, type="NodePort"), piece(net.plan, net.family, "remote"))
+    flows, tcp = Flows(net.lab.fds["node"]), Protocol.TCP.number
+    try:
+        stream, _ = net.lab.connect("outside", net.plan.node, NODE_PORT)
+        with stream, net.lab.socket("client", net.plan.services.format(10), socket.SOCK_STREAM) as other:
+            mine = stream.getsockname()[1]
+            by_port = flows.list(Filter(net.family, tcp, None, NODE_PORT))
+            assert mine in {entry.original.source_port for entry in by_port}
+            assert {entry.original.destination_port for entry in by_port} == {NODE_PORT}
+            with silent(net, "peer"):
+                other.setblocking(False)
+                other.connect_ex((net.plan.services.format(10), 80))
+                wait_until(
+                    lambda: flows.list(Filter(net.family, tcp, unanswered=True)), "a SYN is on its way"
+                )
+                waiting = flows.list(Filter(net.family, tcp, unanswered=True))
+            assert {entry.state for entry in waiting} == {"SYN_SENT"}
+            assert mine not in {entry.original.source_port for entry in waiting}
+    finally:
+        flows.close()
 
 
 # --- packets out of the window (kubernetes/kubernetes#74839) ---

@@ -33,7 +33,7 @@ HASH_BY: Final = "podlane.dev/hash-by"
 WEIGHTS: Final = "podlane.dev/weights"
 SLOW_START: Final = "podlane.dev/slow-start"
 
-MOST_ENTRIES: Final = 4096  # a list with weights is no longer than this, unless its endpoints are more
+MOST_ENTRIES: Final = 1024  # a list with weights is hardly longer than this, unless its endpoints are more
 LONGEST_SLOW_START_S: Final = 3600
 
 E = TypeVar("E", bound=enum.StrEnum)
