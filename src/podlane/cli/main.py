@@ -26,6 +26,8 @@ COMMANDS = {
     "outside": ("outside", "Run a command on the host outside the cluster."),
     "check": ("check", "Try every way of communicating, with real packets."),
     "explain": ("explain", "Tell a packet's way and verdict, from the desired tables."),
+    "matrix": ("matrix", "Show who reaches whom, and what a change of policies would do."),
+    "lint": ("lint", "Name what in NetworkPolicies cannot mean what it seems to."),
     "services": ("services", "Show services, their endpoints, and what each node chooses."),
     "flows": ("flows", "Show the nodes' connections, with names."),
     "trace": ("trace", "Send one packet and show every link it crosses."),
