@@ -7,12 +7,13 @@ import os
 import struct
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from podlane.errors import LabError
+from podlane.errors import KernelNotFoundError, LabError
 from podlane.kernel.bpf import installation, syscall
 from podlane.lab import cgroups
 from podlane.lab.agents import fetch
@@ -145,12 +146,13 @@ def kernel_objects(lab: str) -> set[tuple[str, int]]:
     found: set[tuple[str, int]] = set()
     for what, number in in_kernel():
         if what == "link":
-            link = syscall._bpf(30, struct.pack("=I", number), "open link")  # BPF_LINK_GET_FD_BY_ID
-            info = syscall.link_info(link)
-            os.close(link)
-            if info.cgroup in inodes:
-                program = syscall.program_of(info)
-                found |= {(what, number), ("program", program.id), *(("map", n) for n in program.maps)}
+            with suppress(KernelNotFoundError):  # somebody else's, that has just gone
+                link = syscall._bpf(30, struct.pack("=I", number), "open link")  # BPF_LINK_GET_FD_BY_ID
+                info = syscall.link_info(link)
+                os.close(link)
+                if info.cgroup in inodes:
+                    program = syscall.program_of(info)
+                    found |= {(what, number), ("program", program.id), *(("map", n) for n in program.maps)}
     return found
 
 
