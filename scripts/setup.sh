@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 declare -A packages=(
   [nft]=nftables [ip]=iproute2 [tcpdump]=tcpdump [conntrack]=conntrack [ping]=iputils-ping
   [curl]=curl [gcc]=gcc [iperf3]=iperf3 [nsenter]=util-linux [sysctl]=procps
-  [/usr/lib/cni/bridge]=containernetworking-plugins [containerd]=containerd [runc]=runc [bird]=bird2 [musl-gcc]=musl-tools
+  [/usr/lib/cni/bridge]=containernetworking-plugins [containerd]=containerd [runc]=runc [bird]=bird2 [wireguard-go]=wireguard-go [musl-gcc]=musl-tools
 )
 missing=()
 for command in "${!packages[@]}"; do

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 from pathlib import Path
 
-from tests.cluster.conftest import Lab, until
+from tests.cluster.conftest import PODLANE, Lab, until
 
 PODS = """
 apiVersion: apps/v1
@@ -144,3 +145,80 @@ def test_bgp_reaches_every_pod_across_racks_and_outlives_agents_and_speakers(lab
     until(lambda: bgp_routes(lab, "node-1") == before)
     address = lab.get("pod", three)["status"]["podIP"]
     assert lab.exec(one, "curl", "-s", "-m3", f"http://{address}/hostname").stdout == three
+
+
+def wireguard_pid(lab: Lab, node: str) -> int:
+    try:
+        return int(Path(f"/run/podlane/labs/{lab.name}/nodes/{node}/wireguard/wireguard.pid").read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def on_the_wire(lab: Lab, node: str, expression: str, source: str, target: str) -> list[str]:
+    """What tcpdump sees on the node's uplink while pod `source` asks pod `target`, once a family."""
+    command = ["tcpdump", "-lnnvi", "eth0", "-c", "40", "--immediate-mode", expression]
+    watcher = subprocess.Popen(
+        [str(PODLANE), "node", "--lab", lab.name, node, "--", "timeout", "3", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert watcher.stderr is not None
+    while "listening on" not in watcher.stderr.readline():
+        assert watcher.poll() is None
+    for each in lab.get("pod", target)["status"]["podIPs"]:
+        host = f"[{each['ip']}]" if ":" in each["ip"] else each["ip"]
+        assert lab.exec(source, "curl", "-s", "-m3", f"http://{host}/hostname").stdout == target
+    return watcher.communicate(timeout=20)[0].splitlines()
+
+
+def test_wireguard_reaches_every_pod_across_racks_and_outlives_agents_and_processes(lab: Lab) -> None:
+    secret = "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
+    settings = ["backend.type=wireguard", "fabric.racks=2", f"wireguard.presharedKey={secret}"]
+    lab.up("--nodes", "3", *(w for s in settings for w in ("--set", s)), "-f", "-", input=PODS)
+    lab.check()
+    one, two = pod_on(lab, "node-1"), pod_on(lab, "node-2")
+    told = lab.podlane("explain", "--lab", lab.name, f"pod/{one}", f"pod/{two}:80").stdout
+    assert "encrypted by WireGuard, 172.30.1.11 -> 172.30.2.12, UDP 51820; MTU 1440" in told
+    assert lab.exec(one, "cat", "/sys/class/net/eth0/mtu").stdout.strip() == "1440"
+
+    # Both families of pods in UDP between the nodes, and nothing of a pod beside it.
+    pods = "net 10.244.0.0/16 or net fd00:10:244::/56"
+    seen = on_the_wire(lab, "node-1", f"udp port 51820 or {pods}", one, two)
+    assert any("172.30.1.11.51820 > 172.30.2.12.51820: UDP" in line for line in seen)
+    assert not [line for line in seen if "10.244." in line or "fd00:10:244:" in line]
+
+    # The private key stays on its node, for nobody else to read.
+    key = Path(f"/var/lib/podlane/labs/{lab.name}/nodes/node-1/wireguard.key")
+    assert key.stat().st_mode & 0o777 == 0o600
+    assert key.read_text().strip() not in json.dumps(lab.get("nodes"))
+
+    # An agent that begins anew goes on with the process it finds.
+    process, agent = wireguard_pid(lab, "node-1"), lab.running_pid("agent/node-1")
+    os.kill(agent, signal.SIGKILL)
+    until(lambda: lab.running_pid("agent/node-1") not in (0, agent))
+    lab.check()
+    assert wireguard_pid(lab, "node-1") == process
+
+    # A process that dies is started again, with its device, its peers and the routes.
+    os.kill(process, signal.SIGKILL)
+    until(lambda: wireguard_pid(lab, "node-1") not in (0, process))
+    until(
+        lambda: (
+            "10.244.1.0/24" in lab.node("node-1", "ip", "route", "show", "dev", "plwg", check=False).stdout
+        )
+    )
+    lab.check()
+
+    # A node that publishes no key is refused by name; the others go on.
+    three = lab.running_pid("agent/node-3")
+    os.kill(three, signal.SIGSTOP)
+    try:
+        lab.kubectl("annotate", "node", "node-3", "podlane.dev/wireguard-key-")
+        why = "node node-3: no annotation podlane.dev/wireguard-key: its agent has published no key yet"
+        until(lambda: why in lab.podlane("status", lab.name, check=False).stdout)
+        (address,) = [a["ip"] for a in lab.get("pod", two)["status"]["podIPs"] if ":" not in a["ip"]]
+        assert lab.exec(one, "curl", "-s", "-m3", f"http://{address}/hostname").stdout == two
+    finally:
+        os.kill(three, signal.SIGCONT)
+    until(lambda: why not in lab.podlane("status", lab.name, check=False).stdout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -11,6 +12,7 @@ from podlane.compile import facts
 from podlane.compile.engine import Compiler, compile_node
 from podlane.compile.tables import Route, Table
 from podlane.compile.view import UNDERLAY, Change
+from podlane.compile.wireguard import KEY_ANNOTATION
 from podlane.errors import ConfigError
 from podlane.model import config as configs
 from podlane.model.addresses import Family
@@ -232,3 +234,54 @@ def test_with_policy_local_only_the_nodes_with_an_endpoint_announce() -> None:
 def test_what_cannot_be_advertised_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"bgp\.advertise\[0\]: 'Pods' is none of ClusterIP"):
         configs.parse({"backend": {"type": "bgp"}, "bgp": {"advertise": ["Pods"]}})
+
+
+WIREGUARD = NetworkConfig(backend=Backend(type=BackendType.WIREGUARD))
+KEYS = [base64.b64encode(bytes([n]) * 32).decode() for n in range(4)]
+
+
+def keyed(number: int, rack: int = 1, key: str | None = None) -> Node:
+    plain = node(number, rack)
+    annotations = {KEY_ANNOTATION: KEYS[number] if key is None else key}
+    return replace(plain, metadata=replace(plain.metadata, annotations=annotations))
+
+
+def test_wireguard_is_a_peer_by_its_key_and_a_route_a_family() -> None:
+    tables = compiled(WIREGUARD, keyed(1), keyed(2)).tables
+    assert tables[Table.TUNNELS]["plwg"].mtu_bytes == 1440
+    (row,) = tables[Table.TUNNEL_PEERS].values()
+    assert set(tables[Table.TUNNEL_PEERS]) == {KEYS[2]}
+    assert (row.node, row.remote, row.port) == ("node-2", ip_address("172.30.1.2"), 51820)
+    assert set(row.pods) == {NEAR, NEAR_SIX}
+    assert set(row.sources) == {ip_network("172.30.1.2/32"), ip_network("fd00:172:30:1::2/128")}
+    assert {r.device for r in tables[Table.ROUTES].values()} == {"plwg"}
+    assert set(tables[Table.ROUTES]) == {NEAR, NEAR_SIX}
+
+
+@pytest.mark.parametrize(
+    ("key", "why"), [("", "has published no key yet"), ("c2hvcnQ=", "is no WireGuard key: not 32 bytes")]
+)
+def test_a_node_without_a_usable_key_is_refused_by_name(key: str, why: str) -> None:
+    compiler = compiled(WIREGUARD, keyed(1), keyed(2, key=key), keyed(3))
+    assert "node node-2: " in reasons(compiler)
+    assert why in reasons(compiler)
+    assert {row.node for row in compiler.tables[Table.TUNNEL_PEERS].values()} == {"node-3"}
+    compiler.apply([Change("Node", None, keyed(2))])
+    assert not compiler.refused
+    assert compiler.tables == compiled(WIREGUARD, keyed(1), keyed(2), keyed(3)).tables
+
+
+def test_one_key_of_two_nodes_is_a_contradiction_and_another_key_takes_the_olds_place() -> None:
+    compiler = compiled(WIREGUARD, keyed(1), keyed(2), keyed(3, key=KEYS[2]))
+    assert len(compiler.contradictions) == 1
+    compiler.apply([Change("Node", None, keyed(3))])
+    assert not compiler.contradictions
+    assert set(compiler.tables[Table.TUNNEL_PEERS]) == {KEYS[2], KEYS[3]}
+
+
+def test_wireguard_with_direct_routing_is_for_far_nodes_only() -> None:
+    config = replace(WIREGUARD, backend=replace(WIREGUARD.backend, direct_routing=True))
+    tables = compiled(config, keyed(1), node(2), keyed(3, rack=2)).tables
+    assert set(tables[Table.TUNNEL_PEERS]) == {KEYS[3]}
+    devices = {str(route.destination): route.device for route in tables[Table.ROUTES].values()}
+    assert (devices["10.244.2.0/24"], devices["10.244.3.0/24"]) == ("eth0", "plwg")

@@ -42,7 +42,7 @@ def test_a_document_and_settings_say_the_same() -> None:
         ("backend.type", "write KEY=VALUE"),
         ("backend.type=carrier-pigeon", "backend.type: 'carrier-pigeon' is none of vxlan, host-gw"),
         ("ipFamilies=IPv4,IPv5", "ipFamilies[1]: 'IPv5' is none of IPv4, IPv6"),
-        ("backend.type=wireguard", "backend.type: wireguard is not available"),
+        ("backend.type=srv6", "backend.type: srv6 is not available"),
         ("nonMasqueradeCIDRs=192.0.2.1/24", "nonMasqueradeCIDRs: '192.0.2.1/24' is not a network prefix"),
         ("link.hairpin=promiscuous", "link.hairpin: promiscuous is not available"),
         ("link.bridge=plx", "link.bridge: 'plx'"),

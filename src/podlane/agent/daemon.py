@@ -34,6 +34,8 @@ from podlane.compile import facts
 from podlane.compile.engine import Compiler, capabilities
 from podlane.compile.tables import Table
 from podlane.compile.view import ATTACHMENT, CLUSTER_WIDE, UNDERLAY, Change, key_of
+from podlane.compile.wireguard import KEY_ANNOTATION
+from podlane.engines.wireguard.driver import WireguardDriver
 from podlane.errors import ConfigError, KernelError
 from podlane.kernel.announce.driver import AnnounceDriver
 from podlane.kernel.bpf.sockets import SocketDriver
@@ -118,7 +120,7 @@ class Agent:
                 await public.listen(self.options.metrics_address)
             monitor = Monitor(
                 self.compiler.tables,
-                lambda tables: self.reconciler.request_resync(*tables),
+                self._damaged,
                 self._uplink_changed,
             )
             stack.callback(monitor.close)
@@ -136,7 +138,10 @@ class Agent:
                 )
                 stack.callback(pins.close)
             for driver in self._drivers:
-                if isinstance(driver, HealthChecks):
+                if isinstance(driver, WireguardDriver):
+                    self._announcer.say({KEY_ANNOTATION: driver.public})
+                    stack.callback(driver.close)
+                elif isinstance(driver, HealthChecks):
                     stack.push_async_callback(driver.close)
                 elif isinstance(driver, AnnounceDriver):
                     self._announcements.listen(driver)
@@ -204,6 +209,11 @@ class Agent:
         if progress.reflector.synced:
             versions.saw(self.reconciler.submitted, progress.reflector.version)
             self._maybe_sync()
+
+    def _damaged(self, tables: set[Table]) -> None:
+        if Table.TUNNELS in tables:
+            tables.add(Table.ROUTES)  # they went with the device, and the kernel does not say so
+        self.reconciler.request_resync(*tables)
 
     # --- the uplink ---
 

@@ -20,6 +20,8 @@ from podlane.agent.health_checks import HealthChecks
 from podlane.agent.options import CONFIG_PATH, AgentOptions, parse
 from podlane.compile.tables import Table
 from podlane.engines.bird.driver import BirdDriver
+from podlane.engines.wireguard import driver as wireguard
+from podlane.engines.wireguard.driver import WireguardDriver
 from podlane.kernel import cgroups
 from podlane.kernel.announce.driver import AnnounceDriver
 from podlane.kernel.bpf import installation
@@ -101,8 +103,14 @@ def drivers(options: AgentOptions, config: NetworkConfig, gone: Gone | None = No
         found.insert(-1, SocketDriver(config, site, gone=gone))
     elif installation.remove(pins):
         log.info("services are no longer answered at the socket: what was pinned at %s is gone", pins)
+    beside = Path(options.agent_socket).parent
     if config.backend.type is BackendType.BGP:
-        found.insert(1, BirdDriver(Path(options.agent_socket).parent / "bird"))
+        found.insert(1, BirdDriver(beside / "bird"))
+    if config.backend.type is BackendType.WIREGUARD:
+        # Routes lead to its device: it is there first.
+        found.insert(0, WireguardDriver(config, beside / "wireguard", Path(options.state_dir)))
+    else:
+        wireguard.stop(beside / "wireguard")
     if options.services:
         found += [HealthChecks(asyncio.get_running_loop()), AnnounceDriver()]
     return found

@@ -64,6 +64,9 @@ def judge(message: Message, desired: Desired, name_of: NameOf) -> Notice | None:
                 if gone or (link.mac, link.mtu_bytes) != (row.mac, row.mtu_bytes)
                 else None
             )
+        if link.name in desired[Table.TUNNELS]:
+            wrong = gone or link.mtu_bytes != desired[Table.TUNNELS][link.name].mtu_bytes
+            return Notice(Table.TUNNELS) if wrong else None
         return Notice(Table.ROUTES) if gone and _carries(link.name, desired) else None
     if kind in (addresses.RTM_NEWADDR, addresses.RTM_DELADDR):
         found = addresses.unpack(message)
@@ -73,7 +76,7 @@ def judge(message: Message, desired: Desired, name_of: NameOf) -> Notice | None:
             lost = kind == addresses.RTM_DELADDR and found.address.ip in desired[Table.ANNOUNCEMENTS]
             return Notice(Table.ANNOUNCEMENTS) if lost else None
         name = name_of(found.link)
-        for table in (Table.BRIDGES, Table.LINKS):
+        for table in (Table.BRIDGES, Table.LINKS, Table.TUNNELS):
             if name in desired[table]:
                 return Notice(table) if kind == addresses.RTM_DELADDR else None
         # With an address the kernel drops, in silence, the routes that prefer it as their source.

@@ -18,6 +18,7 @@ from podlane.compile.tables import NOTHING, Rows, Table
 from podlane.compile.view import CONFIG, UNDERLAY, Change, View, since
 from podlane.compile.vxlan import Vxlan
 from podlane.compile.ways import Here, Peer, Way
+from podlane.compile.wireguard import WireguardTunnel
 from podlane.errors import ConfigError
 from podlane.model.addresses import Family, Prefix, host_prefix
 from podlane.model.backends import BackendType
@@ -29,6 +30,7 @@ OWN: Final = UnitKey(NAME, "device")
 DIRECT: Final = HostGateway()
 WAYS: Final[dict[BackendType, Way]] = {
     BackendType.VXLAN: Vxlan(),
+    BackendType.WIREGUARD: WireguardTunnel(),
     BackendType.HOST_GW: DIRECT,
     BackendType.BGP: BgpRoutes(),
 }

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 from msgspec import Struct
 
 from podlane.model.addresses import Address, Family, Interface, Prefix, Protocol
+from podlane.model.backends import BackendType
 from podlane.model.config import Balancing
 from podlane.model.selectors import Selector
 
@@ -30,6 +31,8 @@ class Table(enum.StrEnum):
     LINKS = "links"  # device name -> VxlanLink
     NEIGHBOURS = "neighbours"  # (device, address) -> Neighbour
     FDB = "fdb"  # (device, mac) -> FdbEntry
+    TUNNELS = "tunnels"  # device name -> Tunnel
+    TUNNEL_PEERS = "tunnel-peers"  # public key -> TunnelPeer
     ROUTES = "routes"  # Prefix -> Route
     SPEAKER = "speaker"  # "bgp" -> BgpSpeaker
     BGP_PEERS = "bgp-peers"  # (name, Family) -> BgpPeer
@@ -114,6 +117,35 @@ class Route(Struct, frozen=True):
     source: Address | None = None
     onlink: bool = False
     mtu_bytes: int = 0
+
+
+class Tunnel(Struct, frozen=True):
+    """A device without Ethernet whose peers are rows of TUNNEL_PEERS; packets are led to it by plain routes.
+
+    kind: what wraps them, as backend.type names it. port: of UDP, where packets for this node come in.
+    local: outer source. addresses: as VxlanLink has them.
+    """
+
+    name: str
+    kind: BackendType
+    port: int
+    local: Address
+    mtu_bytes: int
+    addresses: tuple[Prefix, ...]
+
+
+class TunnelPeer(Struct, frozen=True):
+    """Another node at the far end: what is sent into `device` for one of `pods` goes to `remote`.
+
+    sources: the node's own addresses, which it may send from as well as from pods'.
+    """
+
+    device: str
+    node: str
+    remote: Address
+    port: int
+    pods: tuple[Prefix, ...]
+    sources: tuple[Prefix, ...]
 
 
 class BgpSpeaker(Struct, frozen=True):

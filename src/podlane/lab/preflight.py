@@ -42,6 +42,10 @@ def require(config: NetworkConfig) -> None:
         from podlane.engines.bird import process
 
         process.require()
+    if config.backend.type is BackendType.WIREGUARD:
+        from podlane.engines.wireguard.process import require as require_wireguard
+
+        require_wireguard()
     if config.services.mode is ServiceMode.SOCKET:
         from podlane.kernel.bpf import installation
 

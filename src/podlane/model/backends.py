@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import enum
 from collections.abc import Iterator
 
@@ -23,8 +25,8 @@ class BackendType(enum.StrEnum):
     EXTENSION = "extension"
 
 
-AVAILABLE_BACKENDS = (BackendType.VXLAN, BackendType.HOST_GW, BackendType.BGP)
-TUNNELS = (BackendType.VXLAN,)
+AVAILABLE_BACKENDS = (BackendType.VXLAN, BackendType.WIREGUARD, BackendType.HOST_GW, BackendType.BGP)
+TUNNELS = (BackendType.VXLAN, BackendType.WIREGUARD)
 
 
 class Backend(Section, frozen=True):
@@ -75,7 +77,16 @@ class Bgp(Section, frozen=True):
     advertise: list[Advertised] = field(default_factory=list)
 
 
-def problems(backend: Backend, bgp: Bgp) -> Iterator[tuple[str, str]]:
+class Wireguard(Section, frozen=True):
+    """Of backend.type wireguard. port: UDP, of every node. presharedKey: of all nodes, 32 bytes in base64 (as
+    `wg genpsk` makes them); "" for none. keepaliveSeconds: for a NAT between nodes; 0 for none."""
+
+    port: int = 51820
+    preshared_key: str = ""
+    keepalive_seconds: int = 0
+
+
+def problems(backend: Backend, bgp: Bgp, wireguard: Wireguard) -> Iterator[tuple[str, str]]:
     """(key, what is wrong with it)"""
     kind = backend.type
     if kind not in AVAILABLE_BACKENDS:
@@ -89,6 +100,25 @@ def problems(backend: Backend, bgp: Bgp) -> Iterator[tuple[str, str]]:
         yield "backend.port", f"{backend.port} is not between 1 and 65535"
     if not 0 <= backend.mtu_bytes <= 65535:
         yield "backend.mtuBytes", f"{backend.mtu_bytes} is not between 0 and 65535"
+    if not 0 < wireguard.port < 1 << 16:
+        yield "wireguard.port", f"{wireguard.port} is not between 1 and 65535"
+    if not 0 <= wireguard.keepalive_seconds < 1 << 16:
+        yield "wireguard.keepaliveSeconds", f"{wireguard.keepalive_seconds} is not between 0 and 65535"
+    if wireguard.preshared_key and wireguard_key(wireguard.preshared_key) is None:
+        yield "wireguard.presharedKey", "not 32 bytes in base64; `wg genpsk` makes one"
+    yield from _bgp_problems(bgp)
+
+
+def wireguard_key(text: str) -> bytes | None:
+    """32 bytes as WireGuard writes its keys; None for anything else."""
+    try:
+        key = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return key if len(key) == 32 else None
+
+
+def _bgp_problems(bgp: Bgp) -> Iterator[tuple[str, str]]:
     if not 0 < bgp.as_number < 1 << 32:
         yield "bgp.asNumber", f"{bgp.as_number} is not between 1 and 4294967295"
     if not 0 <= bgp.graceful_restart_seconds <= 4095:

@@ -16,7 +16,7 @@ from msgspec import field
 from podlane.errors import ConfigError
 from podlane.model import backends
 from podlane.model.addresses import Family, Prefix, family_of, prefix
-from podlane.model.backends import Advertised, Backend, BackendType, Bgp
+from podlane.model.backends import Advertised, Backend, BackendType, Bgp, Wireguard
 from podlane.model.sections import Section
 
 API_VERSION = "podlane.dev/v1alpha1"
@@ -136,6 +136,7 @@ class NetworkConfig(Section, frozen=True):
     cluster_domain: str = "cluster.local"
     backend: Backend = Backend()
     bgp: Bgp = Bgp()
+    wireguard: Wireguard = Wireguard()
     link: Link = Link()
     services: Services = Services()
     policy: Policy = Policy()
@@ -303,7 +304,7 @@ def validate(config: NetworkConfig, where: str) -> NetworkConfig:
     for family, services in config.cluster_services.items():
         if services.prefixlen > family.bits - 4 or (family is Family.IPV6 and services.prefixlen < 64):
             raise refuse("serviceCIDRs", f"{services}: use at least 16 addresses, and /64 or longer for IPv6")
-    for key, why in backends.problems(config.backend, config.bgp):
+    for key, why in backends.problems(config.backend, config.bgp, config.wireguard):
         raise refuse(key, why)
     if (
         not re.fullmatch(r"(?!pl|\.{1,2}$)[^\s/:]{1,15}", config.link.bridge)

@@ -26,13 +26,14 @@ from podlane.compile import facts, socket_lb
 from podlane.compile.engine import compile_node
 from podlane.compile.policy_sim import Judge, PolicyFlow
 from podlane.compile.services_sim import Action, Flow, Verdict, holds, resolve
-from podlane.compile.tables import Backend, BridgeLink, Direction, Route, SetName, Table, VxlanLink
+from podlane.compile.tables import Backend, BridgeLink, Direction, Route, SetName, Table, Tunnel, VxlanLink
 from podlane.errors import ConfigError
 from podlane.model.addresses import Address, Family, Prefix, Protocol, address, family_of
 from podlane.model.config import NetworkConfig, ServiceMode
 from podlane.model.local import Attachment
 from podlane.model.objects import Node, Pod, Service
 from podlane.model.pools import ALLOCATED_FROM, announcing_node
+from podlane.observe import tunnels
 from podlane.observe.cluster import ENDED, Cluster, Party, family_for, port_of
 from podlane.observe.explanation import (
     API_VERSION,
@@ -294,6 +295,12 @@ class _Way:
             return self._by_underlay(node, flow.source, backend, masquerade)
         self._add("route", node, f"to {to}", route_row(route))
         link = here.get(Table.LINKS, {}).get(route.device)
+        tunnel: Tunnel | None = here.get(Table.TUNNELS, {}).get(route.device)
+        if tunnel is not None:
+            there = self._into(node, tunnel, to, here)
+            sender = _own_address(tunnel, self.family) if masquerade else flow.source
+            self._judge(there, sender, backend, flow.protocol, Direction.INGRESS)
+            return self._deliver_pod(there, sender, backend, flow.protocol, masquerade)
         if link is None and route.via is not None:
             return self._deliver_far(node, route.via, flow.source, backend, flow.protocol, masquerade)
         if link is None:
@@ -390,6 +397,21 @@ class _Way:
         self._add("underlay", "", f"{node} -> {remote.name} over the nodes' own network")
         return remote.name
 
+    def _into(self, node: str, tunnel: Tunnel, to: Address, here: Tables) -> str:
+        """By a tunnel whose peers are prefixes. Returns the node at its other end."""
+        found = tunnels.far_end(here, tunnel, to)
+        remote = self.cluster.node_at(found[1].remote) if found else None
+        if found is None or remote is None:
+            why = f"{tunnel.name} has no peer for {to}"
+            self._add("encapsulation", node, why)
+            raise WayEnds(Outcome.NO_ROUTE, f"{node}: {why}")
+        self._add("encapsulation", node, tunnels.wrapping(tunnel, found[1]), *tunnels.rows(tunnel, *found))
+        self._add("underlay", "", f"{node} -> {remote.name} over the nodes' own network")
+        if tunnel.name not in self.tables(remote.name).get(Table.TUNNELS, {}):
+            raise WayEnds(Outcome.DROPPED, f"{remote.name} has no {tunnel.kind} tunnel")
+        self._add("arrival", remote.name, f"{tunnel.name} takes the outer packet off")
+        return remote.name
+
     def _unwrapping(self, node: str, sent_by: VxlanLink) -> str:
         link = self.tables(node).get(Table.LINKS, {}).get(sent_by.name)
         if link is None or (link.vni, link.port) != (sent_by.vni, sent_by.port):
@@ -472,7 +494,7 @@ def _host(destination: Prefix) -> bool:
     return destination.num_addresses == 1
 
 
-def _own_address(link: VxlanLink, family: Family) -> Address:
+def _own_address(link: VxlanLink | Tunnel, family: Family) -> Address:
     """What masquerade makes the source of what leaves by the tunnel."""
     own = [p.network_address for p in link.addresses if family_of(p) is family]
     return own[0] if own else link.local

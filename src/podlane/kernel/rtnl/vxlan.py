@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable, Mapping
 
 from podlane.compile.tables import VxlanLink
 from podlane.kernel.netlink import Request
-from podlane.kernel.rtnl import addresses, links
+from podlane.kernel.rtnl import links, tunnels
 from podlane.kernel.rtnl.addresses import SCOPE_UNIVERSE, InterfaceAddress
 from podlane.kernel.rtnl.links import Link, Vxlan
 from podlane.model.addresses import Prefix
@@ -26,20 +25,7 @@ def create(row: VxlanLink, underlay: int) -> list[Request]:
 
 def repair(row: VxlanLink, present: Link, held: Iterable[InterfaceAddress]) -> list[Request]:
     """Changes to a device whose parameters are right. Empty if all of it is."""
-    requests: list[Request] = []
-    mac = row.mac if row.mac != present.mac else ""
-    mtu_bytes = row.mtu_bytes if row.mtu_bytes != present.mtu_bytes else 0
-    if mac or mtu_bytes or not present.up:
-        change = links.change(present.index, up=True, mac=mac, mtu_bytes=mtu_bytes, what=row.name)
-        requests.append(change)
-    own = {address.address for address in held if address.scope == SCOPE_UNIVERSE}
-    wanted = {ipaddress.ip_interface(prefix): prefix for prefix in row.addresses}
-    for address in wanted:
-        if address not in own:
-            requests.append(addresses.add(present.index, address, what=row.name))
-    for address in own - wanted.keys():
-        requests.append(addresses.delete(present.index, address, what=row.name))
-    return requests
+    return tunnels.repair(row, present, held, row.mac)
 
 
 def rows(
