@@ -8,6 +8,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from ipaddress import ip_address, ip_network
 from typing import Any
 
+import pytest
+
+from podlane.agent import reconciler
 from podlane.agent import reconciler as module
 from podlane.agent.reconciler import EVERY_ROW, Reconciler
 from podlane.compile import node, peers, pods, vxlan
@@ -281,5 +284,21 @@ def test_changes_of_one_generation_are_applied_once_and_generators_run_in_their_
         await bench.reconciler.generation()
         assert seen == [True]
         assert bench.log == [("links", "+"), ("sets", "+")]
+
+    run(work)
+
+
+@pytest.mark.parametrize(("share", "again"), [(1e9, [("links", "resync"), ("sets", "resync")]), (1e-9, [])])
+def test_what_takes_long_to_compare_is_compared_less_often(
+    monkeypatch: pytest.MonkeyPatch, share: float, again: Log
+) -> None:
+    monkeypatch.setattr(reconciler, "RESYNC_S", 0.0)
+    monkeypatch.setattr(reconciler, "RESYNC_SHARE", share)
+
+    async def work(bench: Bench) -> None:
+        await bench.started()
+        await asyncio.sleep(0.001)
+        await bench.reconciler.generation()
+        assert bench.log == again
 
     run(work)

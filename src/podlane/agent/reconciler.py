@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 COLLECT_S = 0.003
 RESYNC_S = 300.0
+RESYNC_SHARE = 1 / 300  # of the time, at most: nothing else is applied meanwhile, and the kernel's dump of
+# fifty thousand services takes ten seconds
 RETRY_FIRST_S, RETRY_MOST_S = 0.1, 30.0
 
 # Rows of these tables may be added before the first resync: the way to a pod that CNI attaches.
@@ -207,11 +209,15 @@ class Reconciler:
         if not self._may_sync:
             await self._stage(self._early(deltas), self._queues)
         else:
-            if not self.synced or time.monotonic() >= self._next_resync_s:
-                self._next_resync_s = time.monotonic() + RESYNC_S * self._rng.uniform(0.8, 1.2)
+            everything = not self.synced or began_s >= self._next_resync_s
+            if everything:
                 for queue in self._queues:
                     queue.stale = True
             await self._apply(deltas)
+            if everything:
+                now_s = time.monotonic()
+                pause_s = max(RESYNC_S, (now_s - began_s) / RESYNC_SHARE)
+                self._next_resync_s = now_s + pause_s * self._rng.uniform(0.8, 1.2)
             self.synced = True
         self._applied, self._working_since_s = upto, None
         if batch:
