@@ -34,6 +34,7 @@ from podlane.model.objects import (
     ServicePort,
     ServiceSpec,
     ServiceStatus,
+    TargetRef,
 )
 from podlane.model.pools import ALLOCATED_FROM, ANNOUNCING_NODES
 
@@ -76,6 +77,7 @@ BALANCING: list[dict[str, str]] = [
     {"podlane.dev/balancing": "maglev", "podlane.dev/hash-by": "address-port"},
     {"podlane.dev/balancing": "source-hash", "podlane.dev/weights": "10.244.1.2=3, *=2"},
     {"podlane.dev/balancing": "nonsense"},
+    {"podlane.dev/weights": "pods"},
 ]
 
 
@@ -130,6 +132,7 @@ def endpoints(draw: st.DrawFn, family: str) -> Endpoint:
         node_name=draw(st.sampled_from([None, *NODES])),
         zone=draw(st.sampled_from([None, *ZONES])),
         hints=draw(hints),
+        target_ref=draw(st.sampled_from([None, TargetRef("Pod", "default", "p1")])),
     )
 
 
@@ -158,7 +161,12 @@ def slices(draw: st.DrawFn, namespace: str, name: str) -> EndpointSlice:
 @st.composite
 def pods(draw: st.DrawFn, namespace: str, name: str) -> Pod:
     return Pod(
-        metadata=ObjectMeta(name=name, namespace=namespace, uid=f"{namespace}-{name}"),
+        metadata=ObjectMeta(
+            name=name,
+            namespace=namespace,
+            uid=f"{namespace}-{name}",
+            annotations=draw(st.sampled_from([{}, {}, {"podlane.dev/weight": "3"}])),
+        ),
         spec=PodSpec(node_name=draw(st.sampled_from(["", *NODES])), host_network=draw(st.booleans())),
         status=PodStatus(pod_ips=[PodIP(a) for a in draw(some(["10.244.1.2", "fd00:10:244:1::2"]))]),
     )

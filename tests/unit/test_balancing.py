@@ -8,19 +8,23 @@ from fractions import Fraction
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from podlane.compile import balancing
 from podlane.compile.balancing import Wish, entries, weight, wish_of
-from podlane.compile.endpoints import WEIGHT, Known, endpoints
-from podlane.compile.engine import compile_node
+from podlane.compile.endpoints import Known, endpoints
+from podlane.compile.engine import Compiler, changes_of, compile_node
 from podlane.compile.tables import Backend, ListKey, Table
+from podlane.compile.view import Change
 from podlane.model.addresses import Family, Protocol, address
 from podlane.model.config import Balancing, HashBy, NetworkConfig, Services
 from podlane.model.objects import (
+    WEIGHT,
     Endpoint,
     EndpointPort,
     EndpointSlice,
     ObjectMeta,
+    Pod,
     Service,
     ServicePort,
     ServiceSpec,
@@ -57,7 +61,7 @@ def piece(*names: str, weight: str = "", name: str = "web-x") -> EndpointSlice:
     )
 
 
-def shares(*objects: Service | EndpointSlice, config: NetworkConfig | None = None) -> dict[str, int]:
+def shares(*objects: Service | EndpointSlice | Pod, config: NetworkConfig | None = None) -> dict[str, int]:
     """How often each pod is in the compiled list."""
     tables = compile_node(objects, node="n1", config=config or NetworkConfig())
     row = tables[Table.BACKENDS][ListKey("shop", "web", "http", Protocol.TCP, Family.IPV4, "cluster")]
@@ -102,6 +106,32 @@ def test_a_slice_says_the_weight_of_its_endpoints_unless_a_pattern_does() -> Non
     assert shares(service(), *slices) == {"web-1": 1, "web-2": 1, "web-canary-1": 3}
     assert shares(service(weights="web-canary-*=2"), *slices)["web-canary-1"] == 2
     assert shares(service(), slices[0], piece("web-canary-1", weight="many")) == {"web-canary-1": 1}
+
+
+def pod(name: str, weight: str, namespace: str = "shop") -> Pod:
+    annotations = {WEIGHT: weight} if weight else {}
+    return Pod(
+        metadata=ObjectMeta(name=name, namespace=namespace, labels={"app": "web"}, annotations=annotations)
+    )
+
+
+def test_pods_say_their_weights_where_the_service_asks_for_them() -> None:
+    pods = pod("web-1", "3"), pod("web-2", ""), pod("web-canary-1", "many"), pod("web-1", "9", "other")
+    assert shares(service(weights="pods"), piece(*PODS), *pods) == {"web-1": 3, "web-2": 1, "web-canary-1": 1}
+    assert set(shares(service(), piece(*PODS), *pods).values()) == {1}
+
+
+def test_a_pod_that_changes_its_weight_is_followed() -> None:
+    web = service(weights="pods")
+    web = replace(web, spec=replace(web.spec, selector={"app": "web"}))
+    compiler = Compiler("n1", NetworkConfig())
+    compiler.apply(changes_of([web, piece("web-1", "web-2"), pod("web-1", "1")]))
+    key = ListKey("shop", "web", "http", Protocol.TCP, Family.IPV4, "cluster")
+    for text, entries_ in (("4", 5), ("", 2), ("7", 8)):
+        compiler.apply([Change("Pod", None, pod("web-1", text))])
+        assert len(compiler.tables[Table.BACKENDS][key].backends) == entries_
+    compiler.apply([Change("Pod", pod("web-1", "7"), None)])
+    assert len(compiler.tables[Table.BACKENDS][key].backends) == 2
 
 
 def test_weight_zero_takes_no_new_flows_but_does_not_switch_a_service_off() -> None:

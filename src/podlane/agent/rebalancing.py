@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Final
 
-from podlane.compile.balancing import Wish, weight, wish_of
+from podlane.compile.balancing import Wish, weighed, weight, wish_of
 from podlane.compile.endpoints import Known, endpoints
 from podlane.compile.rebalancing import age_share, combined, load_shares, matters
 from podlane.compile.services import ours
@@ -183,7 +183,8 @@ class Rebalancing:
             if (wish := self._wishes.get(key)) is None:
                 continue
             loads: dict[Backend, int] = {}
-            for there in endpoints(self._view.slices_of(*key)).values():
+            known = endpoints(self._view.slices_of(*key))
+            for there in weighed(wish, key[0], known, self._view.pods).values():
                 weights = {each.backend: weight(wish, each) for each in there.values() if each.ready}
                 loads |= load_shares(counts, weights)
             self._loads[key] = loads

@@ -3,10 +3,12 @@
     podlane.dev/balancing     random, source-hash, maglev or least-connections; else services.balancing
     podlane.dev/hash-by       address or address-port: what the two hashes take; else services.hashBy
     podlane.dev/weights       "web-canary-*=1, *=9": of the patterns that a pod's name (or an endpoint's
-                              address) fits, the first one's weight. 0: no new flows
+                              address) fits, the first one's weight. 0: no new flows. Or "pods": as each
+                              pod's own annotation podlane.dev/weight says
     podlane.dev/slow-start    "30s": how long an endpoint that came takes to its whole share
 
-    podlane.dev/weight        on an EndpointSlice: the weight of its endpoints, unless a pattern says another
+    podlane.dev/weight        on an EndpointSlice: the weight of its endpoints, unless a pattern or a pod says
+                              another
 
 A weight is how often an endpoint is in the list. Shares (model/local.py) are what the agent found out since:
 that an endpoint is new, or has many connections already. They scale the weights.
@@ -21,16 +23,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple, TypeVar
 
 from podlane.compile import hashing
-from podlane.compile.endpoints import HEAVIEST, Known, left_alone
+from podlane.compile.endpoints import Known, PortKey, left_alone
 from podlane.compile.tables import Backend, BackendList
 from podlane.model.addresses import Protocol
 from podlane.model.config import Balancing, HashBy, Services
 from podlane.model.local import WHOLE_SHARE, Shares
-from podlane.model.objects import Service
+from podlane.model.objects import HEAVIEST, WEIGHTS, WEIGHTS_BY_PODS, Pod, Service, weight_of
 
 BALANCING: Final = "podlane.dev/balancing"
 HASH_BY: Final = "podlane.dev/hash-by"
-WEIGHTS: Final = "podlane.dev/weights"
 SLOW_START: Final = "podlane.dev/slow-start"
 
 MOST_ENTRIES: Final = 1024  # a list with weights is hardly longer than this, unless its endpoints are more
@@ -40,12 +41,14 @@ E = TypeVar("E", bound=enum.StrEnum)
 
 
 class Wish(NamedTuple):
-    """What one service asks for. weights: (pattern, weight), the first that fits counts."""
+    """What one service asks for. weights: (pattern, weight), the first that fits counts. by_pods: its pods
+    say their own."""
 
     balancing: Balancing = Balancing.RANDOM
     hash_by: HashBy = HashBy.ADDRESS
     weights: tuple[tuple[re.Pattern[str], int], ...] = ()
     slow_start_s: int = 0
+    by_pods: bool = False
 
     @property
     def watched(self) -> bool:
@@ -100,9 +103,29 @@ def _patterns(text: str) -> tuple[tuple[re.Pattern[str], int], ...]:
 _READ: Final[Mapping[str, Callable[[Wish, str], Wish]]] = {
     BALANCING: lambda wish, text: wish._replace(balancing=_choice(text, Balancing)),
     HASH_BY: lambda wish, text: wish._replace(hash_by=_choice(text, HashBy)),
-    WEIGHTS: lambda wish, text: wish._replace(weights=_patterns(text)),
+    WEIGHTS: lambda wish, text: (
+        wish._replace(by_pods=True) if text == WEIGHTS_BY_PODS else wish._replace(weights=_patterns(text))
+    ),
     SLOW_START: lambda wish, text: wish._replace(slow_start_s=_seconds(text)),
 }
+
+
+def weighed(
+    wish: Wish,
+    namespace: str,
+    known: dict[PortKey, dict[Backend, Known]],
+    pods: Mapping[tuple[str, str], Pod],
+) -> dict[PortKey, dict[Backend, Known]]:
+    """Endpoints with the weights that their pods have, where the service asks for these."""
+    if not wish.by_pods:
+        return known
+
+    def of(each: Known) -> Known:
+        pod = pods.get((namespace, each.pod))
+        found = weight_of(pod) if pod is not None else None
+        return each if found is None else each._replace(weight=found)
+
+    return {port: {key: of(each) for key, each in there.items()} for port, there in known.items()}
 
 
 def weight(wish: Wish, each: Known) -> int:

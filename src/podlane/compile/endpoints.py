@@ -17,19 +17,18 @@ from typing import Final, NamedTuple, TypeAlias
 from podlane.compile.tables import Backend
 from podlane.errors import ConfigError
 from podlane.model.addresses import Address, Family, Protocol, packed
-from podlane.model.objects import Endpoint, EndpointSlice
+from podlane.model.objects import Endpoint, EndpointSlice, weight_of
 
 PROTOCOLS: Final = {protocol.value: protocol for protocol in Protocol}
 _NO_HINTS: Final[frozenset[str]] = frozenset()
 HEADLESS_LABEL: Final = "service.kubernetes.io/headless"
-WEIGHT: Final = "podlane.dev/weight"  # annotation of a slice: how much each of its endpoints weighs
-HEAVIEST: Final = 1000
 
 
 class Known(NamedTuple):
     """One endpoint of one port, with its conditions resolved (absent: ready and serving, not terminating).
 
-    pod: the name of the pod it refers to, "" for none. weight: its slice's, None when that says nothing.
+    pod: the name of the pod it refers to, "" for none. weight: its slice's, or its pod's; None when nothing
+    is said.
     """
 
     backend: Backend
@@ -70,7 +69,7 @@ def endpoints(slices: Iterable[EndpointSlice]) -> dict[PortKey, dict[Backend, Kn
     for piece in slices:
         if HEADLESS_LABEL in piece.metadata.labels:
             continue
-        weight = weight_of_slice(piece)
+        weight = weight_of(piece)
         for port_key, number in _ports(piece):
             known = found.setdefault(port_key, {})
             octets, bits = number.to_bytes(2, "big"), port_key[2].bits
@@ -79,12 +78,6 @@ def endpoints(slices: Iterable[EndpointSlice]) -> dict[PortKey, dict[Backend, Kn
                 if each is not None and not (each.terminating and each.backend in known):
                     known[each.backend] = each
     return found
-
-
-def weight_of_slice(piece: EndpointSlice) -> int | None:
-    """None when the slice says nothing, or nothing that makes sense."""
-    text = piece.metadata.annotations.get(WEIGHT, "")
-    return int(text) if text.isdecimal() and int(text) <= HEAVIEST else None
 
 
 def _ports(piece: EndpointSlice) -> Iterator[tuple[PortKey, int]]:

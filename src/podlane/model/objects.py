@@ -250,6 +250,18 @@ class ServiceCIDR(Object, frozen=True):
     spec: ServiceCIDRSpec = ServiceCIDRSpec()
 
 
+WEIGHT = "podlane.dev/weight"  # of a slice's endpoints, or of a pod
+WEIGHTS = "podlane.dev/weights"  # of a service's endpoints; its value may be the next:
+WEIGHTS_BY_PODS = "pods"
+HEAVIEST = 1000
+
+
+def weight_of(value: EndpointSlice | Pod) -> int | None:
+    """None when it says nothing, or nothing that makes sense."""
+    text = value.metadata.annotations.get(WEIGHT, "")
+    return int(text) if text.isascii() and text.isdigit() and int(text) <= HEAVIEST else None
+
+
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from podlane.compile.balancing import weight, wish_of
+from podlane.compile.balancing import weighed, weight, wish_of
 from podlane.compile.endpoints import Known, endpoints
 from podlane.compile.services import LOCAL
 from podlane.compile.services_sim import Action, Flow, Verdict
@@ -70,7 +70,10 @@ def _endpoint_rows(
     family = family_of(flow.destination)
     name = verdict.list.port if verdict.list else None
     wish, found = wish_of(service, Services()), _chosen_from(tables, verdict)
-    for (port_name, protocol, its_family), known in endpoints(cluster.slices_of(service)).items():
+    every = endpoints(cluster.slices_of(service))
+    for (port_name, protocol, its_family), known in weighed(
+        wish, service.namespace, every, cluster.pods
+    ).items():
         if protocol == flow.protocol and its_family is family and name in (None, port_name):
             for each in sorted(known.values(), key=lambda k: (int(k.address), k.port)):
                 idle = weight(wish, each) == 0

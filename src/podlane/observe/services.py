@@ -149,6 +149,7 @@ def report(
                 here=here,
                 families=config.ip_families,
                 config=config.services,
+                pods=cluster.pods,
             ),
         )
         for here in places or [Place("")]
