@@ -19,10 +19,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.netns)
 
 
-@pytest.fixture(scope="module", params=["routed", "bridge"])
+@pytest.fixture(scope="module", params=["routed", "bridge", "fused"])
 def policy_lab(request: pytest.FixtureRequest) -> Iterator[PolicyLab]:
-    """One for a module and link mode; a test begins with `become`."""
-    made = PolicyLab(request.param)
+    """One for a module and link mode, and one where peers are always looked up together. A test begins with
+    `become`."""
+    fused = request.param == "fused"
+    made = PolicyLab("routed", fuse_from=0) if fused else PolicyLab(request.param)
     try:
         made.build()
         yield made

@@ -18,7 +18,7 @@ import subprocess
 import time
 from collections.abc import Iterable
 from itertools import count
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from podlane.agent import sysctls
 from podlane.cni.leases import Lease
@@ -62,7 +62,8 @@ class Probe(NamedTuple):
 
 
 class PolicyLab:
-    def __init__(self, mode: str, pods: int = 6, settings: Iterable[str] = ()) -> None:
+    def __init__(self, mode: str, pods: int = 6, settings: Iterable[str] = (), **driver: Any) -> None:
+        self._driver = driver
         self.mode = mode
         self.config = with_settings(NetworkConfig(), [f"link.mode={mode}", *settings])
         self.fds: dict[int | str, int] = {}
@@ -124,7 +125,7 @@ class PolicyLab:
         for setting in ("net/ipv4/icmp_ratemask", "net/ipv6/icmp/ratelimit"):
             netns.write_sysctl(fd, setting, 0)
         compiler = self.compilers[name] = Compiler(name, self.config)
-        policy = PolicyDriver(self.config, fd)
+        policy = PolicyDriver(self.config, fd, **self._driver)
         policy.prepare()
         self.drivers[name] = [policy, RtnlDriver(fd), ServicesDriver(self.config, fd)]
         addresses = tuple(

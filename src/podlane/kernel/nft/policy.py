@@ -28,6 +28,7 @@ from podlane.kernel.nft import codec, ruleset
 from podlane.kernel.nft.codec import BRIDGE, TableFamily
 from podlane.kernel.nft.elements import AGAIN
 from podlane.kernel.nft.policy_chains import TABLE
+from podlane.kernel.nft.policy_profiles import FUSE_FROM
 from podlane.kernel.nft.policy_state import TABLES, PolicyState
 from podlane.kernel.nft.ruleset import Chain, Changes, Image, Place, SetSpec, Step, id_of
 from podlane.model.addresses import Family
@@ -43,10 +44,12 @@ class PolicyDriver:
 
     at_once = True
 
-    def __init__(self, config: NetworkConfig, netns_fd: int | None = None) -> None:
+    def __init__(
+        self, config: NetworkConfig, netns_fd: int | None = None, *, fuse_from: int = FUSE_FROM
+    ) -> None:
         self._families = tuple(config.ip_families)
         self._bridge = config.link.bridge if config.link.mode is LinkMode.BRIDGE else ""
-        self._cuts = config.policy.cut_established
+        self._cuts, self._fuse_from = config.policy.cut_established, fuse_from
         self._netlink = Netlink(NETLINK_NETFILTER, netns_fd)
         self._state = self._fresh()
         self._rows: dict[Table, dict[Any, Any]] = {table: {} for table in TABLES}
@@ -64,7 +67,7 @@ class PolicyDriver:
         self._netlink.close()
 
     def _fresh(self) -> PolicyState:
-        return PolicyState(self._families, self._bridge, cuts=self._cuts)
+        return PolicyState(self._families, self._bridge, cuts=self._cuts, fuse_from=self._fuse_from)
 
     def _copy_rows(self) -> dict[Table, dict[Any, Any]]:
         with self._rows_turn:

@@ -24,7 +24,7 @@ family `bridge` makes sure that a port sends its own address only, in IP, ARP an
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final, NamedTuple
 
 from podlane.compile.tables import (
@@ -271,6 +271,10 @@ def peer_set(value: PodSet | NamedPort, family: Family) -> SetSpec:
     return SetSpec(key, comment=str(value))
 
 
+def union_set(ids: Collection[str], family: Family) -> SetSpec:
+    return SetSpec((_ADDRESS[family],), comment=f"any of {len(ids)} sets")
+
+
 def port_key(where: Address, protocol: Protocol, number: int) -> bytes:
     return codec.fields(where.packed, bytes([protocol.number]), codec.port_field(number))
 
@@ -293,7 +297,7 @@ def policy(key: PolicyKey, row: Policy, family: Family) -> tuple[Chain, dict[str
     for each in row.rules:
         comment = f"{key.namespace}/{key.name} {key.direction}[{each.index}]"
         for peer in _peers(each, key.direction, family, sets):
-            for port in _ports(each, family, sets):
+            for port in port_conditions(each, family, sets):
                 rules.append(rule(comment, peer, port, nft.counter(), nft.end(nft.ACCEPT)))
     return Chain(tuple(rules)), sets
 
@@ -317,7 +321,7 @@ def _peers(
         yield load + nft.member(name)
 
 
-def _ports(row: PolicyRule, family: Family, sets: dict[str, Contents]) -> Iterator[bytes]:
+def port_conditions(row: PolicyRule, family: Family, sets: dict[str, Contents]) -> Iterator[bytes]:
     if row.ports is None:
         yield b""
         return

@@ -17,6 +17,7 @@ from podlane.compile.tables import (
     Guard,
     NamedPort,
     Peer,
+    PodKey,
     PodSet,
     Policy,
     PolicyKey,
@@ -24,8 +25,10 @@ from podlane.compile.tables import (
 )
 from podlane.delta import Delta
 from podlane.kernel.nft import policy_chains as chains
+from podlane.kernel.nft import policy_profiles
 from podlane.kernel.nft.codec import BRIDGE, Element, TableFamily
 from podlane.kernel.nft.policy_chains import Contents
+from podlane.kernel.nft.policy_profiles import ProfileKey, Unions
 from podlane.kernel.nft.ruleset import Chain, Changes, ElementId, Image, Place, SetSpec, id_of
 from podlane.model.addresses import Address, Family, family_of
 
@@ -43,8 +46,15 @@ class _Counted(NamedTuple):
 class PolicyState:
     """bridge: "" for routed links. cuts: flows may be cut. `image` is what the kernel should hold."""
 
-    def __init__(self, families: Iterable[Family], bridge: str = "", *, cuts: bool = False) -> None:
-        self._cuts = cuts
+    def __init__(
+        self,
+        families: Iterable[Family],
+        bridge: str = "",
+        *,
+        cuts: bool = False,
+        fuse_from: int = policy_profiles.FUSE_FROM,
+    ) -> None:
+        self._cuts, self._fuse_from = cuts, fuse_from
         self.families = tuple(families)
         self.bridge = bridge
         self.image = Image()
@@ -52,6 +62,11 @@ class PolicyState:
         self._counts: Counter[Any] = Counter()
         self._sets: dict[str, PodSet | NamedPort] = {}
         self._policies: dict[str, PolicyKey] = {}  # by the name of the chain
+        self._rows: dict[PolicyKey, Policy] = {}
+        self._peers: dict[PodKey, Peer] = {}
+        self._profiles: dict[ProfileKey, tuple[_Counted, Unions]] = {}
+        self._using: dict[PolicyKey, set[ProfileKey]] = {}  # policy -> profiles it is in
+        self._unions_of: dict[str, set[str]] = {}  # PodSet -> unions it is part of
         for family, sets, skeleton in self._skeleton():
             for name, contents in sets.items():
                 self._put_set(place := (family, name), contents.spec)
@@ -119,14 +134,27 @@ class PolicyState:
                     self._sets[key] = new
             case Table.PEERS:
                 self._peer(old, new)
+                if new is None:
+                    del self._peers[key]
+                else:
+                    self._peers[key] = new
             case Table.POLICIES:
                 if new is None:
-                    del self._policies[chains.policy_chain(key)]
+                    del self._policies[chains.policy_chain(key)], self._rows[key]
                 else:
-                    self._policies[chains.policy_chain(key)] = key
+                    self._policies[chains.policy_chain(key)], self._rows[key] = key, new
                 self._exchange(self._of_policy(key, old), self._of_policy(key, new))
+                for profile in sorted(self._using.get(key, ())):
+                    self._put_profile(profile)
             case Table.GUARDS:
+                before, after = _profiles_of(old), _profiles_of(new)
+                for profile in after:
+                    if profile not in before and self._first(profile, False):
+                        self._put_profile(profile)
                 self._exchange(self._of_guard(old), self._of_guard(new))
+                for profile in before:
+                    if profile not in after and self._last(profile):
+                        self._drop_profile(profile)
 
     def _peer(self, old: Peer | None, new: Peer | None) -> None:
         before, after = set(self._members(old)), set(self._members(new))
@@ -144,6 +172,8 @@ class PolicyState:
                 continue
             for name in peer.sets:
                 yield (family, name), where.packed
+                for union in self._unions_of.get(name, ()):
+                    yield (family, union), where.packed
             for port in peer.ports:
                 yield from self._named(family, port.set, where, port.number)
 
@@ -177,17 +207,67 @@ class PolicyState:
         if guard is None:
             return found
         for family in self.families:
-            for direction in Direction:
-                policies = guard.policies(direction)
-                if policies is not None:
-                    name = chains.profile_chain(direction, policies)
-                    found.chains[family, name] = chains.profile(policies)
             for name, element in chains.guard_elements(guard, family):
                 found.elements[(family, name), id_of(element)] = element
         if self.bridge:
             for name, element in chains.source_elements(guard):
                 found.elements[(BRIDGE, name), id_of(element)] = element
         return found
+
+    # --- profiles ---
+
+    def _put_profile(self, key: ProfileKey) -> None:
+        """As the policies are now."""
+        old, before = self._profiles.get(key, (_Counted({}, {}, {}), {}))
+        new = _Counted({}, {}, {})
+        after: dict[str, frozenset[str]] = {}
+        for family in self.families:
+            made = policy_profiles.profile(key, self._rows, family, self._fuse_from)
+            new.chains[family, chains.profile_chain(*key)] = made.chain
+            new.contents.update(((family, name), contents) for name, contents in made.contents.items())
+            after |= made.unions
+        for name, ids in after.items():
+            if name not in before and self._first(name, False):
+                self._put_union(name, ids)
+        self._exchange(old, new)
+        self._profiles[key] = new, after
+        self._drop_unions({name: ids for name, ids in before.items() if name not in after})
+        for policy in key[1]:
+            self._using.setdefault(policy, set()).add(key)
+
+    def _drop_profile(self, key: ProfileKey) -> None:
+        old, before = self._profiles.pop(key)
+        self._exchange(old, _Counted({}, {}, {}))
+        self._drop_unions(before)
+        for policy in key[1]:
+            self._using[policy].discard(key)
+            if not self._using[policy]:
+                del self._using[policy]
+
+    def _put_union(self, name: str, ids: frozenset[str]) -> None:
+        for family in self.families:
+            self._put_set((family, name), chains.union_set(ids, family))
+        for each in ids:
+            self._unions_of.setdefault(each, set()).add(name)
+        for peer in self._peers.values():
+            if not ids.isdisjoint(peer.sets):
+                for where in peer.addresses:
+                    if family_of(where) in self.families:
+                        self._count_member((family_of(where), name), where.packed, +1)
+
+    def _drop_unions(self, unions: Unions) -> None:
+        for name, ids in unions.items():
+            if not self._last(name):
+                continue
+            for each in ids:
+                self._unions_of[each].discard(name)
+                if not self._unions_of[each]:
+                    del self._unions_of[each]
+            for family in self.families:
+                for each_id in list(self.image.elements.get((family, name), ())):
+                    del self._counts[(family, name), each_id[0]]
+                    self._put_element((family, name), each_id, None)
+                self._put_set((family, name), None)
 
     def owner(self, place: Place) -> tuple[Table, Any]:
         """The row that something in the kernel is for, as far as it is one row's."""
@@ -270,3 +350,10 @@ class PolicyState:
             there[each] = element
         if not there:
             del self.image.elements[place]
+
+
+def _profiles_of(guard: Guard | None) -> list[ProfileKey]:
+    if guard is None:
+        return []
+    found = [(direction, guard.policies(direction)) for direction in Direction]
+    return [(direction, policies) for direction, policies in found if policies is not None]
