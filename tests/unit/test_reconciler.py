@@ -302,3 +302,27 @@ def test_what_takes_long_to_compare_is_compared_less_often(
         assert bench.log == again
 
     run(work)
+
+
+def test_after_a_long_generation_more_is_collected_but_nobody_is_kept_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reconciler, "COLLECT_SHARE", 1e9)
+    monkeypatch.setattr(reconciler, "COLLECT_MOST_S", 600.0)
+
+    async def work(bench: Bench) -> None:
+        await bench.started()
+        loop = asyncio.create_task(bench.reconciler.run())
+        try:
+            bench.reconciler.submit([PEER])
+            await asyncio.sleep(0.05)
+            assert bench.reconciler.pending == 1
+            async with asyncio.timeout(30):
+                await bench.reconciler.commit([ATTACH])
+            assert bench.reconciler.pending == 0
+            assert bench.routes() == {"10.244.2.0/24", "10.244.1.5/32"}
+        finally:
+            loop.cancel()
+            await asyncio.gather(loop, return_exceptions=True)
+
+    run(work)

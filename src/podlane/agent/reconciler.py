@@ -20,6 +20,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from podlane.compile.engine import Compiler
@@ -32,6 +33,9 @@ from podlane.kernel.driver import Driver, Failure, Report
 log = logging.getLogger(__name__)
 
 COLLECT_S = 0.003
+# After a generation that was much work (a service of a thousand endpoints takes 6 ms) more is collected for
+# the next: so many times as long, if nobody waits for it.
+COLLECT_SHARE, COLLECT_MOST_S = 4, 0.05
 RESYNC_S = 300.0
 RESYNC_SHARE = 1 / 300  # of the time, at most: nothing else is applied meanwhile, and the kernel's dump of
 # fifty thousand services takes ten seconds
@@ -91,9 +95,9 @@ class Reconciler:
         self._working_since_s: float | None = None  # the oldest one that the current generation has
         self._may_sync = False
         self._early_devices: set[str] = set()
-        self._wake = asyncio.Event()
+        self._wake, self._awaited = asyncio.Event(), asyncio.Event()
         self._done = asyncio.Condition()
-        self._next_resync_s = self._quiet_since_s = 0.0
+        self._next_resync_s = self._quiet_since_s = self._collect_s = 0.0
 
     # --- what is known ---
 
@@ -145,6 +149,7 @@ class Reconciler:
         if not self._may_sync:
             self._early_devices.update(devices)
         number = self.submit(changes)
+        self._awaited.set()
         async with self._done:
             await self._done.wait_for(lambda: self._applied >= number)
 
@@ -197,11 +202,17 @@ class Reconciler:
         pause_s = self._quiet_since_s + COLLECT_S - time.monotonic()
         if pause_s > 0:
             await asyncio.sleep(pause_s)
+        pause_s = self._quiet_since_s + self._collect_s - time.monotonic()
+        if pause_s > 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._awaited.wait()
 
     async def generation(self) -> None:
         """One round: everything submitted until now."""
         self._wake.clear()
-        began_s = time.monotonic()
+        self._awaited.clear()
+        began_s, began_cpu_s = time.monotonic(), time.process_time()
         batch, self._pending = self._pending, []
         self._working_since_s, self._waiting_since_s = self._waiting_since_s, None
         upto = self._submitted
@@ -223,6 +234,7 @@ class Reconciler:
         if batch:
             self.counts = self.counts._replace(generation=self.counts.generation + 1)
         self._quiet_since_s = time.monotonic()
+        self._collect_s = min(COLLECT_SHARE * (time.process_time() - began_cpu_s), COLLECT_MOST_S)
         self.counts = self.counts._replace(busy_s=self.counts.busy_s + self._quiet_since_s - began_s)
         async with self._done:
             self._done.notify_all()
