@@ -103,6 +103,11 @@ spec: {ipFamilyPolicy: PreferDualStack, selector: {app: on-host}, ports: [{port:
 ---
 apiVersion: v1
 kind: Service
+metadata: {name: weighed, annotations: {podlane.dev/weights: "a=0, *=1"}}
+spec: {ipFamilyPolicy: PreferDualStack, selector: {app: web}, ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Service
 metadata: {name: own}
 spec: {ports: [{name: http, port: 80}]}
 ---
@@ -295,6 +300,13 @@ def test_a_datagram_flow_follows_its_endpoints(shared: Lab, family: str) -> None
     assert json.loads(answer)["pod"] == "b"
     shared.podlane("apply", "--lab", shared.name, "-f", "-", input=MANIFEST)
     shared.kubectl("wait", "--for=condition=Ready", "pod/a", "--timeout=20s")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_by_the_names_of_pods(shared: Lab, family: str) -> None:
+    for pod in ("client", "stranger"):
+        found, _ = answers(from_pod(shared, pod), f"http://{address_of(shared, 'weighed', family)}", 12)
+        assert found == Counter(b=12)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from podlane.compile import balancing
-from podlane.compile.balancing import Wish, entries, weight, wish_of
-from podlane.compile.endpoints import Known, endpoints
+from podlane.compile.balancing import Wish, entries, wish_of
+from podlane.compile.endpoints import Known
 from podlane.compile.engine import Compiler, changes_of, compile_node
 from podlane.compile.tables import Backend, ListKey, Table
 from podlane.compile.view import Change
@@ -25,12 +25,15 @@ from podlane.model.objects import (
     EndpointSlice,
     ObjectMeta,
     Pod,
+    PodIP,
+    PodStatus,
     Service,
     ServicePort,
     ServiceSpec,
     TargetRef,
 )
 
+LIST = ("shop", "web", "http", Protocol.TCP, Family.IPV4, "cluster")
 PODS = {"web-1": "10.244.1.1", "web-2": "10.244.1.2", "web-canary-1": "10.244.1.9"}
 
 
@@ -61,10 +64,15 @@ def piece(*names: str, weight: str = "", name: str = "web-x") -> EndpointSlice:
     )
 
 
+def pods(**weights: str) -> list[Pod]:
+    """Every pod with its address."""
+    return [pod(name, weights.get(name.replace("-", "_"), "")) for name in PODS]
+
+
 def shares(*objects: Service | EndpointSlice | Pod, config: NetworkConfig | None = None) -> dict[str, int]:
     """How often each pod is in the compiled list."""
     tables = compile_node(objects, node="n1", config=config or NetworkConfig())
-    row = tables[Table.BACKENDS][ListKey("shop", "web", "http", Protocol.TCP, Family.IPV4, "cluster")]
+    row = tables[Table.BACKENDS][ListKey(*LIST)]
     names = {where: name for name, where in PODS.items()}
     return dict(Counter(names[str(b.address)] for b in row.backends))
 
@@ -98,27 +106,32 @@ def test_what_makes_no_sense_is_told_and_changes_nothing(note: str, text: str, c
 
 def test_the_first_pattern_that_a_pod_or_its_address_fits_counts() -> None:
     web = service(weights="web-canary-*=1, 10.244.1.2=4, *=9")
-    assert shares(web, piece(*PODS)) == {"web-canary-1": 1, "web-2": 4, "web-1": 9}
+    assert shares(web, piece(*PODS), *pods()) == {"web-canary-1": 1, "web-2": 4, "web-1": 9}
 
 
 def test_a_slice_says_the_weight_of_its_endpoints_unless_a_pattern_does() -> None:
     slices = piece("web-1", "web-2"), piece("web-canary-1", weight="3", name="web-y")
     assert shares(service(), *slices) == {"web-1": 1, "web-2": 1, "web-canary-1": 3}
-    assert shares(service(weights="web-canary-*=2"), *slices)["web-canary-1"] == 2
+    assert shares(service(weights="web-canary-*=2"), *slices, *pods())["web-canary-1"] == 2
     assert shares(service(), slices[0], piece("web-canary-1", weight="many")) == {"web-canary-1": 1}
 
 
 def pod(name: str, weight: str, namespace: str = "shop") -> Pod:
     annotations = {WEIGHT: weight} if weight else {}
     return Pod(
-        metadata=ObjectMeta(name=name, namespace=namespace, labels={"app": "web"}, annotations=annotations)
+        metadata=ObjectMeta(name=name, namespace=namespace, labels={"app": "web"}, annotations=annotations),
+        status=PodStatus(pod_ips=[PodIP(PODS[name])]),
     )
 
 
 def test_pods_say_their_weights_where_the_service_asks_for_them() -> None:
-    pods = pod("web-1", "3"), pod("web-2", ""), pod("web-canary-1", "many"), pod("web-1", "9", "other")
-    assert shares(service(weights="pods"), piece(*PODS), *pods) == {"web-1": 3, "web-2": 1, "web-canary-1": 1}
-    assert set(shares(service(), piece(*PODS), *pods).values()) == {1}
+    every = [pod("web-1", "9", "other"), *pods(web_1="3", web_canary_1="many")]
+    assert shares(service(weights="pods"), piece(*PODS), *every) == {
+        "web-1": 3,
+        "web-2": 1,
+        "web-canary-1": 1,
+    }
+    assert set(shares(service(), piece(*PODS), *every).values()) == {1}
 
 
 def test_a_pod_that_changes_its_weight_is_followed() -> None:
@@ -126,7 +139,7 @@ def test_a_pod_that_changes_its_weight_is_followed() -> None:
     web = replace(web, spec=replace(web.spec, selector={"app": "web"}))
     compiler = Compiler("n1", NetworkConfig())
     compiler.apply(changes_of([web, piece("web-1", "web-2"), pod("web-1", "1")]))
-    key = ListKey("shop", "web", "http", Protocol.TCP, Family.IPV4, "cluster")
+    key = ListKey(*LIST)
     for text, entries_ in (("4", 5), ("", 2), ("7", 8)):
         compiler.apply([Change("Pod", None, pod("web-1", text))])
         assert len(compiler.tables[Table.BACKENDS][key].backends) == entries_
@@ -135,12 +148,15 @@ def test_a_pod_that_changes_its_weight_is_followed() -> None:
 
 
 def test_weight_zero_takes_no_new_flows_but_does_not_switch_a_service_off() -> None:
-    assert shares(service(weights="web-2=0"), piece(*PODS)) == {"web-1": 1, "web-canary-1": 1}
+    assert shares(service(weights="web-2=0"), piece(*PODS), *pods()) == {"web-1": 1, "web-canary-1": 1}
     assert shares(service(weights="*=0"), piece("web-1", "web-2")) == {"web-1": 1, "web-2": 1}
 
 
 def test_weights_have_their_common_divisor_taken_out() -> None:
-    assert shares(service(weights="web-1=100, web-2=50"), piece("web-1", "web-2")) == {"web-1": 2, "web-2": 1}
+    assert shares(service(weights="web-1=100, web-2=50"), piece("web-1", "web-2"), *pods()) == {
+        "web-1": 2,
+        "web-2": 1,
+    }
 
 
 def known(number: int, weight: int | None = None) -> Known:
@@ -165,8 +181,14 @@ def test_shares_scale_weights() -> None:
     assert found == {members[0].backend: 1, members[1].backend: 4}
 
 
-def test_a_pod_is_known_by_its_target() -> None:
-    ((_, there),) = endpoints([piece("web-canary-1")]).items()
-    (each,) = there.values()
-    assert each.pod == "web-canary-1"
-    assert weight(wish_of(service(weights="web-canary-*=7"), Services()), each) == 7
+def test_a_pod_is_known_by_its_address_once_it_has_one() -> None:
+    """Its endpoint may be told before it is, or after."""
+    web, key = service(weights="web-1=5, *=1"), ListKey(*LIST)
+    compiler = Compiler("n1", NetworkConfig())
+    compiler.apply(changes_of([web, piece("web-1", "web-2")]))
+    assert len(compiler.tables[Table.BACKENDS][key].backends) == 2
+    compiler.apply([Change("Pod", None, pod("web-1", ""))])
+    assert len(compiler.tables[Table.BACKENDS][key].backends) == 6
+    ended = replace(pod("web-1", ""), status=PodStatus(phase="Failed", pod_ips=[PodIP(PODS["web-1"])]))
+    compiler.apply([Change("Pod", None, ended)])
+    assert len(compiler.tables[Table.BACKENDS][key].backends) == 2

@@ -180,11 +180,12 @@ class Rebalancing:
         open_ = {(each.original, each.id): each for each in found if each.state not in _OVER}.values()
         counts = Counter(Backend(each.reply.source, each.reply.source_port) for each in open_)
         for key in keys:
-            if (wish := self._wishes.get(key)) is None:
+            wish, service = self._wishes.get(key), self._view.services.get(key)
+            if wish is None or service is None:
                 continue
             loads: dict[Backend, int] = {}
             known = endpoints(self._view.slices_of(*key))
-            for there in weighed(wish, key[0], known, self._view.pods).values():
+            for there in weighed(wish, service, known, self._view.pods_at).values():
                 weights = {each.backend: weight(wish, each) for each in there.values() if each.ready}
                 loads |= load_shares(counts, weights)
             self._loads[key] = loads

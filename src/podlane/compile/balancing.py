@@ -19,13 +19,14 @@ from __future__ import annotations
 import enum
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 from podlane.compile import hashing
 from podlane.compile.endpoints import Known, PortKey, left_alone
+from podlane.compile.policy_index import ENDED
 from podlane.compile.tables import Backend, BackendList
-from podlane.model.addresses import Protocol
+from podlane.model.addresses import Address, Protocol
 from podlane.model.config import Balancing, HashBy, Services
 from podlane.model.local import WHOLE_SHARE, Shares
 from podlane.model.objects import HEAVIEST, WEIGHTS, WEIGHTS_BY_PODS, Pod, Service, weight_of
@@ -38,6 +39,9 @@ MOST_ENTRIES: Final = 1024  # a list with weights is hardly longer than this, un
 LONGEST_SLOW_START_S: Final = 3600
 
 E = TypeVar("E", bound=enum.StrEnum)
+
+PodsAt: TypeAlias = Callable[[Address], Iterable[Pod]]
+"""The pods that have an address; several on a node's own."""
 
 
 class Wish(NamedTuple):
@@ -111,21 +115,30 @@ _READ: Final[Mapping[str, Callable[[Wish, str], Wish]]] = {
 
 
 def weighed(
-    wish: Wish,
-    namespace: str,
-    known: dict[PortKey, dict[Backend, Known]],
-    pods: Mapping[tuple[str, str], Pod],
+    wish: Wish, service: Service, known: dict[PortKey, dict[Backend, Known]], pods_at: PodsAt
 ) -> dict[PortKey, dict[Backend, Known]]:
-    """Endpoints with the weights that their pods have, where the service asks for these."""
-    if not wish.by_pods:
+    """Endpoints with the names of their pods, and the weights these have where the service asks for them."""
+    if not wish.by_pods and not wish.weights:
         return known
 
     def of(each: Known) -> Known:
-        pod = pods.get((namespace, each.pod))
-        found = weight_of(pod) if pod is not None else None
-        return each if found is None else each._replace(weight=found)
+        pod = next((pod for pod in pods_at(each.address) if backs(service, pod)), None)
+        if pod is None:
+            return each
+        found = weight_of(pod) if wish.by_pods else None
+        return each._replace(pod=pod.name, weight=each.weight if found is None else found)
 
     return {port: {key: of(each) for key, each in there.items()} for port, there in known.items()}
+
+
+def backs(service: Service, pod: Pod) -> bool:
+    """The pod may be what is behind an endpoint of the service that has its address."""
+    selector = service.spec.selector or {}
+    return (
+        pod.namespace == service.namespace
+        and pod.status.phase not in ENDED
+        and selector.items() <= pod.metadata.labels.items()
+    )
 
 
 def weight(wish: Wish, each: Known) -> int:

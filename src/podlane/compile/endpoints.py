@@ -27,8 +27,8 @@ HEADLESS_LABEL: Final = "service.kubernetes.io/headless"
 class Known(NamedTuple):
     """One endpoint of one port, with its conditions resolved (absent: ready and serving, not terminating).
 
-    pod: the name of the pod it refers to, "" for none. weight: its slice's, or its pod's; None when nothing
-    is said.
+    weight: its slice's, or its pod's; None when nothing is said. pod: the name of its pod, filled in where
+    the service's weights ask for it (compile/balancing.py).
     """
 
     backend: Backend
@@ -101,7 +101,7 @@ def _known(endpoint: Endpoint, port: bytes, bits: int, weight: int | None) -> Kn
         return None  # the API validates slices; one bad address must not take the others down
     if 8 * len(where) != bits:
         return None
-    conditions, hints, pod = endpoint.conditions, endpoint.hints, endpoint.target_ref
+    conditions, hints = endpoint.conditions, endpoint.hints
     return Known(
         Backend.packed(where + port),
         endpoint.node_name or "",
@@ -110,8 +110,7 @@ def _known(endpoint: Endpoint, port: bytes, bits: int, weight: int | None) -> Kn
         conditions.terminating is True,
         frozenset(h.name for h in hints.for_zones) if hints else _NO_HINTS,
         frozenset(h.name for h in hints.for_nodes) if hints else _NO_HINTS,
-        pod.name if pod is not None and pod.kind == "Pod" else "",
-        weight,
+        weight=weight,
     )
 
 

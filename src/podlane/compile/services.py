@@ -26,7 +26,7 @@ from typing import Any, Final, NamedTuple
 from msgspec import structs
 
 from podlane.compile import facts
-from podlane.compile.balancing import Sharing, weighed
+from podlane.compile.balancing import PodsAt, Sharing, backs, weighed
 from podlane.compile.endpoints import (
     PROTOCOLS,
     Known,
@@ -68,7 +68,7 @@ from podlane.model.addresses import (
 )
 from podlane.model.config import Services
 from podlane.model.local import Shares
-from podlane.model.objects import EndpointSlice, Node, Pod, Service, ServicePort, weight_of
+from podlane.model.objects import EndpointSlice, Node, Service, ServicePort
 
 NAME: Final = "services"
 OTHER_PROXY_LABEL: Final = "service.kubernetes.io/service-proxy-name"
@@ -93,9 +93,10 @@ def units_of(change: Change, view: View) -> Iterator[UnitKey]:
             yield _unit(*key)
     elif change.kind == SHARES:
         yield _unit(*change.object.key)
-    elif change.kind == "Pod" and len({weight_of(side) for side in change.sides} | {None}) > 1:
-        for each in view.weighed_by_pods(change.object.namespace):
-            yield _unit(*each)
+    elif change.kind == "Pod":
+        for service in view.weighed(change.object.namespace):
+            if any(backs(service, side) for side in change.sides):
+                yield _unit(*service.key)
 
 
 def compile_unit(key: UnitKey, view: View) -> Rows | Compiled:
@@ -110,7 +111,7 @@ def compile_unit(key: UnitKey, view: View) -> Rows | Compiled:
         families=view.config.ip_families,
         config=view.config.services,
         shares=view.shares.get(key_of_unit),
-        pods=view.pods,
+        pods_at=view.pods_at,
     )
 
 
@@ -151,12 +152,12 @@ def compile_service(
     families: Iterable[Family],
     config: Services = _DEFAULT,
     shares: Shares | None = None,
-    pods: Mapping[tuple[str, str], Pod] | None = None,
+    pods_at: PodsAt = lambda where: (),
 ) -> Compiled:
-    """The rows of one Service, which `ours` let through. pods: by namespace and name, for their weights."""
+    """The rows of one Service, which `ours` let through. pods_at: for the weights that pods have."""
     rows = _Rows()
     sharing = Sharing.of(service, config, shares, rows.refused)
-    known = weighed(sharing.wish, service.namespace, endpoints(slices), pods or {})
+    known = weighed(sharing.wish, service, endpoints(slices), pods_at)
     for family in families:
         where = _Addresses.of(service, family, here, rows.refused)
         if where is None:

@@ -23,7 +23,6 @@ from podlane.model.local import Attachment, Shares, Underlay
 from podlane.model.objects import (
     SERVICE_NAME_LABEL,
     WEIGHTS,
-    WEIGHTS_BY_PODS,
     EndpointSlice,
     Namespace,
     NetworkPolicy,
@@ -115,7 +114,7 @@ class View:
         self._pods_by_node: _Index[str] = _Index()
         self._pods_by_address: _Index[str] = _Index()
         self._slices_by_service: _Index[Key] = _Index()
-        self._weighed_by_pods: _Index[str] = _Index()
+        self._weighed: _Index[str] = _Index()
         self._balanced: _Index[str] = _Index()  # by address, and all of them under ""
         self._nodes_by_address: _Index[str] = _Index()
         self._attachments_by_address: _Index[str] = _Index()
@@ -152,9 +151,9 @@ class View:
         """The EndpointSlices labelled with that service, in order of name."""
         return [self._slices[key] for key in sorted(self._slices_by_service.get((namespace, service)))]
 
-    def weighed_by_pods(self, namespace: str) -> list[Key]:
-        """The keys of the services there whose endpoints weigh what their pods say."""
-        return sorted(self._weighed_by_pods.get(namespace))
+    def weighed(self, namespace: str) -> list[Service]:
+        """The services there that weigh their endpoints by their pods."""
+        return [self._services[key] for key in sorted(self._weighed.get(namespace))]
 
     def pods_on(self, node: str) -> list[Pod]:
         """The pods bound to a node, in order of key."""
@@ -248,8 +247,8 @@ class Objects(View):
         elif isinstance(value, Service):
             for text in ["", *map(str, pool_addresses(value))] if announced(value) else ():
                 act(self._balanced, text, key)
-            if value.metadata.annotations.get(WEIGHTS) == WEIGHTS_BY_PODS:
-                act(self._weighed_by_pods, value.namespace, key)
+            if WEIGHTS in value.metadata.annotations:
+                act(self._weighed, value.namespace, key)
         elif isinstance(value, Node):
             for where in facts.internal_addresses(value):
                 act(self._nodes_by_address, str(where), ("", value.name))

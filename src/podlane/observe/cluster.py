@@ -84,6 +84,10 @@ class Cluster:
         having = [s for s in self.services.values() if announced(s) and where in pool_addresses(s)]
         return min(having, key=lambda s: (since(s), s.key), default=None)
 
+    def pods_at(self, where: Address) -> list[Pod]:
+        """Every pod with that address, those of the node's own network included."""
+        return [pod for _, pod in sorted(self.pods.items()) if where in pod_addresses(pod)]
+
     def pod_at(self, where: Address) -> Pod | None:
         """The pod whose own address it is (host-network pods have none)."""
         return self._pods_at.get(where)

@@ -70,10 +70,8 @@ def _endpoint_rows(
     family = family_of(flow.destination)
     name = verdict.list.port if verdict.list else None
     wish, found = wish_of(service, Services()), _chosen_from(tables, verdict)
-    every = endpoints(cluster.slices_of(service))
-    for (port_name, protocol, its_family), known in weighed(
-        wish, service.namespace, every, cluster.pods
-    ).items():
+    every = weighed(wish, service, endpoints(cluster.slices_of(service)), cluster.pods_at)
+    for (port_name, protocol, its_family), known in every.items():
         if protocol == flow.protocol and its_family is family and name in (None, port_name):
             for each in sorted(known.values(), key=lambda k: (int(k.address), k.port)):
                 idle = weight(wish, each) == 0

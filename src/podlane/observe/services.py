@@ -149,7 +149,7 @@ def report(
                 here=here,
                 families=config.ip_families,
                 config=config.services,
-                pods=cluster.pods,
+                pods_at=cluster.pods_at,
             ),
         )
         for here in places or [Place("")]
