@@ -90,7 +90,6 @@ class Node:
                 report = driver.apply({table: change for table, change in changes.items() if change})
             assert report.failures == ()
         self._last = tables
-        assert self.nft.sweeper.wait()
 
     def asks(self, world: World, case: Case, step: int) -> Iterator[Ask]:
         """With what shall come of them in this mode of services."""

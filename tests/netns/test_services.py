@@ -29,7 +29,6 @@ from podlane.model.objects import (
     EndpointConditions,
     EndpointPort,
     EndpointSlice,
-    LoadBalancerIngress,
     LoadBalancerStatus,
     Node,
     NodeAddress,
@@ -170,70 +169,6 @@ def observed(net: Net, who: str, where: str, port: int, protocol: Protocol) -> A
         assert {answer.client for answer in found} <= own
         return {answer.server: True for answer in found}
     return {answer.server: answer.client in own for answer in found}
-
-
-POLICIES = [("Cluster", "Cluster"), ("Cluster", "Local"), ("Local", "Cluster"), ("Local", "Local")]
-ENDPOINTS = {"local and remote": ("local-1", "local-2", "remote"), "remote": ("remote",), "none": ()}
-
-
-@pytest.mark.parametrize("have", ENDPOINTS)
-@pytest.mark.parametrize(("internal", "external"), POLICIES)
-def test_kernel_and_simulation_agree(net: Net, internal: str, external: str, have: str) -> None:
-    plan, family = net.plan, net.family
-    net.set(
-        service(
-            plan,
-            family,
-            type="LoadBalancer",
-            internal_traffic_policy=internal,
-            external_traffic_policy=external,
-            ingress=[LoadBalancerIngress(ip=VIPS[family])],
-        ),
-        piece(plan, family, *ENDPOINTS[have]),
-    )
-    destinations = [(plan.services.format(10), 80), (plan.node, NODE_PORT), (VIPS[family], 80)]
-    for protocol in (Protocol.TCP, Protocol.UDP):
-        for who in ("client", "node", "outside"):
-            for where in destinations:
-                found = observed(net, who, *where, protocol)
-                assert found == expected(net, who, *where, protocol), (who, where, protocol)
-
-
-@pytest.mark.parametrize("have", ENDPOINTS)
-@pytest.mark.parametrize("policy", ["Cluster", "Local"])
-@pytest.mark.parametrize("affinity", ["None", "ClientIP"])
-def test_source_ranges_guard_load_balancer_addresses(net: Net, have: str, policy: str, affinity: str) -> None:
-    """Who is let in changes in place; the node port stays open to all."""
-    plan, family = net.plan, net.family
-    bits = 32 if family is Family.IPV4 else 128
-    lists = {
-        "outside": [f"{plan.outside}/{bits}"],
-        "pods and node": [f"{plan.pod(77)}/{bits}", f" {plan.pod(77)}/{bits - 4} ", f"{plan.router}/{bits}"],
-        "others": ["192.0.2.0/24", "2001:db8:ff::/64"],
-        "everyone": ["192.0.2.0/24", "2001:db8:ff::/64", "0.0.0.0/0", "::/0"],
-    }
-    for ranges in lists.values():
-        net.set(
-            service(
-                plan,
-                family,
-                type="LoadBalancer",
-                external_traffic_policy=policy,
-                session_affinity=affinity,
-                ingress=[LoadBalancerIngress(ip=VIPS[family])],
-                load_balancer_source_ranges=ranges,
-            ),
-            piece(plan, family, *ENDPOINTS[have]),
-        )
-        for who in ("client", "node", "outside"):
-            for where in ((plan.node, NODE_PORT), (VIPS[family], 80)):
-                told = expected(net, who, *where, Protocol.TCP)
-                found = observed(net, who, *where, Protocol.TCP)
-                if affinity == "ClientIP" and not isinstance(told, Action):
-                    assert found.items() <= told.items(), (who, where, ranges)
-                else:
-                    assert found == told, (who, where, ranges)
-    assert net.restart() == Report()
 
 
 @pytest.mark.parametrize("affinity", ["None", "ClientIP"])

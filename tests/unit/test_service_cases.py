@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from podlane.compile.engine import Compiler, changes_of
 from podlane.compile.services_sim import Action, Verdict, resolve
+from podlane.compile.store import UnitKey
 from podlane.compile.tables import Table
 from podlane.model.addresses import Family
-from tests.service_cases import Case, Outcome, World, cases, titles, worlds
+from tests.service_cases import ME, Case, Outcome, World, cases, titles, worlds
 
 WORDS = {Action.REFUSED: "refused", Action.DROP: "silence", Action.PASS: "passes"}
 
@@ -39,8 +41,22 @@ def shown(world: World, verdict: Verdict) -> Outcome:
     return Outcome("", seen, bool(verdict.affinity_timeout_s and len(seen) > 1))
 
 
-def test_cases_have_no_address_in_common() -> None:
-    for family in Family:
-        for world in worlds(family):
-            rows = world.tables(0)[Table.FRONTENDS]
-            assert len(rows) > len(world.cases) / 2
+@pytest.mark.parametrize("family", list(Family))
+def test_cases_have_no_address_and_no_port_in_common(family: Family) -> None:
+    """So that they may stand side by side."""
+    places: dict[tuple[tuple[str, ...], str, object], str] = {}
+    for world in worlds(family):
+        for case in world.cases:
+            for number in range(case.number, case.number + 10):
+                for place in (world.cluster_ip(number), world.vip(number), world.node_port(number)):
+                    assert places.setdefault((*case.world, place), case.title) == case.title
+        for step in range(world.steps):
+            compiler = Compiler(ME, world.config)
+            compiler.apply(changes_of(world.objects(step)))
+            assert {each.losers for each in compiler.contradictions} <= {(loser_of(world),)}
+
+
+def loser_of(world: World) -> UnitKey:
+    """The one Service that is to lose: "two services and one external address"."""
+    number = next((c.number for c in world.cases if "two services" in c.title), -1)
+    return UnitKey("services", "service", f"young-{number + 1}", "default")
