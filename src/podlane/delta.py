@@ -49,3 +49,12 @@ def news(changes: Delta[K, V] | None) -> Iterator[tuple[K, V | None]]:
         for key, change in changes.changed.items():
             yield key, change.new
         yield from changes.added.items()
+
+
+def merge(rows: dict[K, V], changes: Delta[K, V] | None) -> None:
+    """Bring `rows` to where the changes lead."""
+    for key, row in news(changes):
+        if row is None:
+            rows.pop(key, None)
+        else:
+            rows[key] = row

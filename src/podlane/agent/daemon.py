@@ -9,20 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-from podlane.agent import collector, http, install, report, sysctls, underlay
+from podlane.agent import collector, http, install, report, sysctls
 from podlane.agent.announcements import Announcements
 from podlane.agent.announcer import Announcer
 from podlane.agent.attachments import Attachments, concerns
 from podlane.agent.complaints import Complaint, complaints
 from podlane.agent.events import Events
 from podlane.agent.health_checks import HealthChecks
-from podlane.agent.monitor import OURS, Monitor
+from podlane.agent.intake import Versions, changes, sources
+from podlane.agent.monitor import Monitor
 from podlane.agent.options import AgentOptions
 from podlane.agent.pin_monitor import PinMonitor
 from podlane.agent.proxy import Proxy
@@ -30,23 +30,22 @@ from podlane.agent.rebalancing import Rebalancing
 from podlane.agent.reconciler import Observation, Reconciler
 from podlane.agent.ruleset_monitor import RulesetMonitor
 from podlane.agent.sockets import SocketPages
-from podlane.compile import facts
+from podlane.agent.uplink import Uplink
 from podlane.compile.engine import Compiler, capabilities
 from podlane.compile.tables import Table
-from podlane.compile.view import ATTACHMENT, CLUSTER_WIDE, UNDERLAY, Change, key_of
+from podlane.compile.view import ATTACHMENT, CLUSTER_WIDE, Change
 from podlane.compile.wireguard import KEY_ANNOTATION
 from podlane.engines.wireguard.driver import WireguardDriver
-from podlane.errors import ConfigError, KernelError
+from podlane.errors import ConfigError
 from podlane.kernel.announce.driver import AnnounceDriver
 from podlane.kernel.bpf.sockets import SocketDriver
 from podlane.kernel.driver import Driver, Failure
 from podlane.kernel.nft import policy_chains, skeleton
-from podlane.kernel.rtnl import PROTOCOL, Rtnl
 from podlane.model.config import LinkMode, NetworkConfig
 from podlane.model.local import Attachment
-from podlane.model.objects import KINDS, Object
+from podlane.model.objects import Object
 from podlane.watch.http import ApiHttp
-from podlane.watch.reflector import Delete, News, Progress, Replace, Source, Upsert, follow
+from podlane.watch.reflector import News, Progress, follow
 
 log = logging.getLogger(__name__)
 
@@ -80,14 +79,11 @@ class Agent:
         self._sockets = next(at_socket, None)
         self._api = api
         self._sources = sources(self.compiler.reads)
-        self._progress = {source.kind: _Versions() for source in self._sources}
+        self._progress = {source.kind: Versions() for source in self._sources}
         self._announcer = Announcer(api, lambda: self.compiler.view.me.node)
         self._announcements = Announcements(options.node_name, self.compiler.view, api)
         self._attachments = Attachments(options, self.compiler, self.attachment_changed, self._node_listed)
-        self._looked_at: Any = None  # the Node object the uplink was last searched for
-        self._uplink_task: asyncio.Task[None] | None = None
-        self._uplink_complaint = ""
-        self._settings_refused: list[KernelError] = []
+        self._uplink = Uplink(self.compiler, self.reconciler, self._announcer, self._settings)
         self._install_refused = ""
         self._settled = False
 
@@ -121,7 +117,7 @@ class Agent:
             monitor = Monitor(
                 self.compiler.tables,
                 self._damaged,
-                self._uplink_changed,
+                self._uplink.changed,
             )
             stack.callback(monitor.close)
             resync = self.reconciler.request_resync
@@ -176,31 +172,9 @@ class Agent:
 
     def _changes(self, kind: str, news: News[Object]) -> Iterator[Change]:
         """News as changes of what is known when their turn comes, and what follows from them."""
-        for change in self._news(kind, news):
+        for change in changes(kind, news, self.compiler.view):
             yield change
             yield from self._rebalancing.follow(change, time.monotonic())
-
-    def _news(self, kind: str, news: News[Object]) -> Iterator[Change]:
-        known = self.compiler.view.objects(kind)
-        if isinstance(news, Upsert):
-            yield Change(kind, None, news.object)
-        elif isinstance(news, Delete):
-            yield from self._gone(kind, [_local(kind, news.key)])
-        elif isinstance(news, Replace):
-            there = {key_of(kind, each) for each in news.objects}
-            there |= {_local(kind, key) for key in news.unreadable}
-            yield from self._gone(kind, [key for key in known if key not in there])
-            for each in news.objects:
-                yield Change(kind, None, each)
-
-    def _gone(self, kind: str, keys: list[Any]) -> Iterator[Change]:
-        known = self.compiler.view.objects(kind)
-        for key in keys:
-            if kind == "Node" and key == self.options.node_name:
-                # Deleted and registered anew is what kubelets do; the network does not go for that.
-                log.warning("the Node %s is gone from the API; its network stays", key)
-            elif key in known:
-                yield Change(kind, known[key], None)
 
     def _heard(self, progress: Progress) -> None:
         versions = self._progress[progress.reflector.source.kind]
@@ -215,12 +189,10 @@ class Agent:
             tables.add(Table.ROUTES)  # they went with the device, and the kernel does not say so
         self.reconciler.request_resync(*tables)
 
-    # --- the uplink ---
+    # --- after a generation ---
 
     def _after_generation(self) -> None:
-        if self.compiler.view.me.node is not self._looked_at:
-            self._announcer.look()
-            self._uplink_changed()
+        self._uplink.follow()
         self._attachments.remember()
         self._maybe_sync()
         if self.reconciler.synced:
@@ -244,51 +216,16 @@ class Agent:
         if self._proxy:
             self._proxy.observed(observation)
 
-    def _uplink_changed(self) -> None:
-        if self.reconciler.failures:
-            self.reconciler.request_resync()  # what was refused may be possible now
-        if self._uplink_task is None or self._uplink_task.done():
-            self._uplink_task = asyncio.create_task(self._look_for_uplink(), name="uplink")
-            self._uplink_task.add_done_callback(_raise_to_log)
-
-    async def _look_for_uplink(self) -> None:
-        node = self.compiler.view.me.node
-        self._looked_at = node
-        if node is None:
-            return
-        wanted = facts.internal_addresses(node)
-        links, held = await asyncio.to_thread(_read_links)
-        found = underlay.find(wanted, links, held, self._is_ours)
-        if found is None:
-            complaint = underlay.complaint(wanted, links, held)
-            if complaint != self._uplink_complaint:
-                log.warning("%s", complaint)
-            self._uplink_complaint = complaint
-            return  # what is there stays: the address may be on its way back
-        self._uplink_complaint = ""
-        if found != self.compiler.view.me.underlay:
-            log.info("the uplink is %s, MTU %d", found.device, found.mtu_bytes)
-            self.reconciler.submit([Change(UNDERLAY, None, found)])
-            self._announcer.say({facts.UNDERLAY_ANNOTATION: facts.announcement(found)})
-            self._apply_settings(found.device)
-
-    def _is_ours(self, device: str) -> bool:
-        return device.startswith(OURS) or device in self.compiler.tables[Table.BRIDGES]
-
-    def _apply_settings(self, uplink: str) -> None:
-        self._settings_refused = sysctls.apply(
-            sysctls.wanted(
-                self.config.ip_families,
-                uplink,
-                sysctls.read,
-                bridged=self.config.link.mode is LinkMode.BRIDGE,
-                serving=self.options.services,
-                counted=self.options.services and self.config.services.flow_accounting,
-                from_loopback=self.options.services and self.config.services.localhost_node_ports,
-            )
+    def _settings(self, uplink: str) -> list[sysctls.Setting]:
+        return sysctls.wanted(
+            self.config.ip_families,
+            uplink,
+            sysctls.read,
+            bridged=self.config.link.mode is LinkMode.BRIDGE,
+            serving=self.options.services,
+            counted=self.options.services and self.config.services.flow_accounting,
+            from_loopback=self.options.services and self.config.services.localhost_node_ports,
         )
-        for error in self._settings_refused:
-            log.warning("%s", error)
 
     # --- attachments ---
 
@@ -331,7 +268,7 @@ class Agent:
         elif not (me.node.spec.pod_cidrs or me.node.spec.pod_cidr):
             waiting.append(f"the Node {me.name} has no podCIDR yet")
         elif me.underlay is None:
-            waiting.append(self._uplink_complaint or "the uplink is being looked for")
+            waiting.append(self._uplink.complaint or "the uplink is being looked for")
         return waiting
 
     def _node_listed(self) -> bool:
@@ -346,16 +283,14 @@ class Agent:
             self.reconciler.allow_sync()
 
     def _settle(self) -> None:
-        me = self.compiler.view.me
-        if me.underlay is not None:
-            self._apply_settings(me.underlay.device)  # the drivers may have brought conntrack along
+        self._uplink.apply_settings()
         collector.settle()
         try:
             install.install(self.options)
         except ConfigError as error:
             self._install_refused = str(error)
             log.warning("%s", error)
-        log.info("node %s holds what the API says", me.name)
+        log.info("node %s holds what the API says", self.options.node_name)
 
     @property
     def ready(self) -> bool:
@@ -376,7 +311,7 @@ class Agent:
             if version and reconciler.synced:
                 applied[kind] = version
         failures = reconciler.failures
-        failures += [Failure(Table.LINKS, "sysctl", error) for error in self._settings_refused]
+        failures += [Failure(Table.LINKS, "sysctl", error) for error in self._uplink.refused]
         return report.State(
             node=self.options.node_name,
             ready=self.ready,
@@ -401,48 +336,6 @@ class Agent:
         text = report.metrics(self.state()) + (self._proxy.text() if self._proxy else "")
         text += await self._sockets.metrics() if self._sockets else ""
         return http.Answer(200, text.encode(), "text/plain; version=0.0.4; charset=utf-8")
-
-
-class _Versions:
-    """How far one kind has been seen, and how much of that has been applied."""
-
-    def __init__(self) -> None:
-        self.error = ""
-        self.malformed: dict[tuple[str, str], str] = {}
-        self._waiting: deque[tuple[int, str]] = deque()  # (submission it came with, version)
-        self._applied = ""
-
-    def saw(self, submission: int, version: str) -> None:
-        if self._waiting and self._waiting[-1][0] == submission:
-            self._waiting.pop()
-        self._waiting.append((submission, version))
-
-    def applied(self, submission: int) -> str:
-        """The newest version that came with, or before, a submission that has been applied; "" for none."""
-        while self._waiting and self._waiting[0][0] <= submission:
-            self._applied = self._waiting.popleft()[1]
-        return self._applied
-
-
-def sources(reads: frozenset[str]) -> list[Source]:
-    """What to follow: the kinds that capabilities read. Pods of all nodes are peers of policies."""
-    return [Source(kind) for kind in sorted(reads) if kind in KINDS]
-
-
-def _local(kind: str, key: tuple[str, str]) -> Any:
-    """The reflector's (namespace, name) as the view's key."""
-    return key[1] if kind in CLUSTER_WIDE else key
-
-
-def _read_links() -> tuple[list[Any], list[Any]]:
-    with Rtnl() as rt:
-        # What is lent to announce it (kernel/announce/) is none of the node's own.
-        return rt.links(), [each for each in rt.addresses() if each.protocol != PROTOCOL]
-
-
-def _raise_to_log(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()):
-        log.error("looking for the uplink: %s", error)
 
 
 async def _cancel(tasks: list[asyncio.Task[Any]]) -> None:

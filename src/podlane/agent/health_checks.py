@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from podlane.agent import http
 from podlane.compile.tables import HealthCheck, HealthCheckKey, SetName, Table
-from podlane.delta import Delta
+from podlane.delta import Delta, merge
 from podlane.errors import KernelError
 from podlane.kernel.driver import Failure, Report
 from podlane.model.addresses import Address, Family, family_of
@@ -51,11 +51,7 @@ class HealthChecks:
         return self._settle()
 
     def apply(self, changes: Mapping[Table, Delta[Any, Any]]) -> Report:
-        if rows := changes.get(Table.HEALTH_CHECKS):
-            for key in rows.removed:
-                self._rows.pop(key, None)
-            self._rows |= rows.added
-            self._rows |= {key: change.new for key, change in rows.changed.items()}
+        merge(self._rows, changes.get(Table.HEALTH_CHECKS))
         if members := changes.get(Table.SETS):
             self._addresses -= {m.value.network_address for m in members.removed if _answers(m)}
             self._addresses |= {m.value.network_address for m in members.added if _answers(m)}

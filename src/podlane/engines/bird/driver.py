@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from podlane.compile.bgp import SPEAKER
 from podlane.compile.tables import Learnt, Table
-from podlane.delta import Delta
+from podlane.delta import Delta, merge
 from podlane.engines.bird.config import render, session_name
 from podlane.engines.bird.process import BirdProcess, require
 from podlane.errors import KernelError
@@ -56,11 +56,7 @@ class BirdDriver:
 
     def apply(self, changes: Mapping[Table, Delta[Any, Any]]) -> Report:
         for table, change in changes.items():
-            rows = self._desired[table]
-            for key in change.removed:
-                rows.pop(key, None)
-            rows.update(change.added)
-            rows.update({key: new for key, (_, new) in change.changed.items()})
+            merge(self._desired[table], change)
         return self._bring()
 
     def _bring(self) -> Report:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from podlane.compile.tables import Table, Tunnel, TunnelPeer
 from podlane.compile.wireguard import DEVICE
-from podlane.delta import Delta
+from podlane.delta import Delta, merge
 from podlane.engines.wireguard import keys, uapi
 from podlane.engines.wireguard.process import WireguardProcess, require
 from podlane.errors import KernelError
@@ -57,11 +57,7 @@ class WireguardDriver:
 
     def apply(self, changes: Mapping[Table, Delta[Any, Any]]) -> Report:
         for table, change in changes.items():
-            rows = self._desired[table]
-            for key in change.removed:
-                rows.pop(key, None)
-            rows.update(change.added)
-            rows.update({key: new for key, (_, new) in change.changed.items()})
+            merge(self._desired[table], change)
         if changes.get(Table.TUNNELS) or not self._process.pid:
             return self._bring()
         change = changes[Table.TUNNEL_PEERS]

@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from podlane.compile.tables import Announcement, Table
-from podlane.delta import Delta
+from podlane.delta import Delta, merge
 from podlane.errors import KernelError, KernelNotFoundError
 from podlane.kernel import netns
 from podlane.kernel.announce import frames
@@ -115,11 +115,8 @@ class AnnounceDriver:
         with self._lock:
             if self._closed:
                 return Report()
-            rows, change = dict(self._rows), changes[Table.ANNOUNCEMENTS]
-            for key in change.removed:
-                rows.pop(key, None)
-            rows.update(change.added)
-            rows.update({key: new for key, (_, new) in change.changed.items()})
+            rows = dict(self._rows)
+            merge(rows, changes[Table.ANNOUNCEMENTS])
             return self._set(rows)
 
     def _set(self, rows: dict[Address, Announcement]) -> Report:

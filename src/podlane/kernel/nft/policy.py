@@ -19,7 +19,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from podlane.compile.tables import Table
-from podlane.delta import Delta, delta
+from podlane.delta import Delta, delta, merge
 from podlane.errors import KernelError, KernelNotFoundError
 from podlane.kernel.conntrack.cutter import Cutter
 from podlane.kernel.driver import Failure, Report
@@ -79,11 +79,7 @@ class PolicyDriver:
             return
         with self._rows_turn:
             for table, change in changes.items():
-                rows = self._rows[table]
-                for key in change.removed:
-                    rows.pop(key, None)
-                rows.update(change.added)
-                rows.update((key, each.new) for key, each in change.changed.items())
+                merge(self._rows[table], change)
         self.cutter.look()
 
     def prepare(self) -> None:

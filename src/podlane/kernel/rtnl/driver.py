@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from podlane.compile.tables import BridgeLink, FdbEntry, Neighbour, Port, Route, Table, VxlanLink
-from podlane.delta import Delta, delta
+from podlane.delta import Delta, delta, merge
 from podlane.errors import KernelError, KernelExistsError, KernelNotFoundError
 from podlane.kernel.driver import Failure, Report
 from podlane.kernel.netlink import Request
@@ -95,11 +95,7 @@ class RtnlDriver:
 
     def apply(self, changes: Mapping[Table, Delta[Any, Any]]) -> Report:
         for table, change in changes.items():
-            rows = self._desired[table]
-            for key in change.removed:
-                rows.pop(key, None)
-            rows.update(change.added)
-            rows.update({key: new for key, (_, new) in change.changed.items()})
+            merge(self._desired[table], change)
         if any(changes.get(table) for table in DEVICES):
             return self._repair()
         batch = _Batch(self._rt)

@@ -1,0 +1,108 @@
+"""The node's uplink: found by the Node's InternalIP, told to the compiler and to the other nodes.
+
+What the node's namespace must allow depends on it, so it is set from here (agent/sysctls.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from podlane.agent import sysctls, underlay
+from podlane.agent.announcer import Announcer
+from podlane.agent.monitor import OURS
+from podlane.agent.reconciler import Reconciler
+from podlane.compile import facts
+from podlane.compile.engine import Compiler
+from podlane.compile.tables import Table
+from podlane.compile.view import UNDERLAY, Change
+from podlane.errors import KernelError
+from podlane.kernel.rtnl import PROTOCOL, Rtnl
+
+log = logging.getLogger(__name__)
+
+
+class Uplink:
+    """wanted: the settings of the node's namespace that differ, for the uplink of that name.
+
+    complaint: why there is none, "" if there is; refused: settings that the kernel did not take.
+    """
+
+    def __init__(
+        self,
+        compiler: Compiler,
+        reconciler: Reconciler,
+        announcer: Announcer,
+        wanted: Callable[[str], list[sysctls.Setting]],
+    ) -> None:
+        self._compiler, self._reconciler, self._announcer = compiler, reconciler, announcer
+        self._wanted = wanted
+        self._looked_at: Any = None  # the Node object it was last searched for
+        self._task: asyncio.Task[None] | None = None
+        self.complaint = ""
+        self.refused: list[KernelError] = []
+
+    def follow(self) -> None:
+        """To be called after each generation: another Node object may name another address."""
+        if self._compiler.view.me.node is not self._looked_at:
+            self._announcer.look()
+            self.look()
+
+    def changed(self) -> None:
+        """Links or addresses of the node are others now."""
+        if self._reconciler.failures:
+            self._reconciler.request_resync()  # what was refused may be possible now
+        self.look()
+
+    def look(self) -> None:
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._look(), name="uplink")
+            self._task.add_done_callback(_raise_to_log)
+
+    async def _look(self) -> None:
+        node = self._compiler.view.me.node
+        self._looked_at = node
+        if node is None:
+            return
+        wanted = facts.internal_addresses(node)
+        links, held = await asyncio.to_thread(_read_links)
+        found = underlay.find(wanted, links, held, self._is_ours)
+        if found is None:
+            complaint = underlay.complaint(wanted, links, held)
+            if complaint != self.complaint:
+                log.warning("%s", complaint)
+            self.complaint = complaint
+            return  # what is there stays: the address may be on its way back
+        self.complaint = ""
+        if found != self._compiler.view.me.underlay:
+            log.info("the uplink is %s, MTU %d", found.device, found.mtu_bytes)
+            self._reconciler.submit([Change(UNDERLAY, None, found)])
+            self._announcer.say({facts.UNDERLAY_ANNOTATION: facts.announcement(found)})
+            self._apply_settings(found.device)
+
+    def _is_ours(self, device: str) -> bool:
+        return device.startswith(OURS) or device in self._compiler.tables[Table.BRIDGES]
+
+    def apply_settings(self) -> None:
+        """Once more, when the drivers have been at work: they may have brought conntrack along."""
+        found = self._compiler.view.me.underlay
+        if found is not None:
+            self._apply_settings(found.device)
+
+    def _apply_settings(self, device: str) -> None:
+        self.refused = sysctls.apply(self._wanted(device))
+        for error in self.refused:
+            log.warning("%s", error)
+
+
+def _read_links() -> tuple[list[Any], list[Any]]:
+    with Rtnl() as rt:
+        # What is lent to announce it (kernel/announce/) is none of the node's own.
+        return rt.links(), [each for each in rt.addresses() if each.protocol != PROTOCOL]
+
+
+def _raise_to_log(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()):
+        log.error("looking for the uplink: %s", error)
