@@ -151,6 +151,11 @@ def member(set_: str, register: int = REGISTER) -> bytes:
     return expression("lookup", attribute(1, text(set_)), number(2, register))
 
 
+def no_member(set_: str, register: int = REGISTER) -> bytes:
+    """The key that begins at `register` is not in the set."""
+    return expression("lookup", attribute(1, text(set_)), number(2, register), number(5, 1))
+
+
 # --- ends -----------------------------------------------------------------------------------------
 
 

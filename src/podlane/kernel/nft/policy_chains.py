@@ -27,6 +27,7 @@ import hashlib
 from collections.abc import Collection, Iterable, Iterator
 from typing import Final, NamedTuple
 
+from podlane.compile import vxlan, wireguard
 from podlane.compile.tables import (
     Direction,
     Guard,
@@ -45,13 +46,15 @@ from podlane.model.addresses import Address, Family, Protocol, family_of
 
 TABLE: Final = "podlane-policy"
 
-EGRESS, INGRESS, SELF, LINKS = "egress", "ingress", "self", "links"
+EGRESS, INGRESS, SELF, TUNNELS = "egress", "ingress", "self", "tunnels"
 FROM_PODS, TO_PODS, CUT = "from-pods", "to-pods", "cut"
 SOURCES: Final = {Family.IPV4: "sources-ip", Family.IPV6: "sources-ip6"}
 CHECK, DISCOVERY, PREROUTING = "check-source", "discovery", "prerouting"
 
-# A pod's link: "pl" and hexadecimal digits (compile/pods.py). Tunnels are "pl" and a letter beyond f.
-_LINK_NAMES: Final = (("pl0", "pl:"), ("pla", "plg"))
+# A pod's link is one of podlane's ("pl..."), and none of these. An interval of names would say it in one
+# look-up, but nft 1.0.6 lists such a set in bytes that are no text.
+_PREFIX: Final = b"pl"
+_TUNNELS: Final = (vxlan.DEVICE, wireguard.DEVICE)
 
 _ADDRESS: Final = {Family.IPV4: Field(7, 4), Family.IPV6: Field(8, 16)}
 _LINK: Final = Field(41, 16, text=True)
@@ -95,7 +98,7 @@ def skeleton_sets(family: Family, bridge: str) -> dict[str, Contents]:
         EGRESS: Contents(SetSpec((_LINK, _ADDRESS[family]), verdicts=True), ()),
         INGRESS: Contents(SetSpec((_LINK,), verdicts=True), ()),
         SELF: Contents(SetSpec((_LINK, _LINK)), ()),
-        LINKS: _links(),
+        TUNNELS: _tunnels(),
     }
 
 
@@ -133,7 +136,7 @@ def _skeleton_chains(family: Family, bridge: str) -> dict[str, Chain]:
                 passing,
                 itself,
                 rule("by link and source", sender, nft.by_map(EGRESS)),
-                rule("unknown pod or false source", nft.iifname(), nft.member(LINKS), *_DROP),
+                rule("unknown pod or false source", _pods_link(nft.iifname()), *_DROP),
             ),
             egress,
         ),
@@ -142,7 +145,7 @@ def _skeleton_chains(family: Family, bridge: str) -> dict[str, Chain]:
                 passing,
                 itself,
                 rule("by link", nft.oifname(), nft.by_map(INGRESS)),
-                rule("unknown pod", nft.oifname(), nft.member(LINKS), *_DROP),
+                rule("unknown pod", _pods_link(nft.oifname()), *_DROP),
             ),
             ingress,
         ),
@@ -204,12 +207,13 @@ def _discovery_types() -> Contents:
     return Contents(SetSpec((_ICMPV6_TYPE,)), tuple(Element(bytes([t])) for t in _DISCOVERY))
 
 
-def _links() -> Contents:
-    """Intervals of names, which are compared from their first byte on."""
-    elements = []
-    for first, after in _LINK_NAMES:
-        elements += [Element(_name(first)), Element(_name(after), flags=codec.INTERVAL_END)]
-    return Contents(SetSpec((_LINK,), intervals=True), tuple(elements))
+def _tunnels() -> Contents:
+    return Contents(SetSpec((_LINK,)), tuple(Element(_name(device)) for device in _TUNNELS))
+
+
+def _pods_link(name: bytes) -> bytes:
+    """name: the expression that loads the link's name."""
+    return name + nft.equal(_PREFIX) + nft.no_member(TUNNELS)
 
 
 def _name(link: str) -> bytes:
@@ -221,7 +225,7 @@ def _name(link: str) -> bytes:
 
 def bridge_sets() -> dict[str, Contents]:
     found = {SOURCES[f]: Contents(SetSpec((_LINK, _ADDRESS[f])), ()) for f in Family}
-    return {LINKS: _links(), DISCOVERY: _discovery_types(), **found}
+    return {TUNNELS: _tunnels(), DISCOVERY: _discovery_types(), **found}
 
 
 def bridge_chains() -> dict[str, Chain]:
@@ -246,7 +250,7 @@ def bridge_chains() -> dict[str, Chain]:
     return {
         CHECK: Chain(tuple(check)),
         PREROUTING: Chain(
-            (rule("from a pod", link, nft.member(LINKS), nft.end(nft.GOTO, CHECK)),),
+            (rule("from a pod", _pods_link(link), nft.end(nft.GOTO, CHECK)),),
             Hook(_BRIDGE_PREROUTING, _BRIDGE_BEFORE_ALL),
         ),
     }
