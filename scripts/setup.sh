@@ -59,11 +59,13 @@ if [ -e native/cni_shim.c ] && { [ ! -e native/build/podlane-cni ] || [ native/c
   musl-gcc -Os -Wall -Wextra -Werror -static -o native/build/podlane-cni native/cni_shim.c
 fi
 
-bpf=native/build/socket_lb.bpf.o
-if [ ! -e $bpf ] || [ native/socket_lb.bpf.c -nt $bpf ]; then
-  echo "setup: compiling the eBPF programs"
-  mkdir -p native/build
-  # The kernel's headers are the machine's, as gcc finds them; the object is the same on amd64 and arm64.
-  "$(command -v clang || command -v clang-14)" -O2 -Wall -Wextra -Werror -target bpf -mcpu=v3 \
-    -isystem "/usr/include/$(gcc -dumpmachine)" -c -o $bpf native/socket_lb.bpf.c
-fi
+for source in native/*.bpf.c; do
+  bpf=native/build/$(basename "$source" .c).o
+  if [ ! -e "$bpf" ] || [ "$source" -nt "$bpf" ]; then
+    echo "setup: compiling $source"
+    mkdir -p native/build
+    # The kernel's headers are the machine's, as gcc finds them; the object is the same on amd64 and arm64.
+    "$(command -v clang || command -v clang-14)" -O2 -Wall -Wextra -Werror -target bpf -mcpu=v3 \
+      -isystem "/usr/include/$(gcc -dumpmachine)" -c -o "$bpf" "$source"
+  fi
+done

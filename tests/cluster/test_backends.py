@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -154,6 +155,10 @@ def wireguard_pid(lab: Lab, node: str) -> int:
         return 0
 
 
+def routes_of(lab: Lab, node: str, device: str) -> str:
+    return lab.node(node, "ip", "route", "show", "dev", device, check=False).stdout
+
+
 def on_the_wire(lab: Lab, node: str, expression: str, source: str, target: str) -> list[str]:
     """What tcpdump sees on the node's uplink while pod `source` asks pod `target`, once a family."""
     command = ["tcpdump", "-lnnvi", "eth0", "-c", "40", "--immediate-mode", expression]
@@ -203,11 +208,7 @@ def test_wireguard_reaches_every_pod_across_racks_and_outlives_agents_and_proces
     # A process that dies is started again, with its device, its peers and the routes.
     os.kill(process, signal.SIGKILL)
     until(lambda: wireguard_pid(lab, "node-1") not in (0, process))
-    until(
-        lambda: (
-            "10.244.1.0/24" in lab.node("node-1", "ip", "route", "show", "dev", "plwg", check=False).stdout
-        )
-    )
+    until(lambda: "10.244.1.0/24" in routes_of(lab, "node-1", "plwg"))
     lab.check()
 
     # A node that publishes no key is refused by name; the others go on.
@@ -222,3 +223,38 @@ def test_wireguard_reaches_every_pod_across_racks_and_outlives_agents_and_proces
     finally:
         os.kill(three, signal.SIGCONT)
     until(lambda: why not in lab.podlane("status", lab.name, check=False).stdout)
+
+
+def test_ipip_reaches_every_pod_across_racks_and_goes_on_without_an_agent(lab: Lab) -> None:
+    settings = ["backend.type=ipip", "fabric.racks=2", "backend.directRouting=true"]
+    lab.up("--nodes", "3", *(w for s in settings for w in ("--set", s)), "-f", "-", input=PODS)
+    lab.check()
+    one, two, three = (pod_on(lab, f"node-{i}") for i in (1, 2, 3))
+    assert outer(lab, f"pod/{one}", f"pod/{two}:80")
+    assert not outer(lab, f"pod/{one}", f"pod/{three}:80")
+    told = lab.podlane("explain", "--lab", lab.name, f"pod/{one}", f"pod/{two}:80").stdout
+    assert "IP in IP (protocol 4), 172.30.1.11 -> 172.30.2.12; MTU 1480" in told
+
+    # RFC 2003 and RFC 4213: the packet's TTL (63, it was forwarded once), Don't Fragment, a right checksum.
+    seen = "\n".join(on_the_wire(lab, "node-1", "ip proto 4 or ip proto 41", one, two))
+    for protocol, inner in (("IPIP (4)", "10.244.1."), ("IPv6 (41)", "fd00:10:244:1:")):
+        assert re.search(rf"ttl 63, id \d+, offset 0, flags \[DF\], proto {re.escape(protocol)}", seen), seen
+        assert inner in seen
+    assert "172.30.1.11 > 172.30.2.12:" in seen
+    assert "bad cksum" not in seen
+
+    # Nothing of it needs the agent; one that begins anew finds everything as it should be.
+    address = lab.get("pod", two)["status"]["podIP"]
+    before = lab.node("node-1", "tc", "filter", "show", "dev", "eth0", "ingress").stdout
+    assert "podlane_decap" in before
+    agent = lab.running_pid("agent/node-1")
+    os.kill(agent, signal.SIGKILL)
+    assert lab.exec(one, "curl", "-s", "-m3", f"http://{address}/hostname").stdout == two
+    until(lambda: lab.running_pid("agent/node-1") not in (0, agent))
+    lab.check()
+    assert lab.node("node-1", "tc", "filter", "show", "dev", "eth0", "ingress").stdout == before
+
+    # The device taken away by hand comes back with programs and routes.
+    lab.node("node-1", "ip", "link", "del", "plipip")
+    until(lambda: "10.244.1.0/24" in routes_of(lab, "node-1", "plipip"))
+    lab.check()

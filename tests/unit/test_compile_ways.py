@@ -285,3 +285,32 @@ def test_wireguard_with_direct_routing_is_for_far_nodes_only() -> None:
     assert set(tables[Table.TUNNEL_PEERS]) == {KEYS[3]}
     devices = {str(route.destination): route.device for route in tables[Table.ROUTES].values()}
     assert (devices["10.244.2.0/24"], devices["10.244.3.0/24"]) == ("eth0", "plwg")
+
+
+IPIP = NetworkConfig(backend=Backend(type=BackendType.IPIP))
+
+
+def test_ipip_is_a_peer_by_its_name_and_a_route_a_family() -> None:
+    tables = compiled(IPIP, node(1), node(2)).tables
+    assert (tables[Table.TUNNELS]["plipip"].mtu_bytes, tables[Table.TUNNELS]["plipip"].underlay) == (
+        1480,
+        "eth0",
+    )
+    row = tables[Table.TUNNEL_PEERS]["node-2"]
+    assert (row.remote, set(row.pods)) == (ip_address("172.30.1.2"), {NEAR, NEAR_SIX})
+    assert {(r.destination, r.device) for r in tables[Table.ROUTES].values()} == {
+        (NEAR, "plipip"),
+        (NEAR_SIX, "plipip"),
+    }
+
+
+def test_ipip_refuses_nodes_without_ipv4_by_name() -> None:
+    def six_only(number: int) -> Node:
+        addresses = [NodeAddress("InternalIP", f"fd00:172:30:1::{number}")]
+        return replace(node(number), status=NodeStatus(addresses=addresses))
+
+    why = "no InternalIP of IPv4, which ipip's outer header is of"
+    compiler = compiled(IPIP, node(1), six_only(2), node(3))
+    assert f"node node-2: {why}" in reasons(compiler)
+    assert set(compiler.tables[Table.TUNNEL_PEERS]) == {"node-3"}
+    assert f"node node-1: {why}; use backend.type=vxlan" in reasons(compiled(IPIP, six_only(1), node(2)))

@@ -27,6 +27,8 @@ from podlane.kernel.announce.driver import AnnounceDriver
 from podlane.kernel.bpf import installation
 from podlane.kernel.bpf.sockets import SocketDriver
 from podlane.kernel.driver import Driver
+from podlane.kernel.ipip import driver as ipip
+from podlane.kernel.ipip.driver import IpipDriver
 from podlane.kernel.nft.policy import PolicyDriver
 from podlane.kernel.nft.services import ServicesDriver
 from podlane.kernel.rtnl.driver import RtnlDriver
@@ -111,6 +113,10 @@ def drivers(options: AgentOptions, config: NetworkConfig, gone: Gone | None = No
         found.insert(0, WireguardDriver(config, beside / "wireguard", Path(options.state_dir)))
     else:
         wireguard.stop(beside / "wireguard")
+    if config.backend.type is BackendType.IPIP:
+        found.insert(0, IpipDriver())
+    else:
+        ipip.remove()
     if options.services:
         found += [HealthChecks(asyncio.get_running_loop()), AnnounceDriver()]
     return found

@@ -52,6 +52,8 @@ class Uplink:
 
     def changed(self) -> None:
         """Links or addresses of the node are others now."""
+        if self._compiler.tables[Table.TUNNELS]:
+            self._reconciler.request_resync(Table.TUNNELS)  # programs on an uplink go with it
         if self._reconciler.failures:
             self._reconciler.request_resync()  # what was refused may be possible now
         self.look()

@@ -13,6 +13,7 @@ from podlane.compile import facts
 from podlane.compile.bgp import AS_ANNOTATION, BgpRoutes
 from podlane.compile.engine import Capability
 from podlane.compile.hostgw import HostGateway, is_next_to
+from podlane.compile.ipip import IpInIp
 from podlane.compile.store import Compiled, UnitKey
 from podlane.compile.tables import NOTHING, Rows, Table
 from podlane.compile.view import CONFIG, UNDERLAY, Change, View, since
@@ -31,6 +32,7 @@ DIRECT: Final = HostGateway()
 WAYS: Final[dict[BackendType, Way]] = {
     BackendType.VXLAN: Vxlan(),
     BackendType.WIREGUARD: WireguardTunnel(),
+    BackendType.IPIP: IpInIp(),
     BackendType.HOST_GW: DIRECT,
     BackendType.BGP: BgpRoutes(),
 }

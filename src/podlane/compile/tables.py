@@ -32,7 +32,7 @@ class Table(enum.StrEnum):
     NEIGHBOURS = "neighbours"  # (device, address) -> Neighbour
     FDB = "fdb"  # (device, mac) -> FdbEntry
     TUNNELS = "tunnels"  # device name -> Tunnel
-    TUNNEL_PEERS = "tunnel-peers"  # public key -> TunnelPeer
+    TUNNEL_PEERS = "tunnel-peers"  # public key, or node name -> TunnelPeer
     ROUTES = "routes"  # Prefix -> Route
     SPEAKER = "speaker"  # "bgp" -> BgpSpeaker
     BGP_PEERS = "bgp-peers"  # (name, Family) -> BgpPeer
@@ -122,8 +122,8 @@ class Route(Struct, frozen=True):
 class Tunnel(Struct, frozen=True):
     """A device without Ethernet whose peers are rows of TUNNEL_PEERS; packets are led to it by plain routes.
 
-    kind: what wraps them, as backend.type names it. port: of UDP, where packets for this node come in.
-    local: outer source. addresses: as VxlanLink has them.
+    kind: what wraps them, as backend.type names it. port: of UDP, where packets for this node come in, 0 for
+    none. local: outer source. addresses: as VxlanLink has them. underlay: the uplink, where it matters.
     """
 
     name: str
@@ -132,6 +132,7 @@ class Tunnel(Struct, frozen=True):
     local: Address
     mtu_bytes: int
     addresses: tuple[Prefix, ...]
+    underlay: str = ""
 
 
 class TunnelPeer(Struct, frozen=True):

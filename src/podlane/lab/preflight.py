@@ -46,6 +46,10 @@ def require(config: NetworkConfig) -> None:
         from podlane.engines.wireguard.process import require as require_wireguard
 
         require_wireguard()
+    if config.backend.type is BackendType.IPIP:
+        from podlane.kernel.ipip import programs
+
+        programs.require()
     if config.services.mode is ServiceMode.SOCKET:
         from podlane.kernel.bpf import installation
 

@@ -25,8 +25,8 @@ class BackendType(enum.StrEnum):
     EXTENSION = "extension"
 
 
-AVAILABLE_BACKENDS = (BackendType.VXLAN, BackendType.WIREGUARD, BackendType.HOST_GW, BackendType.BGP)
-TUNNELS = (BackendType.VXLAN, BackendType.WIREGUARD)
+TUNNELS = (BackendType.VXLAN, BackendType.IPIP, BackendType.WIREGUARD)
+AVAILABLE_BACKENDS = (*TUNNELS, BackendType.HOST_GW, BackendType.BGP)
 
 
 class Backend(Section, frozen=True):

@@ -405,7 +405,9 @@ class _Way:
             why = f"{tunnel.name} has no peer for {to}"
             self._add("encapsulation", node, why)
             raise WayEnds(Outcome.NO_ROUTE, f"{node}: {why}")
-        self._add("encapsulation", node, tunnels.wrapping(tunnel, found[1]), *tunnels.rows(tunnel, *found))
+        self._add(
+            "encapsulation", node, tunnels.wrapping(tunnel, found[1], to), *tunnels.rows(tunnel, *found)
+        )
         self._add("underlay", "", f"{node} -> {remote.name} over the nodes' own network")
         if tunnel.name not in self.tables(remote.name).get(Table.TUNNELS, {}):
             raise WayEnds(Outcome.DROPPED, f"{remote.name} has no {tunnel.kind} tunnel")

@@ -208,15 +208,19 @@ def _changes(before: Seen, now: Seen) -> Iterator[str]:
     if before.outer is None and now.outer is not None:
         yield f"wrapped: {wrapping(now.outer)}"
     elif before.outer is not None and now.outer is None:
-        yield f"unwrapped: VXLAN {before.outer.vni}"
+        yield f"unwrapped: {tunnel_name(before.outer)}"
     if a.ttl != b.ttl:
         yield f"ttl {a.ttl} -> {b.ttl}"
     if before.outer is not None and now.outer is not None and before.outer.ttl != now.outer.ttl:
         yield f"outer ttl {before.outer.ttl} -> {now.outer.ttl}"
 
 
+def tunnel_name(outer: Packet) -> str:
+    return "IP in IP" if outer.vni is None else f"VXLAN {outer.vni}"
+
+
 def wrapping(outer: Packet) -> str:
-    return f"VXLAN {outer.vni}, {outer.source} -> {outer.destination}"
+    return f"{tunnel_name(outer)}, {outer.source} -> {outer.destination}"
 
 
 def _translations(before: Ends, now: Ends) -> Iterator[str]:

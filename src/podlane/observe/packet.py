@@ -52,7 +52,7 @@ class Packet(Struct, frozen=True):
 
     protocol: IANA number; ports are 0 where the protocol has none. flags: TCP's; sequence and
     acknowledgement are TCP's numbers. icmp: (type, code). payload: what UDP carries, as far as captured.
-    inner: what a VXLAN packet carries, with vni. quoted: the packet an ICMP error is about.
+    inner: what a VXLAN packet carries, with vni, or IP in IP. quoted: the packet an ICMP error is about.
     """
 
     source: Address
@@ -175,6 +175,8 @@ def _transport(packet: Packet, body: bytes, vxlan_ports: Container[int], depth: 
             errors = (3, 11, 12) if packet.protocol == ICMP else (1, 2, 3, 4)
             quoted = decode_ip(body[8:], (), depth + 1) if kind in errors else None
             return replace(packet, icmp=(kind, body[1]), quoted=quoted)
+        case 4 | 41:  # IP in IP (RFC 2003), IPv6 in IP (RFC 4213)
+            return replace(packet, inner=decode_ip(body, vxlan_ports, depth + 1))
         case 132:  # SCTP
             return replace(packet, source_port=source_port, destination_port=destination_port)
     return packet

@@ -69,7 +69,8 @@ def _packet(hop: Hop) -> str:
     inner = f"{hop.source} -> {hop.destination} {hop.what} ttl {hop.ttl}"
     if hop.outer is None:
         return inner
-    return f"{hop.outer.source} -> {hop.outer.destination} VXLAN {hop.outer.vni} [{inner}]"
+    name = f"VXLAN {hop.outer.vni}" if hop.outer.vni else "IP in IP"
+    return f"{hop.outer.source} -> {hop.outer.destination} {name} [{inner}]"
 
 
 def _address(text: str, port: int) -> str:

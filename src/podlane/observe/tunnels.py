@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from podlane.compile.tables import Table, Tunnel, TunnelPeer
 from podlane.model.addresses import Address
+from podlane.model.backends import BackendType
 from podlane.observe.explanation import Row, Tables, table_row
 
 
@@ -15,8 +16,9 @@ def far_end(tables: Tables, tunnel: Tunnel, to: Address) -> tuple[str, TunnelPee
     return None
 
 
-def wrapping(tunnel: Tunnel, peer: TunnelPeer) -> str:
-    how = f"{_NAMES.get(tunnel.kind, tunnel.kind)}, {tunnel.local} -> {peer.remote}"
+def wrapping(tunnel: Tunnel, peer: TunnelPeer, to: Address) -> str:
+    name = _NAMES.get((tunnel.kind, to.version)) or _NAMES.get((tunnel.kind, 0)) or tunnel.kind
+    how = f"{name}, {tunnel.local} -> {peer.remote}"
     return f"{how}{f', UDP {peer.port}' if peer.port else ''}; MTU {tunnel.mtu_bytes}"
 
 
@@ -28,4 +30,8 @@ def rows(tunnel: Tunnel, key: str, peer: TunnelPeer) -> tuple[Row, Row]:
     )
 
 
-_NAMES = {"wireguard": "encrypted by WireGuard"}
+_NAMES = {
+    (BackendType.WIREGUARD, 0): "encrypted by WireGuard",
+    (BackendType.IPIP, 4): "IP in IP (protocol 4)",
+    (BackendType.IPIP, 6): "IPv6 in IP (protocol 41)",
+}

@@ -1,6 +1,6 @@
 """A compiled BPF object: its programs, and where each names a map. Pure: bytes in, values out.
 
-Only what native/socket_lb.bpf.c needs: every program is a section of its own named after its hook, every
+Only what native/*.bpf.c need: every program is a section of its own named after its hook, every
 function is inlined, and the one kind of relocation is an instruction that loads the address of a map
 (R_BPF_64_64, Documentation/bpf/llvm_reloc.rst). So the object needs neither BTF nor a library to be loaded.
 """
@@ -19,7 +19,8 @@ _SYMTAB: Final = 2
 _R_BPF_64_64: Final = 1
 _LOAD_64: Final = 0x18  # BPF_LD | BPF_IMM | BPF_DW, two instructions long
 _MAP_FD: Final = 1  # BPF_PSEUDO_MAP_FD: the immediate is a map's descriptor
-_PREFIX: Final = "cgroup/"
+CGROUP: Final = "cgroup/"
+TC: Final = "tc/"
 
 
 class Code(NamedTuple):
@@ -49,26 +50,26 @@ class _Section(NamedTuple):
     info: int
 
 
-def programs(image: bytes) -> dict[str, Code]:
-    """By hook. Raises ConfigError for what is no such object."""
+def programs(image: bytes, prefix: str = CGROUP) -> dict[str, Code]:
+    """By hook, of the sections that begin with prefix. Raises ConfigError for what is no such object."""
     try:
-        return _programs(image)
+        return _programs(image, prefix)
     except (struct.error, IndexError, UnicodeDecodeError) as error:
         raise ConfigError(f"not a compiled BPF object: {error}") from None
 
 
-def _programs(image: bytes) -> dict[str, Code]:
+def _programs(image: bytes, prefix: str) -> dict[str, Code]:
     if image[:6] != b"\x7fELF\x02\x01" or struct.unpack_from("<H", image, 18)[0] != _MACHINE_BPF:
         raise ConfigError("not a compiled BPF object: no 64-bit little-endian ELF file for BPF")
     sections = _sections(image)
     named: dict[int, list[tuple[int, str]]] = {}
     for each in sections:
-        if each.type == _REL and sections[each.info].name.startswith(_PREFIX):
+        if each.type == _REL and sections[each.info].name.startswith(prefix):
             named[each.info] = _relocations(each, sections)
     return {
-        each.name.removeprefix(_PREFIX): Code(each.data, tuple(named.get(number, ())))
+        each.name.removeprefix(prefix): Code(each.data, tuple(named.get(number, ())))
         for number, each in enumerate(sections)
-        if each.name.startswith(_PREFIX)
+        if each.name.startswith(prefix)
     }
 
 

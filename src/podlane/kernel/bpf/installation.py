@@ -20,6 +20,8 @@ from podlane.kernel.bpf.syscall import PROG_CGROUP_SOCK, PROG_CGROUP_SOCK_ADDR, 
 
 _LICENCE: Final = "Apache-2.0"
 _GROWTH: Final = 2
+_MODE: Final = "services.mode=socket"
+_INSTEAD: Final = "services.mode=nftables"
 
 # hook -> (program type, attach type): linux/bpf.h, enum bpf_attach_type
 _HOOKS: Final = {
@@ -48,15 +50,17 @@ class Site(NamedTuple):
     cgroup: Path
 
 
-def compiled() -> Path:
-    """native/socket_lb.bpf.c, compiled: of the package, or of the source tree. Raises UnsupportedError."""
-    here, name = Path(__file__), "socket_lb.bpf.o"
+def compiled(program: str = "socket_lb", what: str = _MODE, instead: str = _INSTEAD) -> Path:
+    """native/PROGRAM.bpf.c, compiled: of the package, or of the source tree. Raises UnsupportedError.
+
+    what: needs it; instead: does not.
+    """
+    here, name = Path(__file__), f"{program}.bpf.o"
     for found in (here.with_name(name), here.parents[4] / "native" / "build" / name):
         if found.is_file():
             return found
     raise UnsupportedError(
-        f"services.mode=socket: {name} has not been compiled (no clang); scripts/setup.sh does it, "
-        "services.mode=nftables works without"
+        f"{what}: {name} has not been compiled (no clang); scripts/setup.sh does it, {instead} works without"
     )
 
 

@@ -18,12 +18,12 @@ from typing import Final, NamedTuple
 from podlane.errors import KernelError, KernelNotFoundError, UnsupportedError
 
 _MAP_CREATE, _LOOKUP, _UPDATE, _DELETE = 0, 1, 2, 3
-_PROG_LOAD, _OBJ_PIN, _OBJ_GET, _PROG_BY_ID, _OBJ_INFO, _BTF_LOAD = 5, 6, 7, 13, 15, 18
+_PROG_LOAD, _OBJ_PIN, _OBJ_GET, _PROG_BY_ID, _MAP_BY_ID, _OBJ_INFO, _BTF_LOAD = 5, 6, 7, 13, 14, 15, 18
 _LOOKUP_BATCH, _UPDATE_BATCH, _LINK_CREATE, _LINK_UPDATE, _LINK_DETACH = 24, 26, 28, 29, 34
 
-MAP_HASH, MAP_ARRAY, MAP_LRU_HASH, MAP_SK_STORAGE = 1, 2, 9, 24
+MAP_HASH, MAP_ARRAY, MAP_LRU_HASH, MAP_LPM_TRIE, MAP_SK_STORAGE = 1, 2, 9, 11, 24
 NO_PREALLOC: Final = 1
-PROG_CGROUP_SOCK, PROG_CGROUP_SOCK_ADDR = 9, 18
+PROG_SCHED_CLS, PROG_CGROUP_SOCK, PROG_CGROUP_SOCK_ADDR = 3, 9, 18
 
 _NUMBERS: Final = {"x86_64": 321, "aarch64": 280}
 _ATTR_BYTES: Final = 160
@@ -300,6 +300,16 @@ def _info(fd: int, size: int, what: str, asked: bytes = b"") -> bytes:
     memory = _Bytes(asked.ljust(size, b"\0"))
     _bpf(_OBJ_INFO, struct.pack("=IIQ", fd, size, memory.at), f"read about {what}")
     return memory.content
+
+
+def map_of(number: int) -> int:
+    """A descriptor of the map that has this id."""
+    return _bpf(_MAP_BY_ID, struct.pack("=I", number), f"open BPF map {number}")
+
+
+def program_by(number: int) -> ProgramInfo:
+    """About the program that has this id."""
+    return program_of(LinkInfo(number, 0, 0))
 
 
 def program_of(link: LinkInfo) -> ProgramInfo:

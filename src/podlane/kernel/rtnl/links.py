@@ -180,9 +180,9 @@ def create_bridge(
     )
 
 
-def create_ifb(name: str, *, mtu_bytes: int = 0) -> list[Request]:
+def create_ifb(name: str, *, mac: str = "", mtu_bytes: int = 0) -> list[Request]:
     """An intermediate functional block: what is redirected to it passes its queue and goes on as before."""
-    return _create(name, "ifb", _common(name, "", mtu_bytes), b"", up=True, master=0, link_local=False)
+    return _create(name, "ifb", _common(name, mac, mtu_bytes), b"", up=True, master=0, link_local=False)
 
 
 def create_vxlan(

@@ -19,18 +19,18 @@ INGRESS: Final = 0xFFFFFFF1
 TBF_HANDLE: Final = 0x10000  # 1:
 INGRESS_HANDLE: Final = 0xFFFF0000  # ffff:
 
-_KIND, _OPTIONS = 1, 2  # TCA_*
+KIND, OPTIONS = 1, 2  # TCA_*
 _TBF_PARAMETERS, _TBF_RATE64, _TBF_BURST = 1, 4, 6
 _U32_CLASS, _U32_SELECTOR, _U32_ACTION = 1, 5, 7
 _ACTION_KIND, _ACTION_OPTIONS, _MIRRED_PARAMETERS = 1, 2, 2
 _ETHERNET: Final = 1  # TC_LINKLAYER_ETHERNET: lengths are taken as they are, without a rate table
 _TERMINAL: Final = 1  # TC_U32_TERMINAL
 _STOLEN, _REDIRECT = 4, 1  # TC_ACT_STOLEN, TCA_EGRESS_REDIR
-_EVERY_PROTOCOL: Final = 0x0300  # ETH_P_ALL in network byte order
+EVERY_PROTOCOL: Final = 0x0300  # ETH_P_ALL in network byte order
 _RATE32_MOST: Final = 0xFFFFFFFF
 _TICK_NS: Final = 64  # PSCHED_TICKS2NS
 
-_MESSAGE = struct.Struct("=BxxxiIII")
+MESSAGE = struct.Struct("=BxxxiIII")
 _RATE = struct.Struct("=BBHhHI")
 _TBF = struct.Struct(f"={_RATE.size}s{_RATE.size}sIII")
 _SELECTOR = struct.Struct("=BBBxHHhhI")
@@ -53,13 +53,13 @@ def set_bucket(link: int, bucket: Bucket) -> Request:
     options = attribute(_TBF_PARAMETERS, parameters) + attribute(_TBF_BURST, u32(bucket.burst))
     if bucket.rate >= _RATE32_MOST:
         options += attribute(_TBF_RATE64, u64(bucket.rate))
-    body = _head(link, TBF_HANDLE, ROOT) + attribute(_KIND, text("tbf")) + nested(_OPTIONS, options)
+    body = _head(link, TBF_HANDLE, ROOT) + attribute(KIND, text("tbf")) + nested(OPTIONS, options)
     return Request(NEW_QDISC, nl.NLM_F_CREATE | nl.NLM_F_REPLACE, body, f"set tbf of link {link}")
 
 
 def add_ingress(link: int) -> Request:
     """Where filters see what a link receives. Refused (EEXIST) if it has one."""
-    body = _head(link, INGRESS_HANDLE, INGRESS) + attribute(_KIND, text("ingress")) + nested(_OPTIONS)
+    body = _head(link, INGRESS_HANDLE, INGRESS) + attribute(KIND, text("ingress")) + nested(OPTIONS)
     return Request(NEW_QDISC, nl.NLM_F_CREATE | nl.NLM_F_EXCL, body, f"add ingress qdisc of link {link}")
 
 
@@ -76,10 +76,10 @@ def redirect(link: int, to: int) -> Request:
     action = nested(1, attribute(_ACTION_KIND, text("mirred")), options)
     selector = _SELECTOR.pack(_TERMINAL, 0, 1, 0, 0, 0, 0, 0) + _KEY.pack(0, 0, 0, 0)
     body = (
-        _head(link, 0, INGRESS_HANDLE, 1 << 16 | _EVERY_PROTOCOL)
-        + attribute(_KIND, text("u32"))
+        _head(link, 0, INGRESS_HANDLE, 1 << 16 | EVERY_PROTOCOL)
+        + attribute(KIND, text("u32"))
         + nested(
-            _OPTIONS,
+            OPTIONS,
             attribute(_U32_CLASS, u32(0x10001)),
             attribute(_U32_SELECTOR, selector),
             nested(_U32_ACTION, action),
@@ -110,16 +110,16 @@ class Qdisc(NamedTuple):
 
 def unpack(message: Message) -> Qdisc:
     """Raises netlink.Truncated or struct.error."""
-    _, link, _, parent, _ = _MESSAGE.unpack_from(message.body)
-    found = attributes(message.body, _MESSAGE.size)
-    kind = nl.unpack_text(found.get(_KIND, b""))
-    return Qdisc(link, parent, kind, _unpack_bucket(found.get(_OPTIONS, b"")) if kind == "tbf" else None)
+    _, link, _, parent, _ = MESSAGE.unpack_from(message.body)
+    found = attributes(message.body, MESSAGE.size)
+    kind = nl.unpack_text(found.get(KIND, b""))
+    return Qdisc(link, parent, kind, _unpack_bucket(found.get(OPTIONS, b"")) if kind == "tbf" else None)
 
 
 def unpack_redirect(message: Message) -> int | None:
     """Index of the link that a filter redirects to; None if it does something else."""
-    found = attributes(message.body, _MESSAGE.size)
-    actions = attributes(attributes(found.get(_OPTIONS, b"")).get(_U32_ACTION, b""))
+    found = attributes(message.body, MESSAGE.size)
+    actions = attributes(attributes(found.get(OPTIONS, b"")).get(_U32_ACTION, b""))
     for action in actions.values():
         parts = attributes(action)
         if nl.unpack_text(parts.get(_ACTION_KIND, b"")) == "mirred":
@@ -139,4 +139,4 @@ def _unpack_bucket(data: bytes) -> Bucket:
 
 
 def _head(link: int, handle: int, parent: int, info: int = 0) -> bytes:
-    return _MESSAGE.pack(0, link, handle, parent, info)
+    return MESSAGE.pack(0, link, handle, parent, info)
