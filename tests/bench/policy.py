@@ -28,7 +28,8 @@ from podlane.compile.policy import CAPABILITY
 from podlane.compile.tables import Table
 from podlane.compile.view import ATTACHMENT, Change
 from podlane.kernel import netns
-from podlane.kernel.netlink import NETLINK_NETFILTER, Netlink, Request
+from podlane.kernel.netlink import NETLINK_NETFILTER, Request
+from podlane.kernel.netlink_socket import Netlink
 from podlane.kernel.nft import codec
 from podlane.kernel.nft.policy import TABLES, PolicyDriver
 from podlane.kernel.rtnl import Rtnl

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
-from podlane.kernel.netlink import NETLINK_NETFILTER, Netlink
+from podlane.kernel.netlink import NETLINK_NETFILTER
+from podlane.kernel.netlink_socket import Netlink
 from podlane.watch.reflector import PATHS
 from tests.bench.lab import pss_kib
 from tests.bench.service_control import centiles

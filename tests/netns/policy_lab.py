@@ -28,7 +28,8 @@ from podlane.compile.pods import host_device
 from podlane.compile.view import ATTACHMENT, UNDERLAY, Change
 from podlane.kernel import netns
 from podlane.kernel.driver import Driver, Report
-from podlane.kernel.netlink import NETLINK_NETFILTER, Netlink, Request
+from podlane.kernel.netlink import NETLINK_NETFILTER, Request
+from podlane.kernel.netlink_socket import Netlink
 from podlane.kernel.nft import codec
 from podlane.kernel.nft.policy import PolicyDriver
 from podlane.kernel.nft.services import ServicesDriver

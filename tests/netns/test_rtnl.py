@@ -12,7 +12,8 @@ import pytest
 from podlane.errors import KernelError, KernelExistsError, KernelNotFoundError
 from podlane.kernel import netlink as nl
 from podlane.kernel import netns
-from podlane.kernel.netlink import NETLINK_NETFILTER, Netlink, Request
+from podlane.kernel.netlink import NETLINK_NETFILTER, Request
+from podlane.kernel.netlink_socket import Netlink
 from podlane.kernel.rtnl import KernelRoute, RouteKind, Rtnl, Vxlan, addresses, links, routes
 from podlane.model.addresses import Family
 from tests.netns import packets

@@ -13,7 +13,7 @@ from podlane.compile.tables import FdbEntry, Neighbour, Route, Table, VxlanLink
 from podlane.delta import delta
 from podlane.errors import KernelNotFoundError
 from podlane.kernel import netns
-from podlane.kernel.netlink import Netlink
+from podlane.kernel.netlink_socket import Netlink
 from podlane.kernel.rtnl import Rtnl
 from podlane.kernel.rtnl.driver import TABLES, RtnlDriver
 from podlane.kernel.rtnl.fake import FakeRtnlDriver

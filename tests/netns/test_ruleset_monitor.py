@@ -13,7 +13,8 @@ import pytest
 
 from podlane.agent.ruleset_monitor import DEBOUNCE_S, RulesetMonitor
 from podlane.kernel import netns, own_ports
-from podlane.kernel.netlink import NETLINK_NETFILTER, Netlink
+from podlane.kernel.netlink import NETLINK_NETFILTER
+from podlane.kernel.netlink_socket import Netlink
 from podlane.kernel.nft import command, skeleton
 from podlane.kernel.nft.codec import Element
 from podlane.kernel.nft.elements import Elements, Operation

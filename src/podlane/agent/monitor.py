@@ -18,7 +18,8 @@ from typing import Any, Final, NamedTuple
 
 from podlane.compile.tables import Table
 from podlane.errors import KernelError
-from podlane.kernel.netlink import NETLINK_ROUTE, Message, Netlink, attributes
+from podlane.kernel.netlink import NETLINK_ROUTE, Message, attributes
+from podlane.kernel.netlink_socket import Netlink
 from podlane.kernel.rtnl import PROTOCOL, addresses, links, neighbours, routes
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,8 @@ from typing import Final
 
 from podlane.errors import KernelError
 from podlane.kernel import netlink, own_ports
-from podlane.kernel.netlink import NETLINK_NETFILTER, Message, Netlink, attributes
+from podlane.kernel.netlink import NETLINK_NETFILTER, Message, attributes
+from podlane.kernel.netlink_socket import Netlink
 
 log = logging.getLogger(__name__)
 

@@ -17,13 +17,13 @@ from podlane.errors import KernelError
 from podlane.kernel.bpf import layout
 from podlane.kernel.netlink import (
     Message,
-    Netlink,
     Request,
     attribute,
     attributes,
     nested,
     u32,
 )
+from podlane.kernel.netlink_socket import Netlink
 from podlane.model.addresses import Address, Family, Protocol
 
 NETLINK_SOCK_DIAG: Final = 4

@@ -21,7 +21,8 @@ from podlane.compile.tables import Direction, Table
 from podlane.errors import KernelError, KernelNotFoundError
 from podlane.kernel.conntrack import codec
 from podlane.kernel.conntrack.codec import Entry, Filter
-from podlane.kernel.netlink import NETLINK_NETFILTER, Netlink
+from podlane.kernel.netlink import NETLINK_NETFILTER
+from podlane.kernel.netlink_socket import Netlink
 from podlane.kernel.rtnl import Rtnl
 from podlane.model.addresses import Address, Family, Protocol
 

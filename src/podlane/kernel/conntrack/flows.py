@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from podlane.errors import KernelNotFoundError
 from podlane.kernel.conntrack import codec
 from podlane.kernel.conntrack.codec import Entry, Filter
-from podlane.kernel.netlink import NETLINK_NETFILTER, Netlink
+from podlane.kernel.netlink import NETLINK_NETFILTER
+from podlane.kernel.netlink_socket import Netlink
 from podlane.model.addresses import Family
 
 

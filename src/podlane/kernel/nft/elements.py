@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from podlane.errors import KernelBusyError, KernelError, KernelNotFoundError
-from podlane.kernel.netlink import NETLINK_NETFILTER, Netlink, Request
+from podlane.kernel.netlink import NETLINK_NETFILTER, Request
+from podlane.kernel.netlink_socket import Netlink
 from podlane.kernel.nft import codec
 from podlane.kernel.nft.codec import Element
 from podlane.model.addresses import Family

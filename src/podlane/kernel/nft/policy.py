@@ -23,7 +23,8 @@ from podlane.delta import Delta, delta, merge
 from podlane.errors import KernelError, KernelNotFoundError
 from podlane.kernel.conntrack.cutter import Cutter
 from podlane.kernel.driver import Failure, Report
-from podlane.kernel.netlink import NETLINK_NETFILTER, Netlink, Request
+from podlane.kernel.netlink import NETLINK_NETFILTER, Request
+from podlane.kernel.netlink_socket import Netlink
 from podlane.kernel.nft import codec, ruleset
 from podlane.kernel.nft.codec import BRIDGE, TableFamily
 from podlane.kernel.nft.elements import AGAIN

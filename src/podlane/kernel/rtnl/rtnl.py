@@ -18,7 +18,8 @@ from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 from podlane.errors import KernelError, KernelNotFoundError
-from podlane.kernel.netlink import NETLINK_ROUTE, Message, Netlink, Request
+from podlane.kernel.netlink import NETLINK_ROUTE, Message, Request
+from podlane.kernel.netlink_socket import Netlink
 from podlane.kernel.rtnl import addresses, links, neighbours, routes
 from podlane.kernel.rtnl.addresses import InterfaceAddress
 from podlane.kernel.rtnl.links import Link, Vxlan

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 from podlane.errors import KernelError, KernelExistsError, KernelNotFoundError, UnsupportedError
-from podlane.kernel.netlink import NETLINK_ROUTE, Netlink
+from podlane.kernel.netlink import NETLINK_ROUTE
+from podlane.kernel.netlink_socket import Netlink
 from podlane.kernel.rtnl import links
 from podlane.kernel.rtnl.links import Link
 from podlane.kernel.tc import codec
