@@ -18,7 +18,8 @@ from podlane.kernel import netns
 from podlane.kernel.ipip import driver as ipip
 from podlane.kernel.ipip import programs
 from podlane.kernel.ipip.driver import IpipDriver
-from podlane.kernel.netlink import NETLINK_ROUTE, Netlink
+from podlane.kernel.netlink import NETLINK_ROUTE
+from podlane.kernel.netlink_socket import Netlink
 from podlane.kernel.rtnl import Rtnl
 from podlane.kernel.tc import codec
 from podlane.model.backends import BackendType

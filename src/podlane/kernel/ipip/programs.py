@@ -17,7 +17,8 @@ from podlane.kernel import netns
 from podlane.kernel.bpf import elf, syscall
 from podlane.kernel.bpf.installation import compiled
 from podlane.kernel.bpf.syscall import MAP_ARRAY, MAP_HASH, MAP_LPM_TRIE, NO_PREALLOC, MapSpec
-from podlane.kernel.netlink import NETLINK_ROUTE, Netlink
+from podlane.kernel.netlink import NETLINK_ROUTE
+from podlane.kernel.netlink_socket import Netlink
 from podlane.kernel.rtnl import Rtnl, links
 from podlane.kernel.tc import codec
 from podlane.kernel.tc import programs as tc
