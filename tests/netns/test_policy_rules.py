@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 import subprocess
 from typing import Any
 
 import pytest
 
+from podlane.compile.tables import Direction, Policy, PolicyKey, Table
+from podlane.compile.view import Change
 from podlane.kernel import netns
+from podlane.kernel.driver import Report
+from podlane.kernel.nft import expressions, policy_chains, ruleset
+from podlane.kernel.nft.policy import PolicyDriver
+from podlane.kernel.nft.ruleset import Chain
 from podlane.kernel.rtnl import Rtnl
+from podlane.model.addresses import Family
+from podlane.model.config import NetworkConfig, with_settings
 from tests.netns import packets
 from tests.netns.policy_lab import PolicyLab, Probe
-from tests.property.policy_strategies import NAMESPACES, World, address, place
+from tests.property.policy_strategies import NAMESPACES, World, address, place, typed
 
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 CLOSED = {"policyTypes": ["Ingress", "Egress"]}
@@ -162,3 +171,53 @@ def test_link_local_addresses_are_no_way_around(policy_lab: PolicyLab) -> None:
         sender.sendto(b"psst", (str(found[0]), 7778, 0, scope))
         with pytest.raises(TimeoutError):
             receiver.recv(100)
+
+
+def test_a_policy_that_the_kernel_refuses_leaves_the_others_alone(
+    policy_lab: PolicyLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays as it was; if it is new, what it selects is closed."""
+    right = policy_chains.policy
+    nonsense = expressions.expression("lookup", expressions.number(2, 1))  # a lookup in no set
+
+    def broken(key: PolicyKey, row: Policy, family: Family) -> Any:
+        chain, sets = right(key, row, family)
+        wrong = Chain((ruleset.rule("nonsense", nonsense),))
+        return (wrong, sets) if key.namespace == "x" else (chain, sets)
+
+    policy_lab.become(plain_world())
+    monkeypatch.setattr(policy_chains, "policy", broken)
+    both_closed = plain_world(policy("x", ingress=[{}]), policy("z", podSelector={}))
+    deltas = policy_lab.compilers["n1"].apply(
+        Change("NetworkPolicy", None, typed("NetworkPolicy", each)) for each in both_closed["NetworkPolicy"]
+    )
+    driver = policy_lab.drivers["n1"][0]
+    report = driver.apply({table: deltas[table] for table in driver.tables if table in deltas})
+    refused = {(failure.table, failure.key) for failure in report.failures}
+    assert refused == {(Table.POLICIES, PolicyKey(Direction.INGRESS, "x", "one"))}
+    to_x, to_z, to_y = both(4, 0, "TCP", 80), both(4, 2, "TCP", 80), both(2, 4, "TCP", 80)
+    assert policy_lab.arrived(to_x + to_z + to_y, to_y) == set(to_y)
+    monkeypatch.setattr(policy_chains, "policy", right)
+    assert not policy_lab.in_order()  # the retry finds what is still to do, and does it
+    assert policy_lab.in_order()
+    assert policy_lab.arrived(to_x + to_z + to_y, to_x + to_y) == set(to_x + to_y)
+
+
+@pytest.mark.parametrize("families", ["IPv4", "IPv6", "IPv6,IPv4"])
+@pytest.mark.parametrize("mode", ["routed", "bridge"])
+def test_tables_are_those_of_the_families_that_are_on(families: str, mode: str) -> None:
+    fd = netns.new()
+    driver = PolicyDriver(with_settings(NetworkConfig(), [f"ipFamilies={families}", f"link.mode={mode}"]), fd)
+    try:
+        driver.prepare()
+        assert driver.resync({}).failures == ()
+        assert driver.resync({}) == Report()
+        listed = netns.inside(fd, lambda: subprocess.check_output(["nft", "list", "tables"], text=True))
+        wanted = {f"table {'ip' if f == 'IPv4' else 'ip6'} podlane-policy" for f in families.split(",")}
+        wanted |= {"table bridge podlane-policy"} if mode == "bridge" else set()
+        assert set(listed.splitlines()) == wanted
+        driver.remove()
+        assert not netns.inside(fd, lambda: subprocess.check_output(["nft", "list", "tables"]))
+    finally:
+        driver.close()
+        os.close(fd)
