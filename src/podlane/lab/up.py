@@ -20,13 +20,13 @@ from podlane.model.config import DEFAULT, NetworkConfig, parse, with_settings
 Obj = dict[str, Any]
 Progress = Callable[[str], None]
 
-# What agents compile from. Pods are none of it: a pod that is ready has been attached, and that returns
-# only when its node holds it.
+# What agents compile from. Pods too: policy on one node needs the addresses of those on the others.
 _WATCHED = {
     "Node": "nodes",
     "Service": "services",
     "EndpointSlice": "endpointslices.discovery.k8s.io",
     "Namespace": "namespaces",
+    "Pod": "pods",
     "NetworkPolicy": "networkpolicies.networking.k8s.io",
 }
 _POLL_S = 0.03
