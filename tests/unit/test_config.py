@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import textwrap
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+import yaml
 
 from podlane.errors import ConfigError
 from podlane.model.addresses import Family
@@ -19,6 +23,13 @@ def test_defaults_are_those_of_the_contract() -> None:
         "IPv6": "fd00:10:96::/112",
     }
     assert next(iter(DEFAULT.pods)) is Family.IPV4
+
+
+def test_the_documentation_shows_every_key_and_its_default() -> None:
+    page = Path(__file__).parents[2].joinpath("docs", "lab.md").read_text()
+    shown = page[page.index("    apiVersion: podlane.dev/v1alpha1") :].partition("\n\n")[0]
+    document = yaml.safe_load(textwrap.dedent(shown))
+    assert document | {"metadata": {}} == msgspec.to_builtins(DEFAULT)
 
 
 def test_a_document_and_settings_say_the_same() -> None:
