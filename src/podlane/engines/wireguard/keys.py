@@ -7,14 +7,6 @@ import logging
 import os
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-)
-
 from podlane.model.backends import wireguard_key
 
 log = logging.getLogger(__name__)
@@ -29,13 +21,24 @@ def kept(path: Path) -> bytes:
     if key is None:
         if path.exists():
             log.warning("%s holds no WireGuard key: a new one is made", path)
-        key = X25519PrivateKey.generate().private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
+        key = _generated()
         _write(path, base64.b64encode(key) + b"\n")
     return key
 
 
+def _generated() -> bytes:
+    # Imported here: an agent without WireGuard has no use for the library, which takes 8 MiB.
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    return X25519PrivateKey.generate().private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
+
+
 def public(private: bytes) -> str:
     """As WireGuard writes it, in base64."""
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
     key = X25519PrivateKey.from_private_bytes(private).public_key()
     return base64.b64encode(key.public_bytes(Encoding.Raw, PublicFormat.Raw)).decode()
 
