@@ -13,7 +13,7 @@ import msgspec
 
 from podlane.errors import LabError
 from podlane.lab.client import Obj
-from podlane.lab.kubelet import container_spec, probes, probing
+from podlane.lab.kubelet import container_spec, probes, probing, restarts
 from podlane.lab.kubelet import logs as log_files
 from podlane.lab.kubelet.context import NodeContext, PodFiles
 from podlane.lab.kubelet.health import Health
@@ -24,8 +24,6 @@ from podlane.lab.runtime.env import ConfigMissing
 from podlane.lab.supervisor.client import ProcessInfo, Started
 from podlane.lab.supervisor.protocol import Mount
 
-BACKOFF_FIRST_S, BACKOFF_LAST_S = 1.0, 30.0
-BACKOFF_FORGIVEN_S = 60.0
 CONFIG_AGAIN_S = 2.0
 FROM_LOG = "FallbackToLogsOnError"
 LEAST_GRACE_S = 2.0  # after a preStop hook that took all the grace there was (kuberuntime_container.go)
@@ -54,7 +52,7 @@ class ContainerRunner:
         self._exit: asyncio.Task[ProcessInfo] | None = None
         self._pid = 0
         self._old_pid = 0
-        self._backoff_s = 0.0
+        self._backoff = restarts.Backoff()
         self._stopping = asyncio.Event()
         self._adopted = False
         self._stop_task: asyncio.Task[None] | None = None
@@ -277,9 +275,7 @@ class ContainerRunner:
             ),
             state.container_id,
         )
-        ran_s = process.ended - process.started
-        if ran_s >= BACKOFF_FORGIVEN_S:
-            self._backoff_s = 0.0
+        self._backoff.ran(process.ended - process.started)
         state.running_since_s = None
         state.ready = state.started = False
         self._exit = None
@@ -294,21 +290,10 @@ class ContainerRunner:
         if self.state.terminated is None:
             return False
         policy = self._pod()["spec"].get("restartPolicy") or "Always"
-        if self.state.kind == "sidecar":
-            policy = "Always"
-        elif self.state.kind == "init":
-            policy = "Never" if policy == "Never" else "OnFailure"
-        elif self.state.kind == "ephemeral":
-            policy = "Never"
-        failed = self.state.terminated.exit_code != 0
-        return policy == "Never" or (policy == "OnFailure" and not failed)
+        return not restarts.again(policy, self.state.kind, self.state.terminated.exit_code)
 
     async def _back_off(self) -> None:
-        """The first restart is at once, later ones after 1 s, 2 s, 4 s ... 30 s."""
-        delay_s, self._backoff_s = (
-            self._backoff_s,
-            min(max(2 * self._backoff_s, BACKOFF_FIRST_S), BACKOFF_LAST_S),
-        )
+        delay_s = self._backoff.next_s()
         if not delay_s:
             return
         pod = self._pod()["metadata"]

@@ -10,19 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import shutil
-import signal
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
-from podlane.errors import ConflictError, KernelError, LabError, NotFoundError
+from podlane.errors import ConflictError, KernelError, NotFoundError
 from podlane.lab.client import Obj
 from podlane.lab.controllers.facts import is_deleting, seconds
-from podlane.lab.kubelet import container_spec
+from podlane.lab.kubelet import container_spec, remains
 from podlane.lab.kubelet.container import ContainerRunner
 from podlane.lab.kubelet.context import NodeContext, PodFiles
+from podlane.lab.kubelet.remains import Remains
 from podlane.lab.kubelet.sandbox import Sandbox, SandboxLost
 from podlane.lab.kubelet.status import ContainerState, PodState
 from podlane.lab.kubelet.status_writer import StatusWriter
@@ -46,7 +43,7 @@ class PodWorker:
         self._state = PodState(node_addresses=list(node.facts.addresses), started_s=time.time())
         self._sandbox = Sandbox(node, lambda: self.pod, lambda r, m: self._event(r, m, warning=True))
         self._status = StatusWriter(node, lambda: self.pod, self._state)
-        self._stale: list[int] = []
+        self._remains = Remains(node.supervisor)
         self.runners: dict[str, ContainerRunner] = {}
         self._deleted = asyncio.Event()
         self._gone = asyncio.Event()
@@ -127,7 +124,7 @@ class PodWorker:
 
     def _adopt(self, processes: Sequence[ProcessInfo]) -> None:
         if self._ended_earlier:
-            self._stale += [p.pid for p in processes]
+            self._remains.add(p.pid for p in processes)
             return
         newest: dict[str, ProcessInfo] = {}
         for process in sorted(processes, key=lambda p: p.started):
@@ -140,17 +137,17 @@ class PodWorker:
                     self._state.addresses = [each["ip"] for each in pod_ips]
                     self._state.sandbox = bool(pod_ips)
                 else:
-                    self._stale.append(process.pid)
+                    self._remains.add([process.pid])
             elif process.kind == "container":
                 name = process.labels.get(container_spec.LABEL_CONTAINER, "")
                 if name in newest:
-                    self._stale.append(newest[name].pid)
+                    self._remains.add([newest[name].pid])
                 newest[name] = process
         for name, process in newest.items():
             if name in self.runners and self._sandbox.there:
                 self.runners[name].adopt(process)
             else:
-                self._stale.append(process.pid)
+                self._remains.add([process.pid])
 
     # --- its life ---
 
@@ -185,7 +182,7 @@ class PodWorker:
     async def _live_on(self) -> None:
         """Until the containers are done for good; then the pod's network is given back."""
         if self._ended_earlier:
-            await self._forget_stale()
+            await self._remains.clear()
             await self._tear_down()
             return
         self._lived = True
@@ -207,7 +204,7 @@ class PodWorker:
         self._changed(True)
 
     async def _live(self) -> None:
-        await self._forget_stale()
+        await self._remains.clear()
         await self._mount_volumes()
         async with self._node.world.starts:
             sandbox_pid = await self._sandbox.start(self._volumes.tmpfs)
@@ -331,7 +328,7 @@ class PodWorker:
             grace_s = 0.0 if self._gone.is_set() else float(_grace_s(self.pod))
         for runner in self.runners.values():
             runner.settle()
-        await self._forget_stale()
+        await self._remains.clear()
         await self._tear_down()
 
     async def _stop_all(self, grace_s: float) -> None:
@@ -359,7 +356,7 @@ class PodWorker:
         for name, runner in list(self.runners.items()):
             runner.settle()
             runner.release()
-            self._stale.append(runner.last_pid)
+            self._remains.add([runner.last_pid])
             old = runner.state
             state = ContainerState(name, old.kind, old.image, last=old.terminated, restarts=old.restarts + 1)
             self._state.containers[self._state.containers.index(old)] = state
@@ -375,10 +372,9 @@ class PodWorker:
 
     async def _finally_delete(self) -> None:
         meta = self.pod["metadata"]
-        self._stale += [runner.last_pid for runner in self.runners.values()]
-        await self._forget_stale()
-        await asyncio.to_thread(shutil.rmtree, self._files.root, ignore_errors=True)
-        await _remove_cgroup(self._node.cgroup(self.uid))
+        self._remains.add(runner.last_pid for runner in self.runners.values())
+        await self._remains.clear()
+        await remains.remove(self._files.root, self._node.cgroup(self.uid))
         if self._gone.is_set():
             return
         try:
@@ -389,19 +385,6 @@ class PodWorker:
             )
         except (NotFoundError, ConflictError):
             return  # gone already, or another pod of the same name
-
-    async def _forget_stale(self) -> None:
-        while self._stale:
-            await self._forget(self._stale[-1])
-            self._stale.pop()  # only now: the wait may have been cancelled
-
-    async def _forget(self, pid: int) -> None:
-        """Processes of no more use; killed if they run."""
-        if pid:
-            with contextlib.suppress(LabError):
-                await self._node.supervisor.signal(pid, signal.SIGKILL)
-                await self._node.supervisor.wait(pid)
-                await self._node.supervisor.forget(pid)
 
     # --- status ---
 
@@ -435,15 +418,3 @@ def _grace_s(pod: Obj) -> int:
     """What its deletion allows."""
     grace = pod["metadata"].get("deletionGracePeriodSeconds")
     return _spec_grace_s(pod) if grace is None else int(grace)
-
-
-async def _remove_cgroup(path: Path) -> None:
-    """It is busy until the kernel has let the last process go."""
-    for _ in range(50):
-        try:
-            os.rmdir(path)
-            return
-        except FileNotFoundError:
-            return
-        except OSError:
-            await asyncio.sleep(0.02)
