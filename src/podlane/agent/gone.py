@@ -14,10 +14,12 @@ the node in question, and only when conntrack has connections to such an endpoin
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Iterable
 from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from ipaddress import ip_network
 from typing import Final
 
 import msgspec
@@ -26,7 +28,7 @@ from podlane.compile import facts
 from podlane.compile.policy_index import ENDED
 from podlane.compile.view import View, pod_addresses
 from podlane.errors import ApiError, ConfigError
-from podlane.model.addresses import Address, family_of
+from podlane.model.addresses import Address, Prefix, family_of
 from podlane.model.config import NetworkConfig
 from podlane.model.objects import Pod
 from podlane.watch.http import ApiHttp
@@ -67,8 +69,11 @@ class GonePods:
             return frozenset()
         gone: set[Address] = set()
         elsewhere: dict[str, set[Address]] = {}
+        owners = self._owners()
+        lengths = {(prefix.version, prefix.prefixlen) for prefix in owners}
         for where in addresses:
-            node = self._node_of(where)
+            wide = (ip_network((where, bits), False) for version, bits in lengths if version == where.version)
+            node = next((owners[prefix] for prefix in wide if prefix in owners), "")
             if node == self.view.me.name:
                 gone |= set() if self.view.attachments_at(where) else {where}
             elif node:
@@ -82,17 +87,15 @@ class GonePods:
                 log.debug("the pods of %s: %s", node, error)
         return frozenset(gone)
 
-    def _node_of(self, where: Address) -> str:
-        """Whose podCIDR holds it; "" for none."""
+    def _owners(self) -> dict[Prefix, str]:
+        """Each podCIDR with its node: asked of many addresses, and there may be many nodes."""
         assert self.view is not None
+        found: dict[Prefix, str] = {}
         for name, node in self.view.nodes.items():
-            try:
-                prefix = facts.pod_prefixes(node).get(family_of(where))
-            except ConfigError:
-                continue
-            if prefix is not None and where in prefix:
-                return name
-        return ""
+            with contextlib.suppress(ConfigError):
+                for prefix in facts.pod_prefixes(node).values():
+                    found.setdefault(prefix, name)
+        return found
 
     async def _on(self, node: str) -> set[Address]:
         """The addresses of the pods of a node that have not ended."""
