@@ -9,7 +9,6 @@ Every step finds what an earlier kubelet left (sandbox, address, containers) and
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Sequence
 
@@ -19,17 +18,16 @@ from podlane.lab.controllers.facts import is_deleting, seconds
 from podlane.lab.kubelet import container_spec, remains
 from podlane.lab.kubelet.container import ContainerRunner
 from podlane.lab.kubelet.context import NodeContext, PodFiles
+from podlane.lab.kubelet.mounting import Mounting
 from podlane.lab.kubelet.remains import Remains
 from podlane.lab.kubelet.sandbox import Sandbox, SandboxLost
 from podlane.lab.kubelet.status import ContainerState, PodState
 from podlane.lab.kubelet.status_writer import StatusWriter
 from podlane.lab.kubelet.volumes import PodVolumes, write_names
 from podlane.lab.runtime import env, volumes
-from podlane.lab.runtime.volumes import VolumeMissing
 from podlane.lab.supervisor.client import ProcessInfo
 
 AGAIN_S = 1.0
-VOLUME_AGAIN_S = 2.0
 
 
 class PodWorker:
@@ -40,6 +38,12 @@ class PodWorker:
         self._node = node
         self._files = PodFiles.of(node.facts, pod)
         self._volumes = PodVolumes(node, self._files)
+        self._mounting = Mounting(
+            self._volumes,
+            lambda: self.pod,
+            lambda reason, text, warning: self._event(reason, text, warning=warning),
+            lambda: self._changed(False),
+        )
         self._state = PodState(node_addresses=list(node.facts.addresses), started_s=time.time())
         self._sandbox = Sandbox(node, lambda: self.pod, lambda r, m: self._event(r, m, warning=True))
         self._status = StatusWriter(node, lambda: self.pod, self._state)
@@ -48,7 +52,6 @@ class PodWorker:
         self._deleted = asyncio.Event()
         self._gone = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._config_changed = asyncio.Event()
         self._moved = asyncio.Event()
         self._torn_down = False
         self._lived = False
@@ -77,7 +80,7 @@ class PodWorker:
         if old["metadata"].get("labels") != pod["metadata"].get("labels") or old["metadata"].get(
             "annotations"
         ) != pod["metadata"].get("annotations"):
-            self._config_changed.set()
+            self._mounting.changed()
         if old["spec"] is not pod["spec"] and old["spec"] != pod["spec"]:
             self._make_runners()
         self._changed(False)
@@ -99,7 +102,7 @@ class PodWorker:
                 task.add_done_callback(lambda t: None if t.cancelled() else t.exception())
 
     def _objects_changed(self) -> None:
-        self._config_changed.set()
+        self._mounting.changed()
         for runner in self.runners.values():
             runner.config_changed.set()
 
@@ -213,7 +216,7 @@ class PodWorker:
             helpers = [
                 group.create_task(self._sandbox.watch()),
                 group.create_task(self._watch_deadline()),
-                group.create_task(self._refresh_volumes()),
+                group.create_task(self._mounting.refresh()),
             ]
             await self._run_containers(group, sandbox_pid, addresses)
             for helper in helpers:
@@ -260,34 +263,9 @@ class PodWorker:
     # --- steps ---
 
     async def _mount_volumes(self) -> None:
-        namespace = self.pod["metadata"]["namespace"]
         wanted = volumes.references(self.pod) | env.references(self.pod)
-        self._node.world.when_changed(namespace, wanted, self._objects_changed)
-        told = ""
-        while True:
-            self._config_changed.clear()
-            try:
-                await self._volumes.prepare(self.pod)
-                break
-            except VolumeMissing as error:
-                if str(error) != told:
-                    told = str(error)
-                    self._event("FailedMount", told, warning=True)
-                    self._changed(False)
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._config_changed.wait(), VOLUME_AGAIN_S)
-        for note in self._volumes.notes:
-            self._event("VolumeStandIn", note)
-
-    async def _refresh_volumes(self) -> None:
-        """Files of ConfigMaps and Secrets, labels and annotations follow their objects."""
-        while True:
-            await self._config_changed.wait()
-            self._config_changed.clear()
-            try:
-                await self._volumes.prepare(self.pod)
-            except VolumeMissing as error:  # what is mounted stays as it was
-                self._event("FailedMount", str(error), warning=True)
+        self._node.world.when_changed(self.pod["metadata"]["namespace"], wanted, self._objects_changed)
+        await self._mounting.mount()
 
     async def _attach(self) -> list[str]:
         addresses = await self._sandbox.attach()
