@@ -27,7 +27,7 @@ import hashlib
 from collections.abc import Collection, Iterable, Iterator
 from typing import Final, NamedTuple
 
-from podlane.compile import vxlan, wireguard
+from podlane.compile import ipip, vxlan, wireguard
 from podlane.compile.tables import (
     Direction,
     Guard,
@@ -54,7 +54,7 @@ CHECK, DISCOVERY, PREROUTING = "check-source", "discovery", "prerouting"
 # A pod's link is one of podlane's ("pl..."), and none of these. An interval of names would say it in one
 # look-up, but nft 1.0.6 lists such a set in bytes that are no text.
 _PREFIX: Final = b"pl"
-_TUNNELS: Final = (vxlan.DEVICE, wireguard.DEVICE)
+_TUNNELS: Final = (vxlan.DEVICE, ipip.DEVICE, wireguard.DEVICE)
 
 _ADDRESS: Final = {Family.IPV4: Field(7, 4), Family.IPV6: Field(8, 16)}
 _LINK: Final = Field(41, 16, text=True)
