@@ -24,7 +24,8 @@ from podlane.observe.flows import (
     through_sockets,
     watch,
 )
-from podlane.observe.services import report, report_lines
+from podlane.observe.service_text import report_lines
+from podlane.observe.services import report
 from tests.unit.observed_cluster import cluster
 
 TCP, UDP = 6, 17

@@ -16,7 +16,8 @@ from podlane.model.addresses import address
 from podlane.model.config import NetworkConfig, with_settings
 from podlane.model.objects import LoadBalancerIngress, LoadBalancerStatus, ServiceStatus
 from podlane.observe.cluster import Cluster
-from podlane.observe.services import ServiceReport, list_lines, reason, report, report_lines, services
+from podlane.observe.service_text import list_lines, report_lines
+from podlane.observe.services import ServiceReport, reason, report, services
 from tests.unit.observed_cluster import WEB1, WEB2, cluster, objects, service, slices
 
 CONFIG = NetworkConfig()

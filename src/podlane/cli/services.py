@@ -35,7 +35,8 @@ def command(
     from podlane.lab import snapshot
     from podlane.observe.cluster import Cluster
     from podlane.observe.flows import flows, loads
-    from podlane.observe.services import list_lines, report_lines, services
+    from podlane.observe.service_text import list_lines, report_lines
+    from podlane.observe.services import services
 
     with snapshot.look(lab, kubeconfig, context, config) as look:
         cluster = Cluster(snapshot.objects(look.client))
