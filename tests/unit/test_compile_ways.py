@@ -10,13 +10,15 @@ from msgspec.structs import replace
 
 from podlane.compile import facts
 from podlane.compile.engine import Compiler, compile_node
+from podlane.compile.peers import WAYS, link_mtu_bytes
 from podlane.compile.tables import Route, Table
 from podlane.compile.view import UNDERLAY, Change
 from podlane.compile.wireguard import KEY_ANNOTATION
 from podlane.errors import ConfigError
+from podlane.kernel.nft.policy_chains import TUNNELS, Contents, bridge_sets, skeleton_sets
 from podlane.model import config as configs
 from podlane.model.addresses import Family
-from podlane.model.backends import Advertised, Backend, BackendType, Bgp, BgpPeerConfig
+from podlane.model.backends import AVAILABLE_BACKENDS, Advertised, Backend, BackendType, Bgp, BgpPeerConfig
 from podlane.model.config import NetworkConfig
 from podlane.model.local import Underlay
 from podlane.model.objects import (
@@ -134,8 +136,6 @@ def test_an_announcement_that_cannot_be_read_is_none() -> None:
 
 
 def test_pods_links_have_the_underlays_whole_mtu_without_a_tunnel() -> None:
-    from podlane.compile.peers import link_mtu_bytes
-
     assert link_mtu_bytes(compiled(HOST_GW, node(1)).view) == 1500
     assert link_mtu_bytes(compiled(DIRECT, node(1)).view) == 1450
 
@@ -314,3 +314,14 @@ def test_ipip_refuses_nodes_without_ipv4_by_name() -> None:
     assert f"node node-2: {why}" in reasons(compiler)
     assert set(compiler.tables[Table.TUNNEL_PEERS]) == {"node-3"}
     assert f"node node-1: {why}; use backend.type=vxlan" in reasons(compiled(IPIP, six_only(1), node(2)))
+
+
+@pytest.mark.parametrize("way", AVAILABLE_BACKENDS)
+@pytest.mark.parametrize("sets", [*(skeleton_sets(family, "") for family in Family), bridge_sets()])
+def test_no_ways_device_is_a_pods_link_to_policy(way: BackendType, sets: dict[str, Contents]) -> None:
+    tables = compiled(NetworkConfig(backend=Backend(type=way)), keyed(1), keyed(2)).tables
+    devices = {*tables[Table.LINKS], *tables[Table.TUNNELS]}
+    devices |= {route.device for route in tables[Table.ROUTES].values()} - {UPLINK.device}
+    assert devices == {WAYS[way].tunnel} - {""}
+    known = {element.key.rstrip(b"\0").decode() for element in sets[TUNNELS].elements}
+    assert devices <= known

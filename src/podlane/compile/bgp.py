@@ -30,6 +30,8 @@ SPEAKER: Final = "bgp"
 class BgpRoutes:
     """The Way of backend.type bgp."""
 
+    tunnel: Final = ""
+
     def overhead_bytes(self, outer: Family) -> int:
         return 0
 

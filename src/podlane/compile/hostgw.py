@@ -8,7 +8,7 @@ of pods. A node behind one is refused by name. The next hop has the family of th
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from podlane.compile import facts
 from podlane.compile.tables import NOTHING, Route, Rows, Table
@@ -19,6 +19,8 @@ from podlane.model.addresses import Address, Family
 
 class HostGateway:
     """The Way of backend.type host-gw, and of any other with directRouting for the nodes next to this one."""
+
+    tunnel: Final = ""
 
     def overhead_bytes(self, outer: Family) -> int:
         return 0

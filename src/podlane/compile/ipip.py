@@ -25,6 +25,8 @@ DEVICE: Final = "plipip"
 class IpInIp:
     """The Way of backend.type ipip."""
 
+    tunnel: Final = DEVICE
+
     def overhead_bytes(self, outer: Family) -> int:
         return 20
 

@@ -36,6 +36,8 @@ WAYS: Final[dict[BackendType, Way]] = {
     BackendType.HOST_GW: DIRECT,
     BackendType.BGP: BgpRoutes(),
 }
+TUNNEL_DEVICES: Final = tuple(way.tunnel for way in WAYS.values() if way.tunnel)
+"""What a tunnel's device may be called on a node, whichever way it is that is configured."""
 
 
 def units_of(change: Change, view: View) -> Iterator[UnitKey]:

@@ -39,6 +39,8 @@ _OVERHEAD_BYTES: Final = {Family.IPV4: 20 + 8 + 8 + 14, Family.IPV6: 40 + 8 + 8 
 class Vxlan:
     """The Way of backend.type vxlan."""
 
+    tunnel: Final = DEVICE
+
     def overhead_bytes(self, outer: Family) -> int:
         return _OVERHEAD_BYTES[outer]
 

@@ -41,6 +41,11 @@ class Peer(NamedTuple):
 class Way(Protocol):
     """device and peer raise ConfigError with the reason when there is no such way to that node."""
 
+    @property
+    def tunnel(self) -> str:
+        """The name of its own device; "" where packets leave by the uplink as they are."""
+        ...
+
     def overhead_bytes(self, outer: Family) -> int:
         """What it adds to a packet, outer Ethernet header not counted."""
         ...

@@ -34,6 +34,8 @@ _OVERHEAD_BYTES: Final = {Family.IPV4: 20 + 8 + 16 + 16, Family.IPV6: 40 + 8 + 1
 class WireguardTunnel:
     """The Way of backend.type wireguard."""
 
+    tunnel: Final = DEVICE
+
     def overhead_bytes(self, outer: Family) -> int:
         return _OVERHEAD_BYTES[outer]
 

@@ -27,7 +27,7 @@ import hashlib
 from collections.abc import Collection, Iterable, Iterator
 from typing import Final, NamedTuple
 
-from podlane.compile import ipip, vxlan, wireguard
+from podlane.compile.peers import TUNNEL_DEVICES
 from podlane.compile.tables import (
     Direction,
     Guard,
@@ -51,10 +51,9 @@ FROM_PODS, TO_PODS, CUT = "from-pods", "to-pods", "cut"
 SOURCES: Final = {Family.IPV4: "sources-ip", Family.IPV6: "sources-ip6"}
 CHECK, DISCOVERY, PREROUTING = "check-source", "discovery", "prerouting"
 
-# A pod's link is one of podlane's ("pl..."), and none of these. An interval of names would say it in one
-# look-up, but nft 1.0.6 lists such a set in bytes that are no text.
+# A pod's link is one of podlane's ("pl..."), and no tunnel. An interval of names would say it in one look-up,
+# but nft 1.0.6 lists such a set in bytes that are no text.
 _PREFIX: Final = b"pl"
-_TUNNELS: Final = (vxlan.DEVICE, ipip.DEVICE, wireguard.DEVICE)
 
 _ADDRESS: Final = {Family.IPV4: Field(7, 4), Family.IPV6: Field(8, 16)}
 _LINK: Final = Field(41, 16, text=True)
@@ -208,7 +207,7 @@ def _discovery_types() -> Contents:
 
 
 def _tunnels() -> Contents:
-    return Contents(SetSpec((_LINK,)), tuple(Element(_name(device)) for device in _TUNNELS))
+    return Contents(SetSpec((_LINK,)), tuple(Element(_name(device)) for device in TUNNEL_DEVICES))
 
 
 def _pods_link(name: bytes) -> bytes:
