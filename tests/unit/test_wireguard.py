@@ -81,3 +81,12 @@ def test_settings_that_mean_nothing_are_refused(wireguard: dict[str, object], wh
     with pytest.raises(ConfigError) as refusal:
         configs.parse({"backend": {"type": "wireguard"}, "wireguard": wireguard})
     assert why in str(refusal.value)
+
+
+def test_peers_without_a_handshake_are_told() -> None:
+    keys = [base64.b64encode(bytes([n]) * 32).decode() for n in (1, 2, 3)]
+    answer = "".join(
+        f"public_key={base64.b64decode(key).hex()}\nlast_handshake_time_sec={when}\n"
+        for key, when in zip(keys, (0, 1764000000, 0), strict=True)
+    )
+    assert uapi.silent(f"{answer}errno=0\n\n") == {keys[0], keys[2]}

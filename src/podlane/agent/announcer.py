@@ -40,6 +40,11 @@ class Announcer:
         if self._missing():
             self._changed.set()
 
+    @property
+    def pending(self) -> int:
+        """How many annotations the API does not show yet."""
+        return len(self._missing())
+
     async def run(self) -> None:
         """Without end."""
         backoff = Backoff(random.Random())

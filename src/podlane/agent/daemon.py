@@ -317,7 +317,7 @@ class Agent:
             ready=self.ready,
             blockers=[] if self.ready else self._blockers(),
             counts=reconciler.counts,
-            pending=reconciler.pending,
+            pending=reconciler.pending + self._announcer.pending,
             failures=failures,
             refused=refused,
             applied=applied,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from podlane.compile.tables import Table, Tunnel, TunnelPeer
+from podlane.compile.vxlan import vtep_address
 from podlane.compile.wireguard import DEVICE
 from podlane.delta import Delta, merge
 from podlane.engines.wireguard import keys, uapi
@@ -17,6 +20,7 @@ from podlane.errors import KernelError
 from podlane.kernel.driver import Failure, Report
 from podlane.kernel.rtnl import Rtnl
 from podlane.kernel.rtnl.tunnels import repair
+from podlane.model.addresses import Prefix, family_of
 from podlane.model.backends import wireguard_key
 from podlane.model.config import NetworkConfig
 
@@ -24,6 +28,7 @@ log = logging.getLogger(__name__)
 
 TABLES: Final = (Table.TUNNELS, Table.TUNNEL_PEERS)
 KEY_FILE: Final = "wireguard.key"
+DISCARD: Final = 9  # the port, RFC 863
 
 
 class WireguardDriver:
@@ -65,7 +70,9 @@ class WireguardDriver:
             {k: self._desired[Table.TUNNEL_PEERS][k] for k in (*change.added, *change.changed)}
         )
         self._process.write(uapi.changes(written, change.removed))
-        return Report(len(written) + len(change.removed), failures)
+        # Handshakes are for the next look, when the other side may have this node's key too.
+        new = tuple(self._no_handshake(key) for key in change.added if key in written)
+        return Report(len(written) + len(change.removed), (*failures, *new))
 
     def _bring(self) -> Report:
         tunnel: Tunnel | None = self._desired[Table.TUNNELS].get(DEVICE)
@@ -82,7 +89,28 @@ class WireguardDriver:
         if requests:
             self._rt.do(*requests)
             self._rt.settle(prefix.network_address for prefix in tunnel.addresses)
-        return Report(operations + len(requests), failures)
+        return Report(operations + len(requests), (*failures, *self._shake_hands(peers)))
+
+    def _shake_hands(self, peers: Mapping[str, uapi.Peer]) -> Iterator[Failure]:
+        """Tunnels that do not stand yet are failures; of two nodes the one with the lesser key begins.
+
+        Left to traffic, both may begin at once: each then answers the other, drops its own beginning and
+        waits five seconds. And a beginning that came before the other knew this key is not repeated sooner,
+        so the peer is configured anew, which forgets it.
+        """
+        silent = [key for key in self._process.silent() if key in peers]
+        mine = [key for key in silent if self.public < key]
+        if mine:
+            self._process.write(uapi.changes({}, mine) + uapi.changes({key: peers[key] for key in mine}, ()))
+            for key in mine:
+                nudge(self._desired[Table.TUNNEL_PEERS][key].pods[0])
+        for key in silent:
+            yield self._no_handshake(key)
+
+    def _no_handshake(self, key: str) -> Failure:
+        row: TunnelPeer = self._desired[Table.TUNNEL_PEERS][key]
+        why = f"no handshake with {row.remote}:{row.port} yet: does UDP get there, has it this node's key?"
+        return Failure(Table.TUNNEL_PEERS, key, KernelError.of(errno.ENOTCONN, f"peer {row.node}", why))
 
     def _peers(self, rows: Mapping[str, TunnelPeer]) -> tuple[dict[str, uapi.Peer], tuple[Failure, ...]]:
         peers, failures = {}, []
@@ -95,6 +123,15 @@ class WireguardDriver:
             allowed = uapi.order(row.pods + row.sources)
             peers[key] = uapi.Peer((row.remote, row.port), allowed, self._preshared, self._keepalive_s)
         return peers, tuple(failures)
+
+
+def nudge(pods: Prefix) -> None:
+    """A datagram for an address no pod has: that it is to be sent makes the tunnel stand."""
+    with (
+        contextlib.suppress(OSError),  # no route yet: the next look finds one
+        socket.socket(family_of(pods).af, socket.SOCK_DGRAM) as sender,
+    ):
+        sender.sendto(b"", (str(vtep_address(pods)), DISCARD))
 
 
 def stop(directory: Path) -> None:

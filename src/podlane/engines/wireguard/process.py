@@ -93,6 +93,10 @@ class WireguardProcess:
         except ValueError as error:
             raise KernelError.of(errno.EPROTO, "read WireGuard", str(error)) from None
 
+    def silent(self) -> set[str]:
+        """Keys of the peers without a handshake. Raises KernelError."""
+        return uapi.silent(self.ask(uapi.GET))
+
     def write(self, lines: list[str]) -> None:
         """Raises KernelError with what it refuses."""
         self.ask(uapi.command(lines))

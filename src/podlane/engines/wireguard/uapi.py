@@ -102,6 +102,19 @@ def parse(answer: str) -> Device:
     return Device(private, port, {key: _peer(fields) for key, fields in peers.items()})
 
 
+def silent(answer: str) -> set[str]:
+    """Public keys of the peers that no handshake has succeeded with since they were configured."""
+    found: set[str] = set()
+    key = ""
+    for name, value in _pairs(answer):
+        if name == "public_key":
+            key = base64.b64encode(bytes.fromhex(value)).decode()
+            found.add(key)
+        elif name == "last_handshake_time_sec" and value != "0":
+            found.discard(key)
+    return found
+
+
 def _peer(fields: Mapping[str, list[str]]) -> Peer:
     endpoint = None
     if "endpoint" in fields:
