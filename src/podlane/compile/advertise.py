@@ -72,7 +72,7 @@ def _wanted(view: View) -> frozenset[Advertised]:
 
 
 def _readable(texts: list[str]) -> Iterator[Address]:
-    """What is no address (None, say) is told by compile/services.py."""
+    """What is no address (None, say) is told by compile/service_addresses.py."""
     for text in texts:
         try:
             yield address(text)

@@ -37,6 +37,7 @@ from podlane.compile.endpoints import (
 )
 from podlane.compile.engine import Capability
 from podlane.compile.health_checks import health_checks
+from podlane.compile.service_addresses import Addresses
 from podlane.compile.store import Compiled, UnitKey
 from podlane.compile.tables import (
     NOTHING,
@@ -55,17 +56,7 @@ from podlane.compile.tables import (
     Table,
 )
 from podlane.compile.view import CONFIG, SHARES, ZONE_LABEL, Change, View, service_of, since
-from podlane.errors import ConfigError
-from podlane.model.addresses import (
-    Address,
-    Family,
-    Prefix,
-    Protocol,
-    address,
-    family_of,
-    host_prefix,
-    loose_prefix,
-)
+from podlane.model.addresses import Address, Family, Protocol, host_prefix
 from podlane.model.config import Services
 from podlane.model.local import Shares
 from podlane.model.objects import EndpointSlice, Node, Service, ServicePort
@@ -159,7 +150,7 @@ def compile_service(
     sharing = Sharing.of(service, config, shares, rows.refused)
     known = weighed(sharing.wish, service, endpoints(slices), pods_at)
     for family in families:
-        where = _Addresses.of(service, family, here, rows.refused)
+        where = Addresses.of(service, family, here, rows.refused)
         if where is None:
             continue
         rows.member(SetName.CLUSTER_IPS, where.cluster)
@@ -177,94 +168,6 @@ def compile_service(
     return Compiled(rows.tables(), since(service), tuple(dict.fromkeys(rows.refused)))
 
 
-class _Addresses(NamedTuple):
-    """A service's own addresses of one family. guarded: load-balancer addresses that only `sources`
-    may use."""
-
-    family: Family
-    cluster: Address
-    external: tuple[Address, ...]  # externalIPs and load-balancer addresses
-    guarded: frozenset[Address] = frozenset()
-    sources: tuple[Prefix, ...] = ()
-
-    @classmethod
-    def of(cls, service: Service, family: Family, here: Place, refused: list[str]) -> _Addresses | None:
-        """None without a ClusterIP of the family: the service then does not exist in it."""
-
-        def parse(text: str, field: str) -> Address | None:
-            try:
-                return address(text)
-            except ConfigError as error:
-                refused.append(f"service {service.namespace}/{service.name}: {field}: {error}")
-                return None
-
-        text = _cluster_ip(service, family)
-        cluster = parse(text, "spec.clusterIPs") if text else None
-        if cluster is None or family_of(cluster) is not family:
-            return None
-        found = [parse(text, "spec.externalIPs") for text in service.spec.external_ips]
-        vips = [
-            parse(ingress.ip, "status.loadBalancer.ingress")
-            for ingress in service.status.load_balancer.ingress
-            # ipMode Proxy: traffic shall go through the load balancer itself (KEP-1860). No ip: a hostname.
-            if ingress.ip and ingress.ip_mode in (None, "", "VIP")
-        ]
-        mine = [each for each in (*found, *vips) if each is not None and family_of(each) is family]
-        guarded = (
-            frozenset(each for each in vips if each in mine) if _guards(service, family) else frozenset()
-        )
-        sources = _sources(service, family, here, guarded, refused) if guarded else ()
-        return cls(family, cluster, tuple(dict.fromkeys(mine)), guarded, sources)
-
-
-def _source_ranges(service: Service, family: Family) -> list[str]:
-    """The ranges of one family; spaces around them are of no meaning."""
-    texts = [text.strip() for text in service.spec.load_balancer_source_ranges]
-    return [text for text in texts if (":" in text) == (family is Family.IPV6)]
-
-
-def _guards(service: Service, family: Family) -> bool:
-    """Only some sources may use the load-balancer addresses. Ranges of the other family alone, or one
-    that holds every address, restrict nothing."""
-    texts = _source_ranges(service, family)
-    return bool(texts) and not any(_bits(text) == 0 for text in texts)
-
-
-def _bits(text: str) -> int | None:
-    bits = text.partition("/")[2]
-    return int(bits) if bits.isdecimal() else None
-
-
-def _sources(
-    service: Service, family: Family, here: Place, vips: frozenset[Address], refused: list[str]
-) -> tuple[Prefix, ...]:
-    """Who may come in. What is no range lets nobody in. A node that may come in may do so from a virtual
-    address too: where load balancers give it to the node, that is the source of what the node sends."""
-    found: list[Prefix] = []
-    for text in _source_ranges(service, family):
-        try:
-            found.append(loose_prefix(text))
-        except ConfigError as error:
-            where = f"service {service.namespace}/{service.name}: spec.loadBalancerSourceRanges"
-            refused.append(f"{where}: {error}")
-    own = next((a for a in here.addresses if family_of(a) is family), None)
-    if own is not None and any(own in each for each in found):
-        found += [host_prefix(vip) for vip in sorted(vips, key=int)]
-    return tuple(dict.fromkeys(found))
-
-
-def _cluster_ip(service: Service, family: Family) -> str:
-    """ipFamilies[i] belongs to clusterIPs[i]; objects from before dual-stack have clusterIP alone."""
-    spec = service.spec
-    if not spec.ip_families:
-        try:
-            return spec.cluster_ip if family_of(address(spec.cluster_ip)) is family else ""
-        except ConfigError:
-            return spec.cluster_ip  # the caller says what is wrong with it
-    pairs = zip(spec.ip_families, spec.cluster_ips or [spec.cluster_ip], strict=False)
-    return next((text for name, text in pairs if name == family), "")
-
-
 def _internal_local(service: Service) -> bool:
     return service.spec.internal_traffic_policy == "Local"
 
@@ -276,7 +179,7 @@ def _external_local(service: Service) -> bool:
 
 
 def select_for(
-    service: Service, port: ServicePort, where: _Addresses, known: Mapping[Backend, Known], here: Place
+    service: Service, port: ServicePort, where: Addresses, known: Mapping[Backend, Known], here: Place
 ) -> Selection:
     """The lists this port needs: the cluster's, this node's, or both."""
     from_outside = bool(port.node_port or where.external)
@@ -292,7 +195,7 @@ def select_for(
 class _Port(NamedTuple):
     """One port of one service in one family, and how it is to be served."""
 
-    where: _Addresses
+    where: Addresses
     number: int
     node_port: int
     protocol: Protocol
@@ -303,7 +206,7 @@ class _Port(NamedTuple):
     masquerade_all: bool = False
 
     @classmethod
-    def of(cls, service: Service, port: ServicePort, where: _Addresses, config: Services) -> _Port:
+    def of(cls, service: Service, port: ServicePort, where: Addresses, config: Services) -> _Port:
         protocol = Protocol(port.protocol)
         lists = ListKey(service.namespace, service.name, port.name, protocol, where.family, CLUSTER)
         return cls(
