@@ -16,9 +16,8 @@ first packet of a flow:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import TypeAlias
 
 from msgspec.structs import replace
 
@@ -26,20 +25,19 @@ from podlane.compile import facts, socket_lb
 from podlane.compile.engine import compile_node
 from podlane.compile.policy_sim import Judge, PolicyFlow
 from podlane.compile.services_sim import Action, Flow, Verdict, holds, resolve
-from podlane.compile.tables import Backend, BridgeLink, Direction, Route, SetName, Table, Tunnel, VxlanLink
+from podlane.compile.tables import Backend, BridgeLink, Direction, SetName, Table
 from podlane.errors import ConfigError
-from podlane.model.addresses import Address, Family, Prefix, Protocol, address, family_of
+from podlane.model.addresses import Address, Family, Protocol, address, family_of
 from podlane.model.config import NetworkConfig, ServiceMode
 from podlane.model.local import Attachment
 from podlane.model.objects import Node, Pod, Service
 from podlane.model.pools import ALLOCATED_FROM, announcing_node
-from podlane.observe import tunnels
+from podlane.observe import delivery, tunnels
 from podlane.observe.cluster import ENDED, Cluster, Party, family_for, port_of
 from podlane.observe.explanation import (
     API_VERSION,
     Explanation,
     Outcome,
-    Row,
     Stage,
     Tables,
     WayEnds,
@@ -47,13 +45,12 @@ from podlane.observe.explanation import (
     learnt,
     learnt_row,
     match,
+    pod_route,
     route_row,
-    table_row,
 )
 from podlane.observe.policy_stage import policy_stage
 from podlane.observe.service_stage import service_stage
-
-TablesOf: TypeAlias = Callable[[str], Tables]
+from podlane.observe.walk import TablesOf, Walk
 
 
 def explain(
@@ -140,25 +137,20 @@ def _natural(name: str) -> tuple[int, str]:
     return len(name), name
 
 
-class _Way:
-    """The walk of one packet; stages grow as it goes. Every method raises WayEnds where the packet ends."""
+class _Way(Walk):
+    """From source to whoever gets it. Every method raises WayEnds where the packet ends."""
 
     def __init__(
         self,
         cluster: Cluster,
         config: NetworkConfig,
-        tables: Callable[[str], Tables],
+        tables: TablesOf,
         source: Party,
         family: Family,
     ) -> None:
-        self.cluster, self.config, self.tables = cluster, config, tables
-        self.source, self.family = source, family
-        self.stages: list[Stage] = []
-        self._translated = False
+        super().__init__(cluster, tables)
+        self.config, self.source, self.family = config, source, family
         self._judges: dict[str, Judge] = {}
-
-    def _add(self, stage: str, node: str, detail: str, *rows: Row) -> None:
-        self.stages.append(Stage(stage, node, detail, list(rows)))
 
     def walk(self, sent_to: Party, to: Address, protocol: Protocol, port: int) -> str:
         """Returns who gets it, and how."""
@@ -182,7 +174,7 @@ class _Way:
                 raise WayEnds(Outcome.REFUSED, verdict.why)
             case Action.DROP:
                 raise WayEnds(Outcome.DROPPED, verdict.why)
-        self._translated = not verdict.at_socket
+        self.translated = not verdict.at_socket
         backends = sorted(verdict.backends, key=lambda b: (int(b.address), b.port))
         return self._carry_each(node, flow, backends, verdict)
 
@@ -194,18 +186,18 @@ class _Way:
         if sender is None or (pod is not None and not source.node):
             raise WayEnds(Outcome.NO_ROUTE, f"{source} has no {self.family} address yet")
         if not source.node:
-            self._add("source", "", f"{source}, {sender}, beyond the cluster")
+            self.add("source", "", f"{source}, {sender}, beyond the cluster")
         elif pod is None or pod.spec.host_network:
             shared = ", on its node's own network" if pod is not None else ""
-            self._add("source", source.node, f"{source}, {sender}{shared}")
+            self.add("source", source.node, f"{source}, {sender}{shared}")
         else:
-            self._add("source", source.node, f"{source}, {sender}")
+            self.add("source", source.node, f"{source}, {sender}")
             self._egress(source.node, sender)
         return sender
 
     def _egress(self, node: str, sender: Address) -> None:
-        route = match(self.tables(node), sender)
-        if route is None or not _host(route.destination):
+        route = pod_route(self.tables(node), sender)
+        if route is None:
             raise WayEnds(Outcome.NO_ROUTE, f"{node} has no link to {self.source}")
         bridge: BridgeLink | None = self.tables(node)[Table.BRIDGES].get(route.device)
         if bridge is None:
@@ -214,7 +206,7 @@ class _Way:
         else:
             own = next((str(a.ip) for a in bridge.addresses if sender in a.network), "no address of it")
             way = f"a port of {route.device}, default route via {own}, the bridge's address"
-        self._add("egress", node, f"out by the pod's eth0, {way}")
+        self.add("egress", node, f"out by the pod's eth0, {way}")
 
     def _first_node(self, to: Address, sent_to: Party) -> str:
         """The node whose tables the packet meets first."""
@@ -222,7 +214,7 @@ class _Way:
             return self.source.node
         node = self.cluster.node_at(to)
         if node is not None:
-            self._add("underlay", "", f"the nodes' own network carries it to {node.name}, which has {to}")
+            self.add("underlay", "", f"the nodes' own network carries it to {node.name}, which has {to}")
             return node.name
         if (balanced := self.cluster.balanced_at(to)) is not None:
             return self._announcing(to, balanced)
@@ -232,7 +224,7 @@ class _Way:
             why = f"{to} is an address inside the cluster ({inside}); the nodes' own network has no route"
         else:
             why = f"no node has the address {to}"
-        self._add("underlay", "", why)
+        self.add("underlay", "", why)
         hint = "; a service of type NodePort is reached on every node" if sent_to.service else ""
         raise WayEnds(Outcome.NO_ROUTE, why + hint)
 
@@ -242,10 +234,10 @@ class _Way:
         node = announcing_node(service, to)
         where = f"{to}, which {service.namespace}/svc/{service.name} has from pool {pool}"
         if node not in self.cluster.nodes:
-            self._add("underlay", "", f"no node answers for {where}")
+            self.add("underlay", "", f"no node answers for {where}")
             raise WayEnds(Outcome.NO_ROUTE, f"no node answers for {to}")
         how = "ARP" if family_of(to) is Family.IPV4 else "NDP"
-        self._add(
+        self.add(
             "underlay", "", f"the nodes' own network carries it to {node}, which answers {how} for {where}"
         )
         return node
@@ -282,36 +274,29 @@ class _Way:
         masquerade = verdict.masquerades(backend) or _leaves(here, flow.source, to)
         target = self.cluster.node_at(to)
         if target is not None and target.name == node:
-            self._add("route", node, f"{to} is this node's own address")
-            return self._deliver_node(node, to, backend.port)
+            self.add("route", node, f"{to} is this node's own address")
+            return delivery.to_node(self, node, to, backend.port)
         if self.source.node == node and not flow.from_node:
             self._judge(node, flow.source, backend, flow.protocol, Direction.EGRESS)
         route = match(here, to)
         if route is None:
             row = learnt(here, to)
             if row is not None:
-                self._add("route", node, f"to {to}, by BGP", learnt_row(row))
+                self.add("route", node, f"to {to}, by BGP", learnt_row(row))
                 return self._deliver_far(node, row.via, flow.source, backend, flow.protocol, masquerade)
             return self._by_underlay(node, flow.source, backend, masquerade)
-        self._add("route", node, f"to {to}", route_row(route))
-        link = here.get(Table.LINKS, {}).get(route.device)
-        tunnel: Tunnel | None = here.get(Table.TUNNELS, {}).get(route.device)
+        self.add("route", node, f"to {to}", route_row(route))
+        tunnel = tunnels.device(here, route)
         if tunnel is not None:
-            there = self._into(node, tunnel, to, here)
-            sender = _own_address(tunnel, self.family) if masquerade else flow.source
+            there = tunnels.through(self, node, tunnel, route.via, to)
+            sender = tunnels.own_address(tunnel, self.family) if masquerade else flow.source
             self._judge(there, sender, backend, flow.protocol, Direction.INGRESS)
-            return self._deliver_pod(there, sender, backend, flow.protocol, masquerade)
-        if link is None and route.via is not None:
+            return delivery.to_pod(self, there, sender, backend, flow.protocol, masquerade)
+        if route.via is not None:
             return self._deliver_far(node, route.via, flow.source, backend, flow.protocol, masquerade)
-        if link is None:
-            if not flow.from_node:  # what a node sends to its own pods always passes
-                self._judge(node, flow.source, backend, flow.protocol, Direction.INGRESS)
-            return self._deliver_pod(node, None if masquerade else flow.source, backend, flow.protocol)
-        there = self._encapsulate(node, link, route, here)
-        self._add("arrival", there, f"{self._unwrapping(there, link)} takes the outer packet off")
-        sender = _own_address(link, self.family) if masquerade else flow.source
-        self._judge(there, sender, backend, flow.protocol, Direction.INGRESS)
-        return self._deliver_pod(there, sender, backend, flow.protocol, masquerade)
+        if not flow.from_node:  # what a node sends to its own pods always passes
+            self._judge(node, flow.source, backend, flow.protocol, Direction.INGRESS)
+        return delivery.to_pod(self, node, None if masquerade else flow.source, backend, flow.protocol)
 
     def _judge(
         self, node: str, sender: Address, backend: Backend, protocol: Protocol, direction: Direction
@@ -338,19 +323,21 @@ class _Way:
                 why = f"{node} has no route to the pods of {owner}"
             else:
                 why = f"no node has {to} in its podCIDR"
-            self._add("route", node, why)
+            self.add("route", node, why)
             raise WayEnds(Outcome.NO_ROUTE, why)
         text = f"to {to} by the node's own route: no row of podlane's"
         own = facts.internal_address(self.cluster.nodes[node], self.family)
         if masquerade:
             text += f"; the source becomes {own} (masquerade)"
-        self._add("route", node, text)
+        self.add("route", node, text)
         target = self.cluster.node_at(to)
         if target is None:
             who = self.cluster.name_of(to) or f"{to}, which is no node's and no pod's"
             return f"the network between the nodes gets it, for {who}"
-        self._add("underlay", "", f"{node} -> {target.name} over the nodes' own network")
-        return self._deliver_node(target.name, to, backend.port, own if masquerade else sender, masquerade)
+        self.add("underlay", "", f"{node} -> {target.name} over the nodes' own network")
+        return delivery.to_node(
+            self, target.name, to, backend.port, own if masquerade else sender, masquerade
+        )
 
     def _deliver_far(
         self, node: str, via: Address, sender: Address, backend: Backend, protocol: Protocol, masquerade: bool
@@ -360,115 +347,15 @@ class _Way:
         own = facts.internal_address(self.cluster.nodes[node], self.family)
         seen = own if masquerade and own is not None else sender
         self._judge(there, seen, backend, protocol, Direction.INGRESS)
-        return self._deliver_pod(there, seen, backend, protocol, masquerade)
+        return delivery.to_pod(self, there, seen, backend, protocol, masquerade)
 
     def _next_hop(self, node: str, via: Address) -> str:
         """The node a plain route leads to."""
         remote = self.cluster.node_at(via)
         if remote is None:
             raise WayEnds(Outcome.NO_ROUTE, f"no node has the address {via}, the next hop")
-        self._add("underlay", "", f"{node} -> {remote.name} over the nodes' own network, not encapsulated")
+        self.add("underlay", "", f"{node} -> {remote.name} over the nodes' own network, not encapsulated")
         return remote.name
-
-    def _encapsulate(self, node: str, link: VxlanLink, route: Route, here: Tables) -> str:
-        """Returns the node at the tunnel's other end."""
-        neighbour = here.get(Table.NEIGHBOURS, {}).get((link.name, route.via))
-        entry = here.get(Table.FDB, {}).get((link.name, neighbour.mac)) if neighbour else None
-        if neighbour is None or entry is None:
-            why = f"{link.name} has no neighbour or FDB row for {route.via}"
-            self._add("encapsulation", node, why)
-            raise WayEnds(Outcome.NO_ROUTE, f"{node}: {why}")
-        self._add(
-            "encapsulation",
-            node,
-            f"VXLAN {link.vni} in UDP {link.port}, {link.local} -> {entry.remote}; MTU {link.mtu_bytes}",
-            table_row(Table.LINKS, link.name, link, f"{link.name} local {link.local} dev {link.underlay}"),
-            table_row(
-                Table.NEIGHBOURS,
-                (link.name, neighbour.address),
-                neighbour,
-                f"neighbour {neighbour.address} lladdr {neighbour.mac}",
-            ),
-            table_row(Table.FDB, (link.name, entry.mac), entry, f"fdb {entry.mac} dst {entry.remote}"),
-        )
-        remote = self.cluster.node_at(entry.remote)
-        if remote is None:
-            raise WayEnds(Outcome.NO_ROUTE, f"no node has the outer address {entry.remote}")
-        self._add("underlay", "", f"{node} -> {remote.name} over the nodes' own network")
-        return remote.name
-
-    def _into(self, node: str, tunnel: Tunnel, to: Address, here: Tables) -> str:
-        """By a tunnel whose peers are prefixes. Returns the node at its other end."""
-        found = tunnels.far_end(here, tunnel, to)
-        remote = self.cluster.node_at(found[1].remote) if found else None
-        if found is None or remote is None:
-            why = f"{tunnel.name} has no peer for {to}"
-            self._add("encapsulation", node, why)
-            raise WayEnds(Outcome.NO_ROUTE, f"{node}: {why}")
-        self._add(
-            "encapsulation", node, tunnels.wrapping(tunnel, found[1], to), *tunnels.rows(tunnel, *found)
-        )
-        self._add("underlay", "", f"{node} -> {remote.name} over the nodes' own network")
-        if tunnel.name not in self.tables(remote.name).get(Table.TUNNELS, {}):
-            raise WayEnds(Outcome.DROPPED, f"{remote.name} has no {tunnel.kind} tunnel")
-        self._add("arrival", remote.name, f"{tunnel.name} takes the outer packet off")
-        return remote.name
-
-    def _unwrapping(self, node: str, sent_by: VxlanLink) -> str:
-        link = self.tables(node).get(Table.LINKS, {}).get(sent_by.name)
-        if link is None or (link.vni, link.port) != (sent_by.vni, sent_by.port):
-            why = f"{node} has no tunnel device for VXLAN {sent_by.vni} in UDP {sent_by.port}"
-            raise WayEnds(Outcome.DROPPED, why)
-        return str(link.name)
-
-    def _deliver_pod(
-        self,
-        node: str,
-        sender: Address | None,
-        backend: Backend,
-        protocol: Protocol,
-        masquerade: bool = False,
-    ) -> str:
-        """sender: as the pod sees it; None for an address of its own node."""
-        to = backend.address
-        route = match(self.tables(node), to)
-        if route is None or not _host(route.destination):
-            why = f"{node} has no pod with the address {to}"
-            self._add("delivery", node, why)
-            raise WayEnds(Outcome.NO_ROUTE, why)
-        pod = self.cluster.pod_at(to)
-        name = f"{pod.namespace}/pod/{pod.name}" if pod else f"the pod at {to}"
-        row = [] if self.stages and self.stages[-1].stage == "route" else [route_row(route)]
-        declared, silent = _listens(pod, protocol, backend.port)
-        self._add("delivery", node, f"{name} has {to}{declared or silent}", *row)
-        self._reply(node, sender, masquerade)
-        return f"{name} on {node} gets it from {sender or node}{silent}"
-
-    def _deliver_node(
-        self, node: str, to: Address, port: int, sender: Address | None = None, masquerade: bool = False
-    ) -> str:
-        self._add("delivery", node, f"{node} itself has {to}" + (f", port {port}" if port else ""))
-        if sender is not None:
-            self._reply(node, sender, masquerade)
-        return f"{node} gets it" + (f" from {sender}" if sender is not None else "")
-
-    def _reply(self, node: str, sender: Address | None, masquerade: bool) -> None:
-        """The way back begins on `node`; NAT is undone where it was done."""
-        undone = "; NAT is undone there" if masquerade or self._translated else ""
-        if sender is None:
-            self._add("reply", node, "to this node, which undoes its NAT")
-            return
-        route = match(self.tables(node), sender)
-        brought = learnt(self.tables(node), sender) if route is None else None
-        if route is not None:
-            self._add("reply", node, f"to {sender}{undone}", route_row(route))
-        elif brought is not None:
-            self._add("reply", node, f"to {sender}, by BGP{undone}", learnt_row(brought))
-        elif holds(self.tables(node).get(Table.SETS, {}), SetName.POD_CIDRS, sender):
-            self._add("reply", node, f"no route back to {sender}")
-            raise WayEnds(Outcome.DROPPED, f"it arrives, but {node} has no route back to {sender}")
-        else:
-            self._add("reply", node, f"to {sender} by the node's own route{undone}")
 
 
 def _must_live(pod: Pod) -> None:
@@ -490,26 +377,3 @@ def _has_pod(node: Node, where: Address) -> bool:
         return any(where in pods for pods in facts.pod_prefixes(node).values())
     except ConfigError:
         return False
-
-
-def _host(destination: Prefix) -> bool:
-    return destination.num_addresses == 1
-
-
-def _own_address(link: VxlanLink | Tunnel, family: Family) -> Address:
-    """What masquerade makes the source of what leaves by the tunnel."""
-    own = [p.network_address for p in link.addresses if family_of(p) is family]
-    return own[0] if own else link.local
-
-
-def _listens(pod: Pod | None, protocol: Protocol, port: int) -> tuple[str, str]:
-    """(which container declares the port, or else that none does)"""
-    if pod is None or not port:
-        return "", ""
-    for container in pod.spec.containers:
-        if any(p.container_port == port and p.protocol == protocol for p in container.ports):
-            return f"; container {container.name} declares port {port}/{protocol}", ""
-    return (
-        "",
-        f"; no container declares port {port}/{protocol}: unless one listens all the same, it is refused",
-    )

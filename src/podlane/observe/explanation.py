@@ -117,3 +117,9 @@ def match(tables: Tables, to: Address) -> Route | None:
     routes: Iterable[Route] = tables.get(Table.ROUTES, {}).values()
     fitting = [r for r in routes if r.destination.version == to.version and to in r.destination]
     return max(fitting, key=lambda r: r.destination.prefixlen, default=None)
+
+
+def pod_route(tables: Tables, to: Address) -> Route | None:
+    """The route to a pod of this very node: for one address alone."""
+    route = match(tables, to)
+    return route if route is not None and route.destination.num_addresses == 1 else None
