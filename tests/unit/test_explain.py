@@ -94,6 +94,20 @@ def test_every_endpoint_is_told_with_its_state_and_why() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("family", "says"), [(Family.IPV4, "IP in IP (protocol 4)"), (Family.IPV6, "IPv6 in IP (protocol 41)")]
+)
+def test_a_tunnel_whose_peers_are_prefixes_has_the_same_stages(family: Family, says: str) -> None:
+    config = with_settings(DEFAULT, ["backend.type=ipip"])
+    way, vxlan = (told("pod/client", "svc/web:80", family=family, config=c) for c in (config, DEFAULT))
+    assert (names(way), way.verdict) == (names(vxlan), Outcome.DELIVERED)
+    assert [s.node for s in way.stages] == [s.node for s in vxlan.stages]
+    wrapped = stage(way, "encapsulation")
+    assert wrapped.detail == f"{says}, 172.30.1.11 -> 172.30.1.12; MTU 1480"
+    assert [row.table for row in wrapped.rows] == ["tunnels", "tunnel-peers"]
+    assert stage(way, "arrival").detail == "plipip takes the outer packet off"
+
+
 def test_pods_of_one_node_need_no_tunnel() -> None:
     way = told("pod/web-3", "pod/client")
     assert names(way) == ["source", "egress", "service", "route", "delivery", "reply"]
