@@ -50,6 +50,11 @@ class FakeApi:
         self._thread.join()
         self._loop.close()
 
+    @property
+    def version(self) -> int:
+        """Of the newest change."""
+        return self._version
+
     def put(self, kind: str, name: str, **body: Any) -> None:
         self._change(lambda: self._put(kind, name, body))
 

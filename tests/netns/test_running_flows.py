@@ -33,6 +33,7 @@ class Site:
         self.client = one.add_pod("client")
         self.at = {"near": (one, one.add_pod("near")), "far": (two, two.add_pod("far"))}
         self.closing: list[Callable[[], None]] = []
+        self.newest = 0
         for name, (node, addresses) in self.at.items():
             self.pod(name)
             for where in addresses.values():
@@ -79,11 +80,14 @@ class Site:
                     {"addresses": [self.at[n][1][family]], "nodeName": self.at[n][0].name} for n in names
                 ],
             )
+        self.newest = self.api.version
 
     def row(self, port: str = "tcp") -> list[str]:
-        """The addresses of the compiled IPv4 list, as often as they are in it."""
+        """The addresses of the compiled IPv4 list, as often as they are in it; none before the kernel holds
+        the newest slices of both families."""
+        applied = self.one.status().get("applied", {})
         code, body = self.one.get("/tables")
-        if code != 200:
+        if code != 200 or int(applied.get("EndpointSlice") or 0) < self.newest:
             return []
         for found in json.loads(body)["tables"]["backends"]:
             if (found["key"]["service"], found["key"]["port"], found["key"]["family"]) == (
