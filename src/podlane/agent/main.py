@@ -19,6 +19,7 @@ from podlane.agent.gone import GonePods
 from podlane.agent.health_checks import HealthChecks
 from podlane.agent.options import CONFIG_PATH, AgentOptions, parse
 from podlane.compile.tables import Table
+from podlane.engines.bird import driver as bird
 from podlane.engines.bird.driver import BirdDriver
 from podlane.engines.wireguard import driver as wireguard
 from podlane.engines.wireguard.driver import WireguardDriver
@@ -108,6 +109,8 @@ def drivers(options: AgentOptions, config: NetworkConfig, gone: Gone | None = No
     beside = Path(options.agent_socket).parent
     if config.backend.type is BackendType.BGP:
         found.insert(1, BirdDriver(beside / "bird"))
+    else:
+        bird.stop(beside / "bird")
     if config.backend.type is BackendType.WIREGUARD:
         # Routes lead to its device: it is there first.
         found.insert(0, WireguardDriver(config, beside / "wireguard", Path(options.state_dir)))

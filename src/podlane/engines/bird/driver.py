@@ -18,7 +18,7 @@ from podlane.engines.bird.config import render, session_name
 from podlane.engines.bird.process import BirdProcess, require
 from podlane.errors import KernelError
 from podlane.kernel.driver import Failure, Report
-from podlane.kernel.rtnl import Rtnl
+from podlane.kernel.rtnl import Rtnl, routes
 from podlane.kernel.rtnl.routes import MAIN_TABLE
 
 log = logging.getLogger(__name__)
@@ -125,6 +125,16 @@ class BirdDriver:
             os.close(descriptor)
         log.warning("BIRD has ended; it is started anew")
         self.died()
+
+
+def stop(directory: Path) -> None:
+    """Of a node whose backend is another one now: the speaker ends, and what it brought goes."""
+    if not BirdProcess(directory).stop():
+        return
+    with Rtnl() as rt:
+        for route in rt.routes(protocol=RTPROT_BIRD, table=MAIN_TABLE):
+            rt.do(routes.delete(route))
+    log.info("the backend is no longer bgp: its speaker has ended and its routes are gone")
 
 
 def session_states(answer: str) -> dict[str, str]:
