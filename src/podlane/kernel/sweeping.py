@@ -5,6 +5,7 @@ What there is to end is looked for among everything of its kind, so a little is 
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -124,8 +125,13 @@ class Sweeping(ABC, Generic[W, T]):
                 with self._change:
                     self._durations_s.append(took_s)
             except KernelError as error:
-                with self._change:
-                    self._error = error
+                self._fail(error)
+            except Exception as error:  # a fault of one sweep, not the end of all that follow
+                self._fail(KernelError(errno.EIO, self._name, f"{type(error).__name__}: {error}"))
+
+    def _fail(self, error: KernelError) -> None:
+        with self._change:
+            self._error = error
 
     def _sweep(self, wanted: W) -> int:
         certain, doubtful = self._find(wanted)
