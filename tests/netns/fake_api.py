@@ -1,4 +1,4 @@
-"""The least of a Kubernetes API an agent can live on: lists, watches, patches of annotations, events."""
+"""The least of a Kubernetes API an agent can live on: lists, watches, patches of nodes, events."""
 
 from __future__ import annotations
 
@@ -58,6 +58,10 @@ class FakeApi:
     def put(self, kind: str, name: str, **body: Any) -> None:
         self._change(lambda: self._put(kind, name, body))
 
+    def conditions(self, node: str) -> dict[str, Obj]:
+        """Of a Node, by type."""
+        return {c["type"]: c for c in self._objects["Node"][node].get("status", {}).get("conditions", ())}
+
     def delete(self, kind: str, name: str) -> None:
         self._change(lambda: self._delete(kind, name))
 
@@ -70,7 +74,9 @@ class FakeApi:
     def _put(self, kind: str, name: str, body: Obj) -> None:
         self._version += 1
         old = self._objects[kind].get(name)
-        metadata = {"name": name, "resourceVersion": str(self._version), **body.pop("metadata", {})}
+        uid = old["metadata"]["uid"] if old else f"uid-{self._version}"
+        metadata = {"name": name, "uid": uid, **body.pop("metadata", {})}
+        metadata["resourceVersion"] = str(self._version)
         self._objects[kind][name] = {"kind": kind, "metadata": metadata, **body}
         self._tell(kind, "MODIFIED" if old else "ADDED", self._objects[kind][name])
 
@@ -110,9 +116,17 @@ class FakeApi:
                     continue
                 path, _, query = target.partition("?")
                 kind = next((k for k, p in PATHS.items() if p == path), "")
+                one = self._one(path)
                 if head.startswith(b"PATCH"):
-                    self._annotate(path, json.loads(await reader.readexactly(_length(head))))
+                    patch = json.loads(await reader.readexactly(_length(head)))
+                    if path.endswith("/status"):
+                        self._set_conditions(path.removesuffix("/status"), patch)
+                    else:
+                        self._annotate(path, patch)
                     writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+                elif one is not None:
+                    body = json.dumps(one).encode()
+                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
                 elif not kind:
                     writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
                 elif "watch=1" in query:
@@ -136,6 +150,24 @@ class FakeApi:
         metadata.pop("resourceVersion")
         metadata["annotations"] = metadata.get("annotations", {}) | patch["metadata"]["annotations"]
         self._put(kind, name, {**obj, "metadata": metadata})
+
+    def _one(self, path: str) -> Obj | None:
+        collection, _, name = path.rpartition("/")
+        return next((self._objects[k].get(name) for k, p in PATHS.items() if p == collection), None)
+
+    def _set_conditions(self, path: str, patch: Obj) -> None:
+        """A strategic merge patch of status.conditions."""
+        collection, _, name = path.rpartition("/")
+        kind = next(k for k, p in PATHS.items() if p == collection)
+        obj = self._objects[kind][name]
+        metadata = {k: v for k, v in obj["metadata"].items() if k != "resourceVersion"}
+        status = obj.get("status", {})
+        found = {c["type"]: c for c in (*status.get("conditions", ()), *patch["status"]["conditions"])}
+        self._put(
+            kind,
+            name,
+            {**obj, "metadata": metadata, "status": {**status, "conditions": list(found.values())}},
+        )
 
     async def _post(self, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         obj = json.loads(await reader.readexactly(_length(head)))

@@ -237,6 +237,7 @@ def test_the_own_node_deleted_and_registered_anew_costs_nothing(tmp_path: Path) 
         before, operations = actual(one), one.status()["operations"]
         api.delete("Node", "node-1")
         api.put("Node", "node-1", **one.object)
+        wait_until(lambda: "NetworkUnavailable" in api.conditions("node-1"), "the new Node is told as well")
         api.put("Node", "node-3", spec={}, status={})
         wait_until(lambda: any("node-3" in each for each in one.status()["refused"]), "news were read")
         assert actual(one) == before
@@ -361,6 +362,9 @@ def test_the_plugin_is_installed_when_the_node_is_ready(tmp_path: Path) -> None:
         api.put("Node", "node-1", **one.object)
         one.wait_ready()
         assert [p.name for p in (tmp_path / "net.d").iterdir()] == ["10-podlane.conflist"]
+        wait_until(lambda: api.conditions("node-1"), "the Node is told that its network is there")
+        unavailable = api.conditions("node-1")["NetworkUnavailable"]
+        assert (unavailable["status"], unavailable["reason"]) == ("False", "PodlaneIsUp")
 
 
 def test_the_uplinks_mtu_is_followed(tmp_path: Path) -> None:

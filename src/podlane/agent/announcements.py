@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
+from podlane.agent.announcer import STRATEGIC_MERGE_PATCH
 from podlane.compile.view import View
 from podlane.errors import ApiError
 from podlane.kernel.announce.driver import AnnounceDriver
@@ -35,8 +36,6 @@ AGAIN_FIRST_S, AGAIN_MOST_S = 2.0, 300.0
 alone, and says so when it is back. Two that never hear each other would go on, so the pause doubles."""
 STOOD_S: Final = 60.0
 """What stood for so long is not disputed."""
-
-_PATCH: Final = "application/strategic-merge-patch+json"
 
 
 class Announcements:
@@ -131,7 +130,7 @@ class Announcements:
         path = f"/api/v1/namespaces/{service.namespace}"
         body = msgspec.json.encode({"status": {"conditions": [condition]}})
         try:
-            await self._api.patch(f"{path}/services/{service.name}/status", body, _PATCH)
+            await self._api.patch(f"{path}/services/{service.name}/status", body, STRATEGIC_MERGE_PATCH)
             if held:
                 await self._api.post(f"{path}/events", msgspec.json.encode(self._event(service, where)))
         except ApiError as error:

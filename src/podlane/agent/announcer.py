@@ -21,6 +21,7 @@ from podlane.watch.reflector import Backoff
 log = logging.getLogger(__name__)
 
 MERGE_PATCH = "application/merge-patch+json"
+STRATEGIC_MERGE_PATCH = "application/strategic-merge-patch+json"
 
 
 class Announcer:

@@ -23,6 +23,7 @@ from podlane.agent.events import Events
 from podlane.agent.health_checks import HealthChecks
 from podlane.agent.intake import Versions, changes, sources
 from podlane.agent.monitor import Monitor
+from podlane.agent.node_conditions import Availability, NodeConditions, lacking
 from podlane.agent.options import AgentOptions
 from podlane.agent.pin_monitor import PinMonitor
 from podlane.agent.proxy import Proxy
@@ -81,6 +82,8 @@ class Agent:
         self._sources = sources(self.compiler.reads)
         self._progress = {source.kind: Versions() for source in self._sources}
         self._announcer = Announcer(api, lambda: self.compiler.view.me.node)
+        self.conditions = NodeConditions(api, lambda: self.compiler.view.me.node)
+        self._availability = Availability(self.conditions, lambda: self.ready, self._lacking)
         self._announcements = Announcements(options.node_name, self.compiler.view, api)
         self._attachments = Attachments(options, self.compiler, self.attachment_changed, self._node_listed)
         self._uplink = Uplink(self.compiler, self.reconciler, self._announcer, self._settings)
@@ -149,6 +152,8 @@ class Agent:
                 for source in self._sources
             ]
             tasks.append(asyncio.create_task(self._announcer.run(), name="announcer"))
+            tasks.append(asyncio.create_task(self.conditions.run(), name="node conditions"))
+            tasks.append(asyncio.create_task(self._availability.run(), name="availability"))
             rebalancing = self._rebalancing.run(self.reconciler.submit)
             tasks.append(asyncio.create_task(rebalancing, name="rebalancing"))
             tasks.append(asyncio.create_task(self._announcements.run(), name="announcements"))
@@ -193,6 +198,7 @@ class Agent:
 
     def _after_generation(self) -> None:
         self._uplink.follow()
+        self.conditions.look()
         self._attachments.remember()
         self._maybe_sync()
         if self.reconciler.synced:
@@ -291,6 +297,14 @@ class Agent:
             self._install_refused = str(error)
             log.warning("%s", error)
         log.info("node %s holds what the API says", self.options.node_name)
+        self._availability.settled()
+
+    def _lacking(self) -> list[str]:
+        """What of this node's own network is not there, as sentences."""
+        if not self.ready:
+            return self._blockers() or ["the kernel is being compared with what the API says"]
+        found = [self._install_refused] if self._install_refused else []
+        return [*found, *lacking(self.compiler, self.reconciler.failures)]
 
     @property
     def ready(self) -> bool:
@@ -303,7 +317,7 @@ class Agent:
         compiler, reconciler = self.compiler, self.reconciler
         refused = [sentence for each in compiler.refused.values() for sentence in each]
         refused += map(str, compiler.contradictions)
-        refused += filter(None, [self._install_refused, self._announcer.error])
+        refused += filter(None, [self._install_refused, self._announcer.error, self.conditions.error])
         applied: dict[str, str] = {}
         for kind, versions in self._progress.items():
             refused += [f"{kind} {'/'.join(filter(None, k))}: {e}" for k, e in versions.malformed.items()]
