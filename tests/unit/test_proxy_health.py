@@ -10,10 +10,11 @@ import pytest
 
 from podlane.agent.health_checks import answer
 from podlane.agent.proxy_health import TIMEOUT_S, ProxyHealth
-from podlane.agent.proxy_metrics import Histogram, ProxyMetrics, without_local_endpoints
+from podlane.agent.proxy_metrics import TRIGGER_TIME, ProxyMetrics, without_local_endpoints
 from podlane.compile.tables import HealthCheck
 from podlane.model.addresses import Family
 from podlane.model.objects import EndpointSlice, LoadBalancerIngress, Node, NodeSpec, ObjectMeta, Taint
+from podlane.observe.exposition import Histogram, Metric, exposition
 from tests.unit.test_compile_services import LOCAL, REMOTE, VIP, piece, service, tables
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -73,11 +74,12 @@ def test_a_histogram_counts_up() -> None:
     found = Histogram((0.1, 1))
     for value in (0.05, 0.1, 0.5, 7):
         found.observe(value)
-    assert list(found.lines("x", 'a="b"')) == [
+    text = exposition("", [Metric("x", "histogram", "Of x.", [({"a": "b"}, found)])])
+    assert text.splitlines()[2:] == [
         'x_bucket{a="b",le="0.1"} 2',
         'x_bucket{a="b",le="1"} 3',
         'x_bucket{a="b",le="+Inf"} 4',
-        'x_sum{a="b"} 7.6500000000000004',
+        'x_sum{a="b"} 7.65',
         'x_count{a="b"} 4',
     ]
 
@@ -86,13 +88,16 @@ def test_the_time_from_a_change_to_its_rules_is_told_by_the_slice() -> None:
     metrics = ProxyMetrics([Family.IPV4])
     for text in ("2026-01-01T12:00:00Z", "2026-01-01T12:00:00.5Z", "yesterday", ""):
         annotations = {"endpoints.kubernetes.io/last-change-trigger-time": text} if text else {}
-        metrics.changed(EndpointSlice(metadata=ObjectMeta(name="x", annotations=annotations)))
+        metrics.changed(EndpointSlice(metadata=ObjectMeta(name="x", annotations=annotations)), 7)
+    metrics.changed(EndpointSlice(metadata=ObjectMeta(name="x", annotations={TRIGGER_TIME: "2026-01-01"})), 8)
     now_s = NOW.timestamp()
     metrics.synced(0.01, full=False, failed=True, now_s=now_s + 1)
+    metrics.applied(7, now_s + 1)
     assert metrics.sync_failures == 1
     metrics.synced(0.01, full=False, failed=False, now_s=now_s + 2)
-    lines = list(metrics.programming.lines("x"))
-    assert (lines[-2], lines[-1]) == ("x_sum 3.5", "x_count 2")
+    metrics.applied(7, now_s + 2)  # what was submitted later waits
+    found = [value for _, _, value in metrics.programming.samples()]
+    assert found[-2:] == [3.5, 2]
 
 
 def lonely(internal: str, external: str, *where: str) -> tuple[int, int]:

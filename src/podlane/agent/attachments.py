@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -11,14 +12,15 @@ from podlane.agent.reconciler import EVERY_ROW
 from podlane.cni import plugins
 from podlane.cni.attacher import Attacher, Ports
 from podlane.cni.foreign import ForeignLeases
-from podlane.cni.leases import Leases
+from podlane.cni.leases import Leases, given_out
+from podlane.cni.plugin import Observed
 from podlane.cni.plugins.podlane import Podlane
 from podlane.cni.service import CniService
 from podlane.compile import facts
 from podlane.compile.engine import Compiler
 from podlane.compile.peers import link_mtu_bytes
 from podlane.compile.tables import Table
-from podlane.errors import ConfigError
+from podlane.errors import CniError, ConfigError
 from podlane.kernel.driver import Failure
 from podlane.model.addresses import Prefix
 from podlane.model.config import Hairpin, Link, LinkMode
@@ -41,6 +43,7 @@ class Attachments:
         compiler: Compiler,
         on_change: OnChange,
         node_listed: Callable[[], bool],
+        observed: Observed,
     ) -> None:
         state = Path(options.state_dir)
         state.mkdir(parents=True, exist_ok=True)
@@ -58,7 +61,7 @@ class Attachments:
             ports=_ports(compiler.view.config.link),
         )
         types = plugins.load() | {"podlane": Podlane(self._attacher)}
-        self._service = CniService(state, Path(options.cni_socket), boot_id, types)
+        self._service = CniService(state, Path(options.cni_socket), boot_id, types, observed=observed)
 
     async def start(self) -> list[Attachment]:
         return await self._attacher.start()
@@ -80,6 +83,15 @@ class Attachments:
         pools, mtu_bytes = self._own_pools(), link_mtu_bytes(self._compiler.view)
         if pools and mtu_bytes:
             self._memory.keep(Known(pools, mtu_bytes))
+
+    def use(self) -> dict[Prefix, tuple[int, int]]:
+        """Of each range pods get their addresses from: how many are given out, and how many can be."""
+        found = {}
+        for pool in self._pools():
+            with contextlib.suppress(CniError):  # too small to give any
+                first, last = given_out(pool)
+                found[pool] = self._leases.used(pool), last - first + 1
+        return found
 
     def _pools(self) -> list[Prefix]:
         """This node's pod prefixes of the enabled families, primary first; the remembered ones until the

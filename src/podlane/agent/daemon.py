@@ -22,6 +22,8 @@ from podlane.agent.complaints import Complaint, complaints
 from podlane.agent.events import Events
 from podlane.agent.health_checks import HealthChecks
 from podlane.agent.intake import Versions, changes, sources
+from podlane.agent.metrics import AgentMetrics
+from podlane.agent.metrics_page import MetricsPage
 from podlane.agent.monitor import Monitor
 from podlane.agent.node_conditions import Availability, NodeConditions, lacking
 from podlane.agent.options import AgentOptions
@@ -79,14 +81,27 @@ class Agent:
         at_socket = (SocketPages(options.node_name, d) for d in drivers if isinstance(d, SocketDriver))
         self._sockets = next(at_socket, None)
         self._api = api
+        self.counted = AgentMetrics()
         self._sources = sources(self.compiler.reads)
         self._progress = {source.kind: Versions() for source in self._sources}
         self._announcer = Announcer(api, lambda: self.compiler.view.me.node)
         self.conditions = NodeConditions(api, lambda: self.compiler.view.me.node)
         self._availability = Availability(self.conditions, lambda: self.ready, self._lacking)
         self._announcements = Announcements(options.node_name, self.compiler.view, api)
-        self._attachments = Attachments(options, self.compiler, self.attachment_changed, self._node_listed)
+        self._attachments = Attachments(
+            options, self.compiler, self.attachment_changed, self._node_listed, self.counted.answered
+        )
         self._uplink = Uplink(self.compiler, self.reconciler, self._announcer, self._settings)
+        self._metrics = MetricsPage(
+            self.compiler,
+            drivers,
+            self.counted,
+            state=self.state,
+            use=self._attachments.use,
+            requests=api.requests,
+            proxy=self._proxy,
+            sockets=self._sockets,
+        )
         self._install_refused = ""
         self._settled = False
 
@@ -97,7 +112,7 @@ class Agent:
             "/healthz": lambda: http.text("ok"),
             "/livez": lambda: http.text("ok"),
             "/readyz": self._readyz,
-            "/metrics": self._metrics,
+            "/metrics": self._metrics.page,
             **(self._proxy.pages if self._proxy else {}),
             "/status": lambda: http.as_json(report.status(self.state())),
             "/tables": lambda: http.as_json(report.tables(self.options.node_name, self.compiler.tables)),
@@ -106,7 +121,7 @@ class Agent:
             pages["/sockets"] = self._sockets.page
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._api)
-            window = http.Server(pages)
+            window = http.Server(pages, asked=self._metrics.asked)
             stack.push_async_callback(window.close)
             await window.listen_unix(Path(self.options.agent_socket))
             stack.push_async_callback(self._attachments.close)
@@ -114,7 +129,8 @@ class Agent:
             held = await self._attachments.start()
             self.compiler.apply(Change(ATTACHMENT, None, each) for each in held)
             if self.options.metrics_address:
-                public = http.Server({p: pages[p] for p in PUBLIC if p in pages})
+                shown = {p: pages[p] for p in PUBLIC if p in pages}
+                public = http.Server(shown, asked=self._metrics.asked)
                 stack.push_async_callback(public.close)
                 await public.listen(self.options.metrics_address)
             monitor = Monitor(
@@ -171,9 +187,11 @@ class Agent:
     # --- news of the API ---
 
     def _deliver(self, kind: str, news: News[Object]) -> None:
+        number = self.reconciler.submit(self._changes(kind, news))
+        if self.reconciler.synced:
+            self.counted.told(kind, number, time.monotonic())
         if self._proxy:
-            self._proxy.told(kind, news)
-        self.reconciler.submit(self._changes(kind, news))
+            self._proxy.told(kind, news, number)
 
     def _changes(self, kind: str, news: News[Object]) -> Iterator[Change]:
         """News as changes of what is known when their turn comes, and what follows from them."""
@@ -185,6 +203,8 @@ class Agent:
         versions = self._progress[progress.reflector.source.kind]
         versions.error = progress.error
         versions.malformed = progress.reflector.malformed
+        if not progress.error:
+            self.counted.heard(progress.reflector, time.time())
         if progress.reflector.synced:
             versions.saw(self.reconciler.submitted, progress.reflector.version)
             self._maybe_sync()
@@ -197,6 +217,10 @@ class Agent:
     # --- after a generation ---
 
     def _after_generation(self) -> None:
+        applied = self.reconciler.applied
+        self.counted.applied(applied, time.monotonic())
+        if self._proxy:
+            self._proxy.applied(applied)
         self._uplink.follow()
         self.conditions.look()
         self._attachments.remember()
@@ -219,6 +243,7 @@ class Agent:
         return found.metadata.uid if found is not None else ""
 
     def _observed(self, observation: Observation) -> None:
+        self.counted.observed(observation)
         if self._proxy:
             self._proxy.observed(observation)
 
@@ -242,7 +267,9 @@ class Agent:
         That is waited for, but not for long: until then nothing passes.
         """
         devices = filter(None, (new.device, new.bridge)) if new else ()
+        began_s = time.monotonic()
         await self.reconciler.commit([Change(ATTACHMENT, old, new)], *devices)
+        self.counted.programming.of(ATTACHMENT).observe(time.monotonic() - began_s)
         if new is None:
             return
         if self.options.policy and not await self.reconciler.wait_for(
@@ -341,15 +368,11 @@ class Agent:
             rows_compared=compiler.rows_compared,
             attachments=len(compiler.view.me.attachments),
             announced=self._announcements.held,
+            waiting_s=reconciler.waiting_s,
         )
 
     def _readyz(self) -> http.Answer:
         return http.text("ok") if self.ready else http.text("\n".join(self._blockers() or ["wait"]), 503)
-
-    async def _metrics(self) -> http.Answer:
-        text = report.metrics(self.state()) + (self._proxy.text() if self._proxy else "")
-        text += await self._sockets.metrics() if self._sockets else ""
-        return http.Answer(200, text.encode(), "text/plain; version=0.0.4; charset=utf-8")
 
 
 async def _cancel(tasks: list[asyncio.Task[Any]]) -> None:

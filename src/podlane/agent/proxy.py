@@ -31,11 +31,11 @@ class Proxy:
                 driver.healthy = lambda: self.health.healthy
         self.pages: dict[str, http.Page] = {"/healthz": self.health.healthz, "/livez": self.health.livez}
 
-    def told(self, kind: str, news: News[Object]) -> None:
-        """News of the API, as they come in."""
+    def told(self, kind: str, news: News[Object], submission: int) -> None:
+        """News of the API, as they come in, submitted under that number."""
         self.metrics.told(kind, len(news.objects) if isinstance(news, Replace) else 1, time.time())
         if isinstance(news, Upsert) and isinstance(news.object, EndpointSlice) and self._reconciler.synced:
-            self.metrics.changed(news.object)
+            self.metrics.changed(news.object, submission)
         mine = self._compiler.view.me.name
         if kind == "Node" and isinstance(news, Delete) and news.key[1] == mine:
             self.health.node_gone = True
@@ -44,6 +44,10 @@ class Proxy:
         elif kind == "Node" and isinstance(news, Replace):
             there = {each.name for each in news.objects} | {key[1] for key in news.unreadable}
             self.health.node_gone = mine not in there
+
+    def applied(self, submission: int) -> None:
+        """Everything up to that number has been given to the drivers."""
+        self.metrics.applied(submission, time.time())
 
     def observed(self, observation: Observation) -> None:
         """A piece of a driver's work."""

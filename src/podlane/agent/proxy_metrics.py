@@ -6,8 +6,8 @@ counted for each of them. Source: kube-proxy v1.36, pkg/proxy/metrics/metrics.go
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final
@@ -15,34 +15,12 @@ from typing import Any, Final
 from podlane.compile.tables import FrontendClass, Table
 from podlane.model.addresses import Family, family_of
 from podlane.model.objects import EndpointSlice
+from podlane.observe.exposition import Histogram, Labels, Metric, V, exposition
 
 TRIGGER_TIME: Final = "endpoints.kubernetes.io/last-change-trigger-time"
 
 SYNC_BUCKETS_S: Final = tuple(0.001 * 2**n for n in range(15))
 PROGRAMMING_BUCKETS_S: Final = (0.25, 0.5, *range(1, 60), *range(60, 120, 5), *range(120, 301, 30))
-
-
-class Histogram:
-    """Prometheus' cumulative histogram. buckets: upper bounds, rising."""
-
-    def __init__(self, buckets: Sequence[float]) -> None:
-        self._buckets = tuple(buckets)
-        self._counts = [0] * (len(self._buckets) + 1)
-        self._sum = 0.0
-
-    def observe(self, value: float) -> None:
-        self._counts[bisect_left(self._buckets, value)] += 1
-        self._sum += value
-
-    def lines(self, name: str, label: str = "") -> Iterator[str]:
-        running = 0
-        for bound, count in zip((*self._buckets, "+Inf"), self._counts, strict=True):
-            running += count
-            text = bound if isinstance(bound, str) else f"{bound:g}"
-            yield f"{name}_bucket{{{','.join(filter(None, (label, f'le={_quoted(text)}')))}}} {running}"
-        braced = f"{{{label}}}" if label else ""
-        yield f"{name}_sum{braced} {self._sum:.17g}"
-        yield f"{name}_count{braced} {running}"
 
 
 class ProxyMetrics:
@@ -55,9 +33,10 @@ class ProxyMetrics:
         self.sweeps = Histogram(SYNC_BUCKETS_S)
         self.last_s = self.last_queued_s = 0.0
         self.sync_failures = self.swept = 0
+        self._failed = False
         self.total = {"Service": 0, "EndpointSlice": 0}
         self.pending = {"Service": 0, "EndpointSlice": 0}
-        self._triggers: list[float] = []
+        self._triggers: deque[tuple[int, float]] = deque()
 
     def told(self, kind: str, objects: int, now_s: float) -> None:
         """News of the API of so many objects, to be applied."""
@@ -66,25 +45,28 @@ class ProxyMetrics:
             self.pending[kind] += objects
             self.last_queued_s = now_s
 
-    def changed(self, piece: EndpointSlice) -> None:
-        """A slice that says when what it tells happened."""
+    def changed(self, piece: EndpointSlice, submission: int) -> None:
+        """A slice that may say when what it tells happened; it was submitted under that number."""
         text = piece.metadata.annotations.get(TRIGGER_TIME)
         if text:
             with suppress(ValueError):  # written by somebody else
-                self._triggers.append(datetime.fromisoformat(text).timestamp())
+                self._triggers.append((submission, datetime.fromisoformat(text).timestamp()))
 
     def synced(self, seconds: float, *, full: bool, failed: bool, now_s: float) -> None:
         """One generation, or one comparison (full), of the services' driver."""
         self.sync.observe(seconds)
         (self.full if full else self.partial).observe(seconds)
+        self._failed = failed
         if failed:
             self.sync_failures += 1
             return
         self.last_s = now_s
         self.pending = dict.fromkeys(self.pending, 0)
-        for trigger_s in self._triggers:
-            self.programming.observe(max(0.0, now_s - trigger_s))
-        self._triggers.clear()
+
+    def applied(self, submission: int, now_s: float) -> None:
+        """Everything up to that number is in the kernel, unless the driver was refused: then it waits."""
+        while self._triggers and self._triggers[0][0] <= submission and not self._failed:
+            self.programming.observe(max(0.0, now_s - self._triggers.popleft()[1]))
 
     def text(
         self,
@@ -92,68 +74,54 @@ class ProxyMetrics:
         healthz: Mapping[int, int],
         livez: Mapping[int, int],
     ) -> str:
-        lines: list[str] = []
+        return exposition("kubeproxy_", self._metrics(tables, healthz, livez))
 
-        def metric(name: str, kind: str, help_: str, samples: Iterable[str]) -> None:
-            lines.extend((f"# HELP kubeproxy_{name} {help_}", f"# TYPE kubeproxy_{name} {kind}", *samples))
-
-        def value(name: str, number: float, **labels: str) -> str:
-            inner = ",".join(f"{key}={_quoted(text)}" for key, text in labels.items())
-            return f"kubeproxy_{name}{{{inner}}} {number:.17g}"
-
-        def each_family(name: str, number: float) -> list[str]:
-            return [value(name, number, ip_family=f) for f in self.families]
-
-        def histogram(name: str, found: Histogram) -> Iterator[str]:
-            for family in self.families:
-                yield from found.lines(f"kubeproxy_{name}", f"ip_family={_quoted(family)}")
+    def _metrics(
+        self,
+        tables: Mapping[Table, Mapping[Any, Any]],
+        healthz: Mapping[int, int],
+        livez: Mapping[int, int],
+    ) -> Iterator[Metric]:
+        def each_family(value: V) -> list[tuple[Labels, V]]:
+            return [({"ip_family": family}, value) for family in self.families]
 
         for name, found, help_ in (
             ("sync_proxy_rules_duration_seconds", self.sync, "Time of changes of the rules."),
             ("sync_full_proxy_rules_duration_seconds", self.full, "Time of comparisons of all rules."),
             ("sync_partial_proxy_rules_duration_seconds", self.partial, "Time of what changed only."),
             ("network_programming_duration_seconds", self.programming, "From a change to its rules."),
+            ("conntrack_reconciler_sync_duration_seconds", self.sweeps, "Time of looks for stale flows."),
         ):
-            metric(name, "histogram", help_, histogram(name, found))
+            yield Metric(name, "histogram", help_, each_family(found))
         name = "sync_proxy_rules_last_timestamp_seconds"
-        metric(name, "gauge", "When the rules were last changed.", each_family(name, self.last_s))
+        yield Metric(name, "gauge", "When the rules were last changed.", each_family(self.last_s))
         name = "sync_proxy_rules_last_queued_timestamp_seconds"
-        metric(name, "gauge", "When a change last came in.", each_family(name, self.last_queued_s))
+        yield Metric(name, "gauge", "When a change last came in.", each_family(self.last_queued_s))
         for kind, word in (("EndpointSlice", "endpoint"), ("Service", "service")):
             name = f"sync_proxy_rules_{word}_changes_pending"
-            metric(name, "gauge", "Changes not applied yet.", each_family(name, self.pending[kind]))
+            yield Metric(name, "gauge", "Changes not applied yet.", each_family(self.pending[kind]))
             name = f"sync_proxy_rules_{word}_changes_total"
-            metric(name, "counter", "Changes that came in.", each_family(name, self.total[kind]))
-        name = "sync_proxy_rules_no_local_endpoints_total"
+            yield Metric(name, "counter", "Changes that came in.", each_family(self.total[kind]))
         lonely = without_local_endpoints(tables)
-        metric(
-            name,
+        yield Metric(
+            "sync_proxy_rules_no_local_endpoints_total",
             "gauge",
             "Service ports of policy Local that have endpoints, but none here.",
             [
-                value(name, lonely.get((policy, family), 0), traffic_policy=policy, ip_family=family)
+                ({"traffic_policy": policy, "ip_family": family}, lonely.get((policy, family), 0))
                 for policy in ("external", "internal")
                 for family in self.families
             ],
         )
         name = "sync_proxy_rules_nftables_sync_failures_total"
-        metric(name, "counter", "Changes that were refused.", each_family(name, self.sync_failures))
+        yield Metric(name, "counter", "Changes that were refused.", each_family(self.sync_failures))
         name = "sync_proxy_rules_nftables_cleanup_failures_total"
-        metric(name, "counter", "There is nothing that needs a later clean-up.", each_family(name, 0))
-        name = "conntrack_reconciler_sync_duration_seconds"
-        metric(name, "histogram", "Time of looks for stale flows.", histogram(name, self.sweeps))
+        yield Metric(name, "counter", "There is nothing that needs a later clean-up.", each_family(0))
         name = "conntrack_reconciler_deleted_entries_total"
-        metric(name, "counter", "Stale flows that were ended.", each_family(name, self.swept))
+        yield Metric(name, "counter", "Stale flows that were ended.", each_family(self.swept))
         for word, codes in (("healthz", healthz), ("livez", livez)):
-            name = f"proxy_{word}_total"
-            found_codes = {200: 0, 503: 0, **codes}
-            metric(
-                name,
-                "counter",
-                f"Answers of /{word}.",
-                [value(name, count, code=str(code)) for code, count in sorted(found_codes.items())],
-            )
-        return "\n".join(lines) + "\n"
+            samples = [({"code": str(code)}, n) for code, n in sorted({200: 0, 503: 0, **codes}.items())]
+            yield Metric(f"proxy_{word}_total", "counter", f"Answers of /{word}.", samples)
 
 
 def without_local_endpoints(tables: Mapping[Table, Mapping[Any, Any]]) -> dict[tuple[str, Family], int]:
@@ -171,7 +139,3 @@ def without_local_endpoints(tables: Mapping[Table, Mapping[Any, Any]]) -> dict[t
     for family in Family:
         found["external", family] = sum(1 for each in external if each.family is family)
     return found
-
-
-def _quoted(text: str) -> str:
-    return f'"{text}"'

@@ -10,7 +10,7 @@ import msgspec
 from podlane.agent.reconciler import Counts
 from podlane.compile.tables import Backend, Table
 from podlane.kernel.driver import Failure
-from podlane.observe.exposition import Metric
+from podlane.observe.exposition import Metric, counter, gauge
 from podlane.observe.exposition import exposition as exposition_of
 
 API_VERSION = "podlane.dev/v1alpha1"
@@ -22,7 +22,7 @@ class State(NamedTuple):
     blockers: what the first resync waits for, as sentences; refused: objects that could not be compiled
     or lost a contradiction; applied: kind -> resourceVersion that the node holds; away: kind -> why the
     API could not be asked, for the kinds it could not be asked for; announced: load-balancer addresses
-    that this node answers for.
+    that this node answers for; waiting_s: for how long the oldest change that is pending has waited.
     """
 
     node: str
@@ -39,6 +39,7 @@ class State(NamedTuple):
     rows_compared: int
     attachments: int
     announced: tuple[str, ...] = ()
+    waiting_s: float = 0.0
 
 
 def status(state: State) -> dict[str, Any]:
@@ -103,22 +104,19 @@ def metrics(state: State) -> str:
     for failure in state.failures:
         failed[str(failure.table)] = failed.get(str(failure.table), 0) + 1
     found = [
-        Metric("ready", "gauge", "Whether the node holds what the API says.", _one(int(state.ready))),
-        Metric("generations_total", "counter", "Generations applied.", _one(counts.generation)),
-        Metric("generation_seconds_total", "counter", "Time spent on generations.", _one(counts.busy_s)),
-        Metric("resyncs_total", "counter", "Comparisons of a driver's kernel state.", _one(counts.resyncs)),
-        Metric("operations_total", "counter", "Changes sent to the kernel.", _one(counts.operations)),
-        Metric("pending", "gauge", "Changes not applied yet.", _one(state.pending)),
-        Metric("units_compiled_total", "counter", "Units compiled.", _one(state.units_compiled)),
-        Metric("rows_compared_total", "counter", "Rows compared.", _one(state.rows_compared)),
-        Metric("attachments", "gauge", "Pod interfaces on this node.", _one(state.attachments)),
-        Metric(
-            "announced_addresses",
-            "gauge",
-            "Load-balancer addresses this node answers for.",
-            _one(len(state.announced)),
-        ),
-        Metric("refused", "gauge", "Objects that could not be compiled.", _one(len(state.refused))),
+        gauge("ready", "Whether the node holds what the API says.", int(state.ready)),
+        gauge("generation", "The number of the last generation applied.", counts.generation),
+        counter("generations_total", "Generations applied.", counts.generation),
+        counter("generation_seconds_total", "Time spent on generations.", counts.busy_s),
+        counter("resyncs_total", "Comparisons of a driver's kernel state.", counts.resyncs),
+        counter("operations_total", "Changes sent to the kernel.", counts.operations),
+        gauge("pending", "Changes not applied yet.", state.pending),
+        gauge("pending_oldest_seconds", "For how long the oldest of them has waited.", state.waiting_s),
+        counter("units_compiled_total", "Units compiled.", state.units_compiled),
+        counter("rows_compared_total", "Rows compared.", state.rows_compared),
+        gauge("attachments", "Pod interfaces on this node.", state.attachments),
+        gauge("announced_addresses", "Load-balancer addresses this node answers for.", len(state.announced)),
+        gauge("refused", "Objects that could not be compiled.", len(state.refused)),
         Metric(
             "table_rows",
             "gauge",
@@ -143,7 +141,3 @@ def metrics(state: State) -> str:
 
 def exposition(*found: Metric) -> str:
     return exposition_of("podlane_agent_", found)
-
-
-def _one(value: float) -> list[tuple[Mapping[str, str], float]]:
-    return [({}, value)]

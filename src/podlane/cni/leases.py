@@ -133,6 +133,16 @@ class Leases:
         """In the order of their keys."""
         return self._read("", ())
 
+    def used(self, pool: Prefix) -> int:
+        """How many addresses of pool are given out."""
+        first, last = (int(end).to_bytes(pool.max_prefixlen // 8, "big") for end in (pool[0], pool[-1]))
+        with self._lock:
+            row = self._db.execute(
+                "SELECT COUNT(*) FROM address WHERE version = ? AND value BETWEEN ? AND ?",
+                (pool.version, first, last),
+            ).fetchone()
+        return int(row[0])
+
     def take(self, lease: Lease, pools: Sequence[Prefix]) -> Lease:
         """Gives lease one address of each pool: one of those it names, if it names any. Returns it with them.
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from podlane.cni import protocol, wire
 from podlane.cni.host import AgentHost, perform
@@ -27,23 +28,36 @@ class Answer(NamedTuple):
     stdout: bytes
 
 
+Observed: TypeAlias = Callable[[str, int, float], None]
+"""Told of each request: its verb, the answer's code (0: success), how many seconds it took."""
+
+
 class Plugin:
     """A request comes in as the runtime made it; netns_fd is CNI_NETNS opened, None if that failed."""
 
-    def __init__(self, host: AgentHost) -> None:
-        self._host = host
+    def __init__(self, host: AgentHost, observed: Observed = lambda verb, code, seconds: None) -> None:
+        self._host, self._observed = host, observed
         self._turns: Turns[Owner] = Turns()
 
     async def __call__(self, environment: Mapping[str, str], stdin: bytes, netns_fd: int | None) -> Answer:
         """Never raises: every failure is an answer."""
+        began_s = time.monotonic()
+        code, answer = await self._answer(environment, stdin, netns_fd)
+        verb = environment.get("CNI_COMMAND", "")
+        self._observed(verb if verb in Verb.__members__ else "unknown", code, time.monotonic() - began_s)
+        return answer
+
+    async def _answer(
+        self, environment: Mapping[str, str], stdin: bytes, netns_fd: int | None
+    ) -> tuple[int, Answer]:
         try:
-            return Answer(0, await self._run(environment, stdin, netns_fd))
+            return 0, Answer(0, await self._run(environment, stdin, netns_fd))
         except CniError as error:
-            return Answer(1, protocol.encode_error(error, protocol.version_of(stdin)))
+            refusal = error
         except Exception as error:
             _log.exception("CNI %s failed", environment.get("CNI_COMMAND", ""))
-            internal = CniError(protocol.INTERNAL, f"{type(error).__name__}: {error}")
-            return Answer(1, protocol.encode_error(internal, protocol.version_of(stdin)))
+            refusal = CniError(protocol.INTERNAL, f"{type(error).__name__}: {error}")
+        return refusal.code, Answer(1, protocol.encode_error(refusal, protocol.version_of(stdin)))
 
     async def _run(self, environment: Mapping[str, str], stdin: bytes, netns_fd: int | None) -> bytes:
         request = protocol.parse(environment, stdin, self._faults)

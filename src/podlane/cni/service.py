@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from podlane.cni.host import AgentHost
-from podlane.cni.plugin import Plugin
+from podlane.cni.plugin import Observed, Plugin
 from podlane.cni.plugins.base import PluginType
 from podlane.cni.server import CniServer
 from podlane.errors import PodlaneError
@@ -36,12 +36,13 @@ class CniService:
         *,
         netns_fd: int | None = None,
         tidy_every_s: float = _TIDY_EVERY_S,
+        observed: Observed = lambda verb, code, seconds: None,
     ) -> None:
         self._tidy_every_s = tidy_every_s
         state_dir.mkdir(parents=True, exist_ok=True)
         self._spool = state_dir / SPOOL
         self.host = AgentHost(state_dir, boot_id, types, netns_fd=netns_fd)
-        self.plugin = Plugin(self.host)
+        self.plugin = Plugin(self.host, observed)
         self._server = CniServer(socket_path, self.plugin)
         self._collector: asyncio.Task[None] | None = None
 

@@ -13,8 +13,10 @@ import json
 import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import parse_qsl
 
 from podlane.errors import ConfigError, PodlaneError
 
@@ -31,6 +33,9 @@ class Answer(NamedTuple):
 
 Page = Callable[[], Answer | Awaitable[Answer]]
 Pages = Mapping[str, Page]
+Query = Mapping[str, str]
+AskedPage = Callable[[Query], Answer | Awaitable[Answer]]
+"""A page that is told what stands behind the question mark; of a name given twice the last value."""
 
 _REASONS = {
     200: "OK",
@@ -51,11 +56,13 @@ def as_json(value: object) -> Answer:
 
 
 class Server:
-    """pages: path -> answer. every: the answer to whatever is asked, of any path and method. Listens
+    """pages, asked: path -> answer. every: the answer to whatever is asked, of any path and method. Listens
     until closed."""
 
-    def __init__(self, pages: Pages, every: Page | None = None) -> None:
-        self._pages, self._every = pages, every
+    def __init__(
+        self, pages: Pages, every: Page | None = None, asked: Mapping[str, AskedPage] | None = None
+    ) -> None:
+        self._pages, self._every, self._asked = pages, every, asked or {}
         self._server: asyncio.Server | None = None
         self._path: Path | None = None
 
@@ -113,9 +120,12 @@ class Server:
         if len(words) != 3 or not words[2].startswith("HTTP/"):
             return "GET", text("not an HTTP request", 400)
         method, target, _ = words
-        page = self._every or self._pages.get(target.partition("?")[0])
+        path, _, query = target.partition("?")
+        page = self._every or self._pages.get(path)
+        if page is None and (asked := self._asked.get(path)):
+            page = partial(asked, dict(parse_qsl(query, keep_blank_values=True)))
         if page is None:
-            return method, text(f"there is {' '.join(sorted(self._pages))}", 404)
+            return method, text(f"there is {' '.join(sorted((*self._pages, *self._asked)))}", 404)
         if method not in ("GET", "HEAD") and not self._every:
             return method, text("GET only", 405)
         answer = page()

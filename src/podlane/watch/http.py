@@ -7,6 +7,7 @@ import base64
 import os
 import ssl
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -33,6 +34,8 @@ LIST_TIMEOUT_S = 60.0
 # A watch is told to end after 5 to 10 minutes, and bookmarks come every minute: more silence than the
 # whole watch may last means that the other side is gone without a word.
 SILENCE_TIMEOUT_S = 660.0
+
+UNANSWERED = "none"
 
 _BY_CODE: dict[int, type[ApiError]] = {
     404: NotFoundError,
@@ -64,6 +67,8 @@ class ApiHttp:
         self._agent = f"{user_agent}/{__version__}"
         self._token, self._token_read_s = access.token, -TOKEN_AGE_S
         self._tls = tls_context(access)
+        self.requests: Counter[tuple[str, ...]] = Counter()
+        """How many were answered, by (verb, resource, HTTP status or UNANSWERED)."""
 
     async def __aenter__(self) -> ApiHttp:
         return self
@@ -123,6 +128,8 @@ class ApiHttp:
         headers = self._headers()
         if content_type:
             headers["Content-Type"] = content_type
+        verb, resource = asked_for(method, path, query)
+        code = UNANSWERED
         try:
             async with http1.request(
                 method,
@@ -135,10 +142,14 @@ class ApiHttp:
                 connect_timeout_s=CONNECT_TIMEOUT_S,
                 answer_timeout_s=LIST_TIMEOUT_S,
             ) as response:
+                code = str(response.status)
+                self.requests[verb, resource, code] += 1
                 if response.status >= 400:
                     raise refusal(response.status, await response.read())
                 yield response
         except HttpError as error:
+            if code is UNANSWERED:
+                self.requests[verb, resource, code] += 1
             raise self._unreachable(str(error)) from error
 
     def _headers(self) -> dict[str, str]:
@@ -161,6 +172,17 @@ class ApiHttp:
 
     def _unreachable(self, why: str) -> Unreachable:
         return Unreachable(f"the API at {self._access.server} cannot be reached: {why}")
+
+
+def asked_for(method: str, path: str, query: Mapping[str, str]) -> tuple[str, str]:
+    """(verb, resource) of a request, in the words of RBAC: ("patch", "nodes"), ("watch", "pods")."""
+    parts = path.strip("/").split("/")[2 if path.startswith("/api/") else 3 :]
+    if parts[:1] == ["namespaces"] and len(parts) > 2:
+        parts = parts[2:]
+    resource = "/".join([*parts[:1], *parts[2:3]])
+    if method == "GET":
+        return ("get" if len(parts) > 1 else "watch" if query.get("watch") else "list"), resource
+    return {"POST": "create", "PUT": "update"}.get(method, method.lower()), resource
 
 
 def refusal(code: int, body: bytes) -> ApiError:

@@ -149,7 +149,8 @@ class Reflector(Generic[T]):
     """The protocol of one source.
 
     version: resourceVersion of the last thing seen, "" before the first; synced: a full list has been
-    handed out; malformed: objects the API has that could not be read, by (namespace, name).
+    handed out; malformed: objects the API has that could not be read, by (namespace, name). lists, watches:
+    how many lists were completed, and watches begun.
     """
 
     def __init__(self, source: Source, kind: type[T], *, streaming: bool = False) -> None:
@@ -158,6 +159,7 @@ class Reflector(Generic[T]):
         self.version = ""
         self.synced = False
         self.malformed: dict[Key, str] = {}
+        self.lists = self.watches = 0
         self._streaming = streaming
         self._decoder = msgspec.json.Decoder(kind)
         self._continue = ""
@@ -177,6 +179,7 @@ class Reflector(Generic[T]):
                 query["continue"] = self._continue
             return Request(self.source.path, query, stream=False)
         query |= {"watch": "1", "allowWatchBookmarks": "true", "timeoutSeconds": str(watch_s)}
+        self.watches += 1
         if self.state is State.WATCHING:
             query["resourceVersion"] = self.version
         else:
@@ -251,6 +254,7 @@ class Reflector(Generic[T]):
 
     def _complete(self, version: str) -> Replace[T]:
         self.version, self.state, self.synced = version, State.WATCHING, True
+        self.lists += 1
         objects, self._collected, self._continue = self._collected, Pile(self._kind), ""
         return Replace(objects, frozenset(self.malformed))
 

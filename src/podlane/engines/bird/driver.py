@@ -20,6 +20,7 @@ from podlane.errors import KernelError
 from podlane.kernel.driver import Failure, Report
 from podlane.kernel.rtnl import Rtnl, routes
 from podlane.kernel.rtnl.routes import MAIN_TABLE
+from podlane.model.addresses import Family
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +99,14 @@ class BirdDriver:
             if state != "Established":
                 why = f"no BGP session with {row.address} (AS {row.as_number}): {state}"
                 yield Failure(Table.BGP_PEERS, key, KernelError.of(errno.ENOTCONN, f"peer {key[0]}", why))
+
+    def sessions(self) -> dict[tuple[str, Family], tuple[bool, bool]]:
+        """By peer: (it is a node of the cluster, the session is established). Raises KernelError."""
+        peers = dict(self._desired[Table.BGP_PEERS])
+        states = session_states(self._bird.ask("show protocols")) if peers else {}
+        return {
+            key: (row.node, states.get(session_name(*key)) == "Established") for key, row in peers.items()
+        }
 
     def _sweep(self) -> int:
         """Routes that a speaker which is no longer wanted left behind."""

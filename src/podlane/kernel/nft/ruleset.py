@@ -23,6 +23,7 @@ from podlane.kernel.netlink import (
     Message,
     Request,
     attribute,
+    attribute_list,
     attributes,
     be32,
     nested,
@@ -296,3 +297,13 @@ def unpack_rule(message: Message) -> tuple[str, str, Rule]:
     if len(user) > 2 and user[0] == _COMMENT:
         comment = netlink.unpack_text(user[2 : 2 + user[1]])
     return unpack_text(found.get(1, b"")), unpack_text(found.get(2, b"")), Rule(comment)
+
+
+def unpack_counter(message: Message) -> tuple[int, int] | None:
+    """(packets, bytes) of a rule's counter; None for a rule without. Of several, the first."""
+    for _, each in attribute_list(attributes(message.body, 4).get(4, b"")):  # NFTA_RULE_EXPRESSIONS
+        found = attributes(each)
+        if unpack_text(found.get(1, b"")) == "counter":  # NFTA_EXPR_NAME
+            counts = attributes(found.get(2, b""))
+            return int.from_bytes(counts.get(2, b""), "big"), int.from_bytes(counts.get(1, b""), "big")
+    return None

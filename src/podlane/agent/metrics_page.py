@@ -1,0 +1,208 @@
+"""/metrics: what the agent knows, what it counted, and what it reads of its node when it is asked.
+
+/metrics/services and /metrics/policies (?namespace=NS) walk connections or rules: they are pages of their
+own, so that nobody pays for them who does not ask. Reading is done on another thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final
+
+from podlane.agent import http, report
+from podlane.agent.metrics import AgentMetrics
+from podlane.agent.proxy import Proxy
+from podlane.agent.sockets import SocketPages
+from podlane.compile.engine import Compiler
+from podlane.compile.peers import NAME as PEERS
+from podlane.compile.peers import TUNNEL_DEVICES
+from podlane.compile.tables import Table
+from podlane.engines.bird.driver import BirdDriver
+from podlane.errors import KernelError
+from podlane.kernel.conntrack import statistics
+from podlane.kernel.conntrack.codec import Filter
+from podlane.kernel.conntrack.flows import Flows
+from podlane.kernel.driver import Driver, Failure
+from podlane.kernel.nft import counters, policy_chains
+from podlane.kernel.nft.codec import BRIDGE
+from podlane.kernel.rtnl import traffic
+from podlane.model.addresses import Family, Prefix
+from podlane.observe import process
+from podlane.observe.exposition import CONTENT_TYPE, Metric, exposition, gauge, labelled
+
+log = logging.getLogger(__name__)
+
+Use = Mapping[Prefix, tuple[int, int]]
+
+
+class MetricsPage:
+    """state: what the status tells. use: of each range of pods' addresses: given out, and how many there are.
+    requests: of the API, by (verb, resource, code).
+    """
+
+    def __init__(
+        self,
+        compiler: Compiler,
+        drivers: Sequence[Driver],
+        counted: AgentMetrics,
+        *,
+        state: Callable[[], report.State],
+        use: Callable[[], Use],
+        requests: Mapping[tuple[str, ...], int],
+        proxy: Proxy | None,
+        sockets: SocketPages | None,
+    ) -> None:
+        self._compiler, self._counted = compiler, counted
+        self._bird = next((each for each in drivers if isinstance(each, BirdDriver)), None)
+        self._state, self._use, self._requests = state, use, requests
+        self._proxy, self._sockets = proxy, sockets
+        self.asked: dict[str, http.AskedPage] = {
+            "/metrics/services": self._services,
+            "/metrics/policies": self._policies,
+        }
+
+    async def page(self) -> http.Answer:
+        state = self._state()
+        known = [*self._counted.metrics(), *self._node(state)]
+        text = report.metrics(state) + report.exposition(*known)
+        text += report.exposition(*await asyncio.to_thread(lambda: list(self._readings())))
+        text += self._proxy.text() if self._proxy else ""
+        text += await self._sockets.metrics() if self._sockets else ""
+        return _answer(text + process.text("agent"))
+
+    # --- of what is known ---
+
+    def _node(self, state: report.State) -> Iterator[Metric]:
+        api = labelled(("verb", "resource", "code"), dict(self._requests))
+        yield Metric("api_requests_total", "counter", "Requests of the API, by the answer's status.", api)
+        use = {str(pool): each for pool, each in self._use().items()}
+        given = [({"range": pool}, used) for pool, (used, _) in use.items()]
+        free = [({"range": pool}, there - used) for pool, (used, there) in use.items()]
+        yield Metric("pod_addresses_in_use", "gauge", "Addresses that pods hold, by range.", given)
+        yield Metric("pod_addresses_free", "gauge", "Addresses left for pods, by range.", free)
+        down = unreachable(self._compiler, state.failures)
+        others = len(self._compiler.view.nodes) - (self._compiler.view.me.node is not None)
+        backend = str(self._compiler.view.config.backend.type)
+        peers: dict[tuple[str, ...], float] = {
+            (backend, "up"): max(0, others - len(down)),
+            (backend, "down"): len(down),
+        }
+        yield Metric(
+            "peers",
+            "gauge",
+            "Other nodes, by whether their pods can be reached.",
+            labelled(("backend", "state"), peers),
+        )
+        guards = self._compiler.tables[Table.GUARDS].values()
+        closed = sum(1 for each in guards if each.pod.name and not each.known)
+        yield gauge(
+            "pods_isolated", "Pods that nothing passes of, since the API does not show them yet.", closed
+        )
+
+    # --- of what is read ---
+
+    def _readings(self) -> Iterator[Metric]:
+        try:
+            tracked = statistics.read()
+        except KernelError as error:
+            log.debug("conntrack statistics: %s", error)
+        else:
+            yield gauge("conntrack_entries", "Connections tracked in this namespace.", tracked.entries)
+            yield gauge("conntrack_entries_limit", "How many the machine tracks at most.", tracked.limit)
+            events = labelled(("event",), {(name,): n for name, n in tracked.events.items()})
+            yield Metric(
+                "conntrack_events_total", "counter", "What went wrong in connection tracking.", events
+            )
+        yield from self._traffic()
+        if self._bird is not None:
+            yield from self._sessions(self._bird)
+
+    def _traffic(self) -> Iterator[Metric]:
+        ours = {*TUNNEL_DEVICES, *self._compiler.tables[Table.BRIDGES]}
+        underlay = self._compiler.view.me.underlay
+        if underlay is not None:
+            ours.add(underlay.device)
+        found = {name: each for name, each in traffic.read().items() if name in ours}
+        for field in traffic.Traffic._fields:
+            samples = [
+                ({"device": name}, float(getattr(each, field))) for name, each in sorted(found.items())
+            ]
+            help_ = f"{field.replace('_', ' ').capitalize()} of tunnels, bridges and the uplink."
+            yield Metric(f"network_{field}_total", "counter", help_, samples)
+
+    def _sessions(self, bird: BirdDriver) -> Iterator[Metric]:
+        try:
+            sessions = bird.sessions()
+        except KernelError as error:
+            log.debug("BGP sessions: %s", error)
+            return
+        counts: Counter[tuple[str, ...]] = Counter()
+        for is_node, up in sessions.values():
+            counts["node" if is_node else "router", "up" if up else "down"] += 1
+        samples = labelled(("peers", "state"), counts)
+        yield Metric("bgp_sessions", "gauge", "BGP sessions, with nodes and with routers.", samples)
+        routers: dict[tuple[str, ...], float] = {
+            (name, str(family)): float(up) for (name, family), (node, up) in sessions.items() if not node
+        }
+        help_ = "Whether the session with a router is established."
+        yield Metric("bgp_session_up", "gauge", help_, labelled(("peer", "ip_family"), routers))
+
+    # --- when somebody asks ---
+
+    async def _services(self, query: http.Query) -> http.Answer:
+        if refusal := _refused(query):
+            return refusal
+
+        def read() -> str:
+            from podlane.observe.demand import service_metrics
+
+            flows = Flows()
+            try:
+                entries = [entry for family in Family for entry in flows.list(Filter(family))]
+            finally:
+                flows.close()
+            namespace = query.get("namespace", "")
+            return exposition("podlane_service_", service_metrics(entries, self._compiler.tables, namespace))
+
+        return await _read(read)
+
+    async def _policies(self, query: http.Query) -> http.Answer:
+        if refusal := _refused(query):
+            return refusal
+
+        def read() -> str:
+            from podlane.observe.demand import policy_metrics
+
+            counted = counters.read(policy_chains.TABLE, (*Family, BRIDGE))
+            return exposition("podlane_policy_", policy_metrics(counted, query.get("namespace", "")))
+
+        return await _read(read)
+
+
+QUERY: Final = ("namespace",)
+
+
+def _refused(query: http.Query) -> http.Answer | None:
+    unknown = sorted(set(query) - set(QUERY))
+    return http.text(f"there is ?namespace=NS, and no {', '.join(unknown)}", 400) if unknown else None
+
+
+async def _read(read: Callable[[], str]) -> http.Answer:
+    try:
+        return _answer(await asyncio.to_thread(read))
+    except KernelError as error:
+        return http.text(str(error), 500)
+
+
+def _answer(text: str) -> http.Answer:
+    return http.Answer(200, text.encode(), CONTENT_TYPE)
+
+
+def unreachable(compiler: Compiler, failures: Sequence[Failure]) -> set[str]:
+    """Names of the nodes that rows which lead to them were refused of, or that no way was found to."""
+    units = [unit for failure in failures if (unit := compiler.owner(failure.table, failure.key))]
+    units += compiler.refused
+    return {unit.name for unit in units if unit.capability == PEERS and unit.what == "node"}
