@@ -55,6 +55,9 @@ class FakeApi:
         """Of the newest change."""
         return self._version
 
+    def annotations(self, kind: str, name: str) -> dict[str, str]:
+        return dict(self._objects[kind][name]["metadata"].get("annotations", {}))
+
     def put(self, kind: str, name: str, **body: Any) -> None:
         self._change(lambda: self._put(kind, name, body))
 

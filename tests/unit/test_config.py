@@ -32,6 +32,11 @@ def test_the_documentation_shows_every_key_and_its_default() -> None:
     assert document | {"metadata": {}} == msgspec.to_builtins(DEFAULT)
 
 
+def test_one_way_of_choosing_the_underlay_is_enough() -> None:
+    with pytest.raises(ConfigError, match=r"underlay\.cidrs: underlay\.interfaces chooses already"):
+        with_settings(DEFAULT, ["underlay.interfaces=eth1", "underlay.cidrs=10.0.0.0/8"])
+
+
 def test_a_document_and_settings_say_the_same() -> None:
     document = {
         "apiVersion": "podlane.dev/v1alpha1",
@@ -55,6 +60,11 @@ def test_a_document_and_settings_say_the_same() -> None:
         ("ipFamilies=IPv4,IPv5", "ipFamilies[1]: 'IPv5' is none of IPv4, IPv6"),
         ("backend.type=srv6", "backend.type: srv6 is not available"),
         ("nonMasqueradeCIDRs=192.0.2.1/24", "nonMasqueradeCIDRs: '192.0.2.1/24' is not a network prefix"),
+        ("underlay.interfaces=eth/0", "underlay.interfaces: 'eth/0' is no name of a link"),
+        ("underlay.interfaceRegex=(", "underlay.interfaceRegex: '(' is no regular expression"),
+        ("underlay.canReach=10.0.0.1,10.0.0.2", "underlay.canReach: more than one address of a family"),
+        ("underlay.canReach=router", "underlay.canReach: 'router' is not an IP address"),
+        ("underlay.cidrs=10.0.0.1/8", "underlay.cidrs: '10.0.0.1/8' is not a network prefix"),
         ("link.hairpin=promiscuous", "link.hairpin: promiscuous is not available"),
         ("link.bridge=plx", "link.bridge: 'plx'"),
         ("services.nodePortAddresses=primary,10.0.0.0/8", "services.nodePortAddresses: write primary alone"),

@@ -137,6 +137,7 @@ class Agent:
                 self.compiler.tables,
                 self._damaged,
                 self._uplink.changed,
+                routed=bool(self.config.underlay.can_reach),
             )
             stack.callback(monitor.close)
             resync = self.reconciler.request_resync

@@ -42,8 +42,11 @@ Desired = Mapping[Table, Mapping[Any, Any]]
 NameOf = Callable[[int], str]
 
 
-def judge(message: Message, desired: Desired, name_of: NameOf) -> Notice | None:
-    """What a notice means, None for nothing. name_of: link name by index, "" when it is gone."""
+def judge(message: Message, desired: Desired, name_of: NameOf, routed: bool = False) -> Notice | None:
+    """What a notice means, None for nothing. name_of: link name by index, "" when it is gone.
+
+    routed: the uplink follows from the node's own routes (underlay.canReach).
+    """
     kind = message.type
     if kind in (links.RTM_NEWLINK, links.RTM_DELLINK):
         link = links.unpack(message)
@@ -84,10 +87,12 @@ def judge(message: Message, desired: Desired, name_of: NameOf) -> Notice | None:
         if name.startswith(OURS):
             return None
         return Notice(Table.ROUTES if kind == addresses.RTM_DELADDR else None, uplink=True)
-    if kind == routes.RTM_DELROUTE:
+    if kind in (routes.RTM_NEWROUTE, routes.RTM_DELROUTE):
         route = routes.unpack(message)
-        ours = route is not None and route.protocol == PROTOCOL and route.destination in desired[Table.ROUTES]
-        return Notice(Table.ROUTES) if ours else None
+        if route is None or route.protocol != PROTOCOL:
+            return Notice(uplink=True) if routed and route is not None else None
+        lost = kind == routes.RTM_DELROUTE and route.destination in desired[Table.ROUTES]
+        return Notice(Table.ROUTES) if lost else None
     if kind == neighbours.RTM_DELNEIGH:
         return _neighbour(message, desired, name_of)
     return None
@@ -126,7 +131,10 @@ class Monitor:
         damaged: Callable[[set[Table]], None],
         uplink_changed: Callable[[], None],
         netns_fd: int | None = None,
+        *,
+        routed: bool = False,
     ) -> None:
+        self._routed = routed
         self._desired, self._damaged, self._uplink_changed = desired, damaged, uplink_changed
         self._netlink = Netlink(NETLINK_ROUTE, netns_fd, groups=GROUPS)
         self._loop = asyncio.get_running_loop()
@@ -161,7 +169,7 @@ class Monitor:
         tables: set[Table] = set()
         uplink = False
         for message in heard:
-            notice = judge(message, self._desired, _name_of)
+            notice = judge(message, self._desired, _name_of, self._routed)
             if notice is not None:
                 uplink |= notice.uplink
                 if notice.damage is not None:

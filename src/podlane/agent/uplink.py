@@ -1,4 +1,4 @@
-"""The node's uplink: found by the Node's InternalIP, told to the compiler and to the other nodes.
+"""The node's uplink: found by its InternalIP, or as `underlay` says; told to the compiler and to others.
 
 What the node's namespace must allow depends on it, so it is set from here (agent/sysctls.py).
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from podlane.agent import sysctls, underlay
@@ -20,6 +21,7 @@ from podlane.compile.tables import Table
 from podlane.compile.view import UNDERLAY, Change
 from podlane.errors import KernelError
 from podlane.kernel.rtnl import PROTOCOL, Rtnl
+from podlane.model.addresses import Address
 
 log = logging.getLogger(__name__)
 
@@ -69,10 +71,15 @@ class Uplink:
         if node is None:
             return
         wanted = facts.internal_addresses(node)
-        links, held = await asyncio.to_thread(_read_links)
-        found = underlay.find(wanted, links, held, self._is_ours)
+        config = self._compiler.view.config
+        choice, families = config.underlay, config.ip_families
+        links, held, leads = await asyncio.to_thread(_read_links, choice.targets)
+        if choice.key:
+            found = underlay.choose(choice, families, links, held, leads, self._is_ours)
+        else:
+            found = underlay.find(wanted, links, held, self._is_ours)
         if found is None:
-            complaint = underlay.complaint(wanted, links, held)
+            complaint = underlay.complaint(wanted, links, held, choice, self._is_ours)
             if complaint != self.complaint:
                 log.warning("%s", complaint)
             self.complaint = complaint
@@ -99,10 +106,16 @@ class Uplink:
             log.warning("%s", error)
 
 
-def _read_links() -> tuple[list[Any], list[Any]]:
+def _read_links(targets: list[Address]) -> tuple[list[Any], list[Any], list[underlay.Lead]]:
+    """Links, addresses, and where routes to the targets lead."""
     with Rtnl() as rt:
+        leads = []
+        for target in targets:
+            with suppress(KernelError):  # no route leads there
+                route = rt.look_up(target)
+                leads.append(underlay.Lead(route.link, route.source))
         # What is lent to announce it (kernel/announce/) is none of the node's own.
-        return rt.links(), [each for each in rt.addresses() if each.protocol != PROTOCOL]
+        return rt.links(), [each for each in rt.addresses() if each.protocol != PROTOCOL], leads
 
 
 def _raise_to_log(task: asyncio.Task[None]) -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from podlane.compile import facts
 from podlane.compile.tables import BgpPeer, BgpSpeaker, Learnt, Rows, Table
 from podlane.compile.ways import Here, Peer
 from podlane.errors import ConfigError
@@ -36,7 +35,7 @@ class BgpRoutes:
         return 0
 
     def device(self, here: Here) -> Rows:
-        sources = [facts.internal_address(here.node, family) for family in here.pods]
+        sources = [here.address(family) for family in here.pods]
         missing = [str(f) for f, source in zip(here.pods, sources, strict=True) if source is None]
         if missing:
             raise ConfigError(f"no InternalIP of {', '.join(missing)}: its pods cannot be announced by BGP")
@@ -66,7 +65,7 @@ class BgpRoutes:
         sessions: dict[Any, Any] = {}
         learnt: dict[Any, Any] = {}
         for family, pods in peer.pods.items():
-            via = facts.internal_address(peer.node, family)
+            via = peer.address(family)
             if via is None:
                 raise ConfigError(f"no InternalIP of {family}, the next hop to its pods {pods}")
             learnt[pods] = Learnt(pods, via)

@@ -51,7 +51,7 @@ def compile_unit(key: UnitKey, view: View) -> Rows:
     except ConfigError:
         return NOTHING  # the tunnel's unit says so
     routes: dict[Any, Any] = {
-        pods: Route(pods, None, link.bridge, facts.internal_address(me.node, family))
+        pods: Route(pods, None, link.bridge, facts.source_address(me.node, me.underlay, family))
         for family, pods in own.items()
     }
     bridge = BridgeLink(

@@ -14,7 +14,8 @@ from podlane.model.local import Underlay
 from podlane.model.objects import Node
 
 UNDERLAY_ANNOTATION: Final = "podlane.dev/underlay"
-"""What an agent says of its node's uplink, in JSON: {"device", "mtu", "addresses": ["172.30.1.11/24", …]}."""
+"""What an agent says of its node's uplink, in JSON: {"device", "mtu", "addresses": ["172.30.1.11/24", …]},
+and "use": ["172.31.0.11", …] where others are to send to another address than the InternalIP."""
 
 
 def internal_addresses(node: Node) -> list[Address]:
@@ -34,21 +35,57 @@ def internal_address(node: Node, family: Family) -> Address | None:
     return next((a for a in internal_addresses(node) if family_of(a) is family), None)
 
 
-def outer_family(node: Node, families: Iterable[Family]) -> Family | None:
-    """The family that carries tunnels: the first of `families` that the node has an InternalIP of."""
-    return next((f for f in families if internal_address(node, f)), None)
+def underlay_address(node: Node, family: Family) -> Address | None:
+    """Where others send what is for this node: what its agent says it has chosen, or its InternalIP."""
+    return _of_family(chosen_addresses(node), family) or internal_address(node, family)
 
 
-class _Announcement(msgspec.Struct):
+def chosen_addresses(node: Node) -> tuple[Address, ...]:
+    """Those of `underlay_address` that are no InternalIPs."""
+    if _CHOSEN not in node.metadata.annotations.get(UNDERLAY_ANNOTATION, ""):
+        return ()
+    said = announced_underlay(node)
+    return said.chosen if said is not None else ()
+
+
+def own_address(node: Node, underlay: Underlay, family: Family) -> Address | None:
+    """Where this node is sent to, by what it knows of itself."""
+    return _of_family(underlay.chosen, family) or internal_address(node, family)
+
+
+def source_address(node: Node, underlay: Underlay | None, family: Family) -> Address | None:
+    """What the node sends from: its InternalIP, unless no link has that (a NAT stands before the node)."""
+    internal = internal_address(node, family)
+    if underlay is None or not underlay.chosen or internal in (underlay.node_addresses or [internal]):
+        return internal
+    return _of_family(underlay.chosen, family)
+
+
+def outer_family(node: Node, underlay: Underlay | None, families: Iterable[Family]) -> Family | None:
+    """The family that carries tunnels: the first of `families` that the node can be sent to in."""
+    chosen = underlay.chosen if underlay is not None else ()
+    return next((f for f in families if _of_family(chosen, f) or internal_address(node, f)), None)
+
+
+def _of_family(addresses: Iterable[Address], family: Family) -> Address | None:
+    return next((a for a in addresses if family_of(a) is family), None)
+
+
+_CHOSEN: Final = '"use"'
+
+
+class _Announcement(msgspec.Struct, omit_defaults=True):
     device: str
     mtu: int
     addresses: list[str]
+    use: list[str] = []
 
 
 def announcement(underlay: Underlay) -> str:
     """The value of UNDERLAY_ANNOTATION. Link-local addresses are nobody else's business."""
     addresses = [f"{a}/{p.prefixlen}" for a, p in underlay.addresses if not a.is_link_local]
-    return msgspec.json.encode(_Announcement(underlay.device, underlay.mtu_bytes, addresses)).decode()
+    said = _Announcement(underlay.device, underlay.mtu_bytes, addresses, list(map(str, underlay.chosen)))
+    return msgspec.json.encode(said).decode()
 
 
 def announced_underlay(node: Node) -> Underlay | None:
@@ -61,9 +98,10 @@ def told_underlay(text: str) -> Underlay | None:
     try:
         said = msgspec.json.decode(text, type=_Announcement)
         interfaces = [ipaddress.ip_interface(text) for text in said.addresses]
+        chosen = tuple(map(ipaddress.ip_address, said.use))
     except (msgspec.DecodeError, ValueError):
         return None
-    return Underlay(said.device, said.mtu, tuple((i.ip, i.network) for i in interfaces))
+    return Underlay(said.device, said.mtu, tuple((i.ip, i.network) for i in interfaces), chosen=chosen)
 
 
 def pod_prefixes(node: Node) -> dict[Family, Prefix]:

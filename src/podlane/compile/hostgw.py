@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from podlane.compile import facts
 from podlane.compile.tables import NOTHING, Route, Rows, Table
 from podlane.compile.ways import Here, Peer
 from podlane.errors import ConfigError
@@ -31,18 +30,18 @@ class HostGateway:
     def peer(self, peer: Peer, here: Here) -> Rows:
         routes: dict[Any, Any] = {}
         for family, pods in peer.pods.items():
-            via = facts.internal_address(peer.node, family)
+            via = peer.address(family)
             if via is None:
                 raise ConfigError(f"no InternalIP of {family}, the next hop to its pods {pods}")
             if not here.reaches(via):
                 raise ConfigError(_too_far(via, here))
-            source = facts.internal_address(here.node, family)
+            source = here.source(family)
             routes[pods] = Route(pods, via, here.underlay.device, source)
         return {Table.ROUTES: routes}
 
 
 def is_next_to(peer: Peer, family: Family, here: Here) -> bool:
-    via = facts.internal_address(peer.node, family)
+    via = peer.address(family)
     return via is not None and here.reaches(via)
 
 

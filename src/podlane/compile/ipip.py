@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from podlane.compile import facts
 from podlane.compile.tables import Route, Rows, Table, Tunnel, TunnelPeer
 from podlane.compile.vxlan import vtep_address
 from podlane.compile.ways import Here, Peer
@@ -31,7 +30,7 @@ class IpInIp:
         return 20
 
     def device(self, here: Here) -> Rows:
-        local = facts.internal_address(here.node, Family.IPV4)
+        local = here.address(Family.IPV4)
         if local is None:
             raise ConfigError(f"{_NO_IPV4}; use backend.type=vxlan or wireguard")
         link = Tunnel(
@@ -46,8 +45,8 @@ class IpInIp:
         return {Table.TUNNELS: {DEVICE: link}}
 
     def peer(self, peer: Peer, here: Here) -> Rows:
-        remote = facts.internal_address(peer.node, Family.IPV4)
-        if remote is None or facts.internal_address(here.node, Family.IPV4) is None:
+        remote = peer.address(Family.IPV4)
+        if remote is None or here.address(Family.IPV4) is None:
             raise ConfigError(_NO_IPV4)
         row = TunnelPeer(
             device=DEVICE,
@@ -58,8 +57,7 @@ class IpInIp:
             sources=(),
         )
         routes: dict[Any, Any] = {
-            pods: Route(pods, None, DEVICE, facts.internal_address(here.node, family))
-            for family, pods in peer.pods.items()
+            pods: Route(pods, None, DEVICE, here.source(family)) for family, pods in peer.pods.items()
         }
         return {Table.TUNNEL_PEERS: {peer.node.name: row}, Table.ROUTES: routes}
 

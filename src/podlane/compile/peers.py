@@ -117,7 +117,7 @@ CAPABILITY = Capability(NAME, units_of, compile_unit)
 def link_mtu_bytes(view: View) -> int:
     """Of the tunnel and of pods' links; 0 while the uplink is not known."""
     node, underlay = view.me.node, view.me.underlay
-    outer = facts.outer_family(node, view.config.ip_families) if node else None
+    outer = facts.outer_family(node, underlay, view.config.ip_families) if node else None
     if outer is None or underlay is None:
         return 0
     return view.config.backend.mtu_bytes or underlay.mtu_bytes - _way(view).overhead_bytes(outer)
@@ -126,7 +126,7 @@ def link_mtu_bytes(view: View) -> int:
 def underlay_from_node(view: View) -> Underlay | None:
     """The uplink as the node's agent announced it, or else what it must look like by the Node object."""
     node = view.me.node
-    if node is None or facts.outer_family(node, view.config.ip_families) is None:
+    if node is None or facts.outer_family(node, None, view.config.ip_families) is None:
         return None
     if (announced := facts.announced_underlay(node)) is not None:
         return announced
@@ -143,7 +143,7 @@ def _here(view: View) -> Here | None:
     node, underlay = view.me.node, view.me.underlay
     if node is None or underlay is None:
         return None
-    outer = facts.outer_family(node, view.config.ip_families)
+    outer = facts.outer_family(node, underlay, view.config.ip_families)
     if outer is None:
         raise ConfigError("no InternalIP of any family of ipFamilies; set one (kubelet --node-ip)")
     try:

@@ -20,7 +20,7 @@ from podlane.compile import facts
 from podlane.compile.engine import Capability
 from podlane.compile.store import UnitKey
 from podlane.compile.tables import NOTHING, Neighbour, Port, Route, Rows, Table
-from podlane.compile.view import ATTACHMENT, Change, View, pod_addresses
+from podlane.compile.view import ATTACHMENT, UNDERLAY, Change, View, pod_addresses
 from podlane.model.addresses import family_of, host_prefix
 from podlane.model.config import Hairpin, LinkMode
 from podlane.model.local import Attachment
@@ -35,6 +35,8 @@ def units_of(change: Change, view: View) -> Iterator[UnitKey]:
         before, after = (facts.internal_addresses(n) if n else [] for n in (change.old, change.new))
         if before != after:
             yield from map(_unit, view.me.attachments.values())
+    elif change.kind == UNDERLAY and any(side.chosen for side in change.sides):
+        yield from map(_unit, view.me.attachments.values())
 
 
 def compile_unit(key: UnitKey, view: View) -> Rows:
@@ -46,7 +48,7 @@ def compile_unit(key: UnitKey, view: View) -> Rows:
     neighbours: dict[Any, Any] = {}
     for where in attachment.addresses:
         destination = host_prefix(where)
-        source = facts.internal_address(me.node, family_of(where)) if me.node else None
+        source = facts.source_address(me.node, me.underlay, family_of(where)) if me.node else None
         device = attachment.bridge or attachment.device
         routes[destination] = Route(destination, None, device, source)
         neighbours[device, where] = Neighbour(device, where, attachment.mac)

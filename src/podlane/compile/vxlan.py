@@ -24,7 +24,6 @@ from __future__ import annotations
 import hashlib
 from typing import Any, Final
 
-from podlane.compile import facts
 from podlane.compile.tables import FdbEntry, Neighbour, Route, Rows, Table, VxlanLink
 from podlane.compile.ways import Here, Peer
 from podlane.errors import ConfigError
@@ -46,7 +45,7 @@ class Vxlan:
 
     def device(self, here: Here) -> Rows:
         backend = here.config.backend
-        local = facts.internal_address(here.node, here.outer)
+        local = here.address(here.outer)
         assert local is not None
         link = VxlanLink(
             name=DEVICE,
@@ -61,7 +60,7 @@ class Vxlan:
         return {Table.LINKS: {DEVICE: link}}
 
     def peer(self, peer: Peer, here: Here) -> Rows:
-        remote = facts.internal_address(peer.node, here.outer)
+        remote = peer.address(here.outer)
         if remote is None:
             raise ConfigError(f"no InternalIP of {here.outer}, the family of the tunnels")
         mac = vtep_mac(peer.node.name)
@@ -70,7 +69,7 @@ class Vxlan:
         for family, pods in peer.pods.items():
             end = vtep_address(pods)
             neighbours[DEVICE, end] = Neighbour(DEVICE, end, mac)
-            source = facts.internal_address(here.node, family)
+            source = here.source(family)
             routes[pods] = Route(pods, via=end, device=DEVICE, source=source, onlink=True)
         fdb = {(DEVICE, mac): FdbEntry(DEVICE, mac, remote)}
         return {Table.NEIGHBOURS: neighbours, Table.FDB: fdb, Table.ROUTES: routes}

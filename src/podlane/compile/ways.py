@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
+from podlane.compile import facts
 from podlane.compile.tables import Rows
 from podlane.model.addresses import Address, Family, Prefix
 from podlane.model.config import NetworkConfig
@@ -26,6 +27,14 @@ class Here(NamedTuple):
     pods: Mapping[Family, Prefix]
     mtu_bytes: int
 
+    def address(self, family: Family) -> Address | None:
+        """Where others send what is for this node."""
+        return facts.own_address(self.node, self.underlay, family)
+
+    def source(self, family: Family) -> Address | None:
+        """What the node itself sends to pods from."""
+        return facts.source_address(self.node, self.underlay, family)
+
     def reaches(self, address: Address) -> bool:
         """Whether it is on a subnet of the uplink: no router stands between."""
         return any(address in subnet for _, subnet in self.underlay.addresses)
@@ -36,6 +45,10 @@ class Peer(NamedTuple):
 
     node: Node
     pods: Mapping[Family, Prefix]
+
+    def address(self, family: Family) -> Address | None:
+        """Where it is sent to."""
+        return facts.underlay_address(self.node, family)
 
 
 class Way(Protocol):

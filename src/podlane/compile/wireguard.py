@@ -40,7 +40,7 @@ class WireguardTunnel:
         return _OVERHEAD_BYTES[outer]
 
     def device(self, here: Here) -> Rows:
-        local = facts.internal_address(here.node, here.outer)
+        local = here.address(here.outer)
         assert local is not None
         link = Tunnel(
             name=DEVICE,
@@ -53,22 +53,22 @@ class WireguardTunnel:
         return {Table.TUNNELS: {DEVICE: link}}
 
     def peer(self, peer: Peer, here: Here) -> Rows:
-        remote = facts.internal_address(peer.node, here.outer)
+        remote = peer.address(here.outer)
         if remote is None:
             raise ConfigError(f"no InternalIP of {here.outer}, the family of the tunnels")
         key = public_key(peer.node)
-        own = [host_prefix(a) for a in facts.internal_addresses(peer.node) if family_of(a) in peer.pods]
+        own = [a for a in facts.internal_addresses(peer.node) if family_of(a) in peer.pods]
+        own += [remote] if remote not in own and family_of(remote) in peer.pods else []
         row = TunnelPeer(
             device=DEVICE,
             node=peer.node.name,
             remote=remote,
             port=here.config.wireguard.port,
             pods=tuple(peer.pods.values()),
-            sources=tuple(own),
+            sources=tuple(map(host_prefix, own)),
         )
         routes: dict[Any, Any] = {
-            pods: Route(pods, None, DEVICE, facts.internal_address(here.node, family))
-            for family, pods in peer.pods.items()
+            pods: Route(pods, None, DEVICE, here.source(family)) for family, pods in peer.pods.items()
         }
         return {Table.TUNNEL_PEERS: {key: row}, Table.ROUTES: routes}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import re
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -18,6 +19,7 @@ from podlane.model import backends
 from podlane.model.addresses import Family, Prefix, family_of, prefix
 from podlane.model.backends import Advertised, Backend, BackendType, Bgp, Wireguard
 from podlane.model.sections import Section
+from podlane.model.underlay import UnderlayChoice
 
 API_VERSION = "podlane.dev/v1alpha1"
 
@@ -134,6 +136,7 @@ class NetworkConfig(Section, frozen=True):
     non_masquerade_cidrs: list[str] = field(default_factory=list, name="nonMasqueradeCIDRs")
     node_cidr_mask_sizes: list[int] = field(default_factory=lambda: [24, 64])
     cluster_domain: str = "cluster.local"
+    underlay: UnderlayChoice = UnderlayChoice()
     backend: Backend = Backend()
     bgp: Bgp = Bgp()
     wireguard: Wireguard = Wireguard()
@@ -304,7 +307,9 @@ def validate(config: NetworkConfig, where: str) -> NetworkConfig:
     for family, services in config.cluster_services.items():
         if services.prefixlen > family.bits - 4 or (family is Family.IPV6 and services.prefixlen < 64):
             raise refuse("serviceCIDRs", f"{services}: use at least 16 addresses, and /64 or longer for IPv6")
-    for key, why in backends.problems(config.backend, config.bgp, config.wireguard):
+    for key, why in chain(
+        backends.problems(config.backend, config.bgp, config.wireguard), config.underlay.problems()
+    ):
         raise refuse(key, why)
     if (
         not re.fullmatch(r"(?!pl|\.{1,2}$)[^\s/:]{1,15}", config.link.bridge)

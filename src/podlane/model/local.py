@@ -11,17 +11,19 @@ from podlane.model.addresses import Address, Prefix
 
 
 class Underlay(Struct, frozen=True):
-    """The link that carries this node's InternalIP.
+    """The link by which this node meets the others: what carries its InternalIP, or what `underlay` chose.
 
     addresses: interface addresses with their on-link prefixes, as "172.30.1.11/24" gives
     (172.30.1.11, 172.30.1.0/24). node_addresses: what this node has on any link, but for loopback and
-    link-local addresses; empty when nobody looked.
+    link-local addresses; empty when nobody looked. chosen: where other nodes are to send, at most one
+    address a family; a family without one has the InternalIP.
     """
 
     device: str
     mtu_bytes: int
     addresses: tuple[tuple[Address, Prefix], ...] = ()
     node_addresses: tuple[Address, ...] = ()
+    chosen: tuple[Address, ...] = ()
 
 
 class Attachment(Struct, frozen=True):

@@ -58,7 +58,8 @@ class Cluster:
         self._slices: dict[tuple[str, str], list[EndpointSlice]] = {}
         for piece in sorted((o for o in self.objects if isinstance(o, EndpointSlice)), key=lambda o: o.key):
             self._slices.setdefault(service_of(piece), []).append(piece)
-        self._nodes_at = {a: node for node in self.nodes.values() for a in facts.internal_addresses(node)}
+        self._nodes_at = {a: node for node in self.nodes.values() for a in facts.chosen_addresses(node)}
+        self._nodes_at |= {a: node for node in self.nodes.values() for a in facts.internal_addresses(node)}
         self._pods_at: dict[Address, Pod] = {}
         for pod in self.pods.values():
             for where in pod_addresses(pod):
@@ -76,7 +77,7 @@ class Cluster:
         return found
 
     def node_at(self, where: Address) -> Node | None:
-        """The node with that InternalIP."""
+        """The node with that InternalIP, or that other nodes send to there."""
         return self._nodes_at.get(where)
 
     def balanced_at(self, where: Address) -> Service | None:

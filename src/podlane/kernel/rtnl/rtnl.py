@@ -379,6 +379,13 @@ class Rtnl:
         route = KernelRoute(destination, None, self.link_index(device), protocol=protocol, table=table)
         self.do(routes.delete(route))
 
+    def look_up(self, destination: Address) -> KernelRoute:
+        """The route that a packet of this namespace takes there. Raises KernelError when none does."""
+        found = routes.unpack(self._netlink.ask(routes.look_up(destination))[0])
+        if found is None or found.kind != RouteKind.UNICAST:
+            raise KernelError.of(errno.ENETUNREACH, f"look up {destination}")
+        return found
+
     # --- neighbours and forwarding entries ---
 
     def neighbours(self, family: Family | None = None) -> list[KernelNeighbour]:
