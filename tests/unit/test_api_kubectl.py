@@ -301,13 +301,17 @@ def test_nodes_are_tainted_and_cordoned(kubectl: Kubectl) -> None:
 @needs(24)
 def test_service_accounts_get_tokens(lab: Lab, kubectl: Kubectl) -> None:
     kubectl("create", "serviceaccount", "robot")
-    assert kubectl("create", "token", "robot", "--duration=1h").strip() == lab.pki.token
+    token = kubectl("create", "token", "robot", "--duration=1h").strip()
+    who = f"system:serviceaccount:{kubectl.namespace}:robot"
+    assert who in kubectl.refused("--token", token, "get", "secrets")
+    assert kubectl.run("--token", token, "auth", "can-i", "get", "secrets").stdout.strip() == "no"
     message = kubectl.refused("create", "token", "robot", "--duration=1m")
     assert "may not specify a duration less than 10 minutes" in message
     assert 'serviceaccounts "nobody" not found' in kubectl.refused("create", "token", "nobody")
     asked = json.loads(kubectl("create", "token", "robot", "--audience=me", "-o", "json"))
     assert (asked["spec"]["audiences"], asked["spec"]["expirationSeconds"]) == (["me"], 3600)
-    assert asked["status"]["token"] == lab.pki.token
+    message = kubectl.refused("--token", asked["status"]["token"], "get", "secrets")
+    assert "Unauthorized" in message or "must be logged in" in message  # it is meant for somebody else
 
 
 @needs(27)

@@ -18,10 +18,24 @@ import click
     show_default=True,
     help="After how long of silence another leads.",
 )
-def command(kubeconfig: str, context: str, config: str, metrics_address: str, lease_duration: int) -> None:
+@click.option(
+    "--lease-namespace",
+    metavar="NAME",
+    default="kube-system",
+    show_default=True,
+    help="Where the Lease podlane-controller is.",
+)
+def command(
+    kubeconfig: str,
+    context: str,
+    config: str,
+    metrics_address: str,
+    lease_duration: int,
+    lease_namespace: str,
+) -> None:
     """Run the cluster's controller: load-balancer addresses from LoadBalancerPools.
 
-    Several may run; one leads (Lease kube-system/podlane-controller), the others wait. A lab has it built in.
+    Several may run; one leads (Lease podlane-controller), the others wait. A lab has it built in.
 
     Example: podlane controller --kubeconfig /etc/podlane/kubeconfig --metrics-address 127.0.0.1:9586
     """
@@ -34,5 +48,6 @@ def command(kubeconfig: str, context: str, config: str, metrics_address: str, le
             config=config,
             metrics_address=metrics_address,
             lease_duration_s=lease_duration,
+            lease_namespace=lease_namespace,
         )
     )

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from podlane.controller import load_balancers
 from podlane.controller.context import Context, Runnable
-from podlane.controller.leader import DURATION_S, LeaderElection
+from podlane.controller.leader import DURATION_S, NAMESPACE, LeaderElection
 from podlane.controller.load_balancers import LoadBalancers
 from podlane.controller.manager import Manager
 from podlane.controller.remote import HttpClient
@@ -29,13 +29,15 @@ from podlane.watch.http import ApiHttp
 
 
 class ControllerOptions(Struct, frozen=True, kw_only=True):
-    """kubeconfig: "" as kubectl finds it. lease_duration_s: after how long of silence another leads."""
+    """kubeconfig: "" as kubectl finds it. lease_duration_s: after how long of silence another leads.
+    lease_namespace: where the Lease is."""
 
     kubeconfig: str = ""
     context: str = ""
     config: str = CONFIG_PATH
     metrics_address: str = ""
     lease_duration_s: int = DURATION_S
+    lease_namespace: str = NAMESPACE
 
 
 class Daemon:
@@ -44,7 +46,9 @@ class Daemon:
         self._balancers: LoadBalancers | None = None
         self._manager = Manager(client, config, make=self._make)
         identity = f"{socket.gethostname()}_{os.urandom(4).hex()}"
-        self._election = LeaderElection(client, identity, duration_s=options.lease_duration_s)
+        self._election = LeaderElection(
+            client, identity, namespace=options.lease_namespace, duration_s=options.lease_duration_s
+        )
 
     def _make(self, context: Context) -> list[Runnable]:
         balancers, statuses = load_balancers.make(context)
@@ -77,7 +81,7 @@ class Daemon:
 
     def _readyz(self) -> window.Answer:
         if not self._election.leader:
-            return window.text("nobody leads yet: the Lease kube-system/podlane-controller is not held", 503)
+            return window.text(f"nobody leads yet: the Lease {self._election.lease} is not held", 503)
         if not self._election.leading:
             return window.text(f"ok: {self._election.leader} leads")
         if not self._manager.synced:

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 LEASES: Final = "leases.coordination.k8s.io"
 DURATION_S: Final = 15
+NAMESPACE: Final = "kube-system"
 RENEW_DEADLINE: Final = 2 / 3  # of the duration
 RETRY: Final = 2 / 15
 
@@ -38,7 +39,7 @@ class LeaderElection:
         identity: str,
         *,
         name: str = "podlane-controller",
-        namespace: str = "kube-system",
+        namespace: str = NAMESPACE,
         duration_s: int = DURATION_S,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -48,6 +49,10 @@ class LeaderElection:
         self._seen_s = 0.0
         self.leader = ""
         """Who leads, as far as is known."""
+
+    @property
+    def lease(self) -> str:
+        return f"{self._namespace}/{self._name}"
 
     @property
     def leading(self) -> bool:

@@ -10,10 +10,12 @@ import asyncio
 import logging
 import signal
 import socket
+import time
 from typing import Any
 
+from podlane.controller import rights
 from podlane.lab import record as records
-from podlane.lab.api import auth
+from podlane.lab.api import accounts, auth
 from podlane.lab.api.bootstrap import API_PORT
 from podlane.lab.api.server import ApiServer
 from podlane.lab.controllers.manager import ControllerManager, make_all
@@ -25,6 +27,8 @@ from podlane.lab.supervisor.client import AsyncSupervisor
 from podlane.lab.topology import plan
 
 log = logging.getLogger(__name__)
+
+_LIFE_S = 10 * 365 * 86400.0
 
 
 def run(options: dict[str, Any]) -> None:
@@ -98,8 +102,12 @@ def _credentials(lab: LabRecord, fabric_addresses: list[str]) -> auth.Pki:
     pki = auth.make_pki(paths.pki, names, ["127.0.0.1", "::1", *fabric_addresses, *service])
     primary = fabric_addresses[0]
     host = f"[{primary}]" if ":" in primary else primary
-    files = {paths.kubeconfig: f"https://127.0.0.1:{lab.api_port}"}
-    files |= {paths.node_run(n.name) / "kubeconfig": f"https://{host}:{API_PORT}" for n in lab.nodes}
-    for path, url in files.items():
-        auth.write_private(path, auth.kubeconfig(pki, url, lab.name).encode())
+    auth.write_private(
+        paths.kubeconfig, auth.kubeconfig(pki, f"https://127.0.0.1:{lab.api_port}", lab.name).encode()
+    )
+    # Agents are who they are in a cluster, and may do what they may do there (controller/rights.py).
+    agent = accounts.sign(pki.token, rights.NAMESPACE, rights.AGENT, expires_s=time.time() + _LIFE_S)
+    for node in lab.nodes:
+        text = auth.kubeconfig(pki, f"https://{host}:{API_PORT}", lab.name, agent)
+        auth.write_private(paths.node_run(node.name) / "kubeconfig", text.encode())
     return pki

@@ -73,8 +73,11 @@ def write_private(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
-def kubeconfig(pki: Pki, url: str, lab: str) -> str:
-    """The text of a kubeconfig: cluster, user and context are named podlane-LAB."""
+def kubeconfig(pki: Pki, url: str, lab: str, token: str = "") -> str:
+    """The text of a kubeconfig: cluster, user and context are named podlane-LAB.
+
+    token "": the administrator's.
+    """
     name = f"podlane-{lab}"
     cluster = {
         "server": url,
@@ -84,7 +87,7 @@ def kubeconfig(pki: Pki, url: str, lab: str) -> str:
         "apiVersion": "v1",
         "kind": "Config",
         "clusters": [{"name": name, "cluster": cluster}],
-        "users": [{"name": name, "user": {"token": pki.token}}],
+        "users": [{"name": name, "user": {"token": token or pki.token}}],
         "contexts": [{"name": name, "context": {"cluster": name, "user": name, "namespace": "default"}}],
         "current-context": name,
     }

@@ -1,10 +1,11 @@
-"""What a cluster has before anybody made anything: namespaces, the `kubernetes` service, podlane's kinds."""
+"""What a cluster has before anybody made anything: namespaces, the `kubernetes` service, podlane's kinds and
+what its daemons may do."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from podlane.controller import definitions
+from podlane.controller import definitions, rights
 from podlane.errors import AlreadyExistsError
 from podlane.lab.api import namespaces
 from podlane.lab.api.registry import Registry
@@ -24,6 +25,11 @@ def bootstrap(registry: Registry, config: NetworkConfig, endpoints: Sequence[str
         _create(registry, "namespaces", obj)
     for definition in definitions.ALL:
         _put(registry, "customresourcedefinitions.apiextensions.k8s.io", definition)
+    _create(registry, "namespaces", {"metadata": {"name": rights.NAMESPACE}})
+    for obj in rights.objects():
+        row = registry.catalog.of_kind(obj["apiVersion"], obj["kind"])
+        assert row is not None
+        _put(registry, row.id, obj)
     with registry.store.transaction() as transaction:
         registry.services.ensure_default(transaction)
     _create(registry, "services", _service(config, port))

@@ -13,7 +13,8 @@ from aiohttp import web
 from podlane.errors import ApiError, NotFoundError
 from podlane.lab.api import discovery, openapi, status
 from podlane.lab.api import request as requests
-from podlane.lab.api.auth import bears
+from podlane.lab.api.accounts import Accounts
+from podlane.lab.api.rbac import Attributes, Authorizer, User
 from podlane.lab.api.registry import Registry
 from podlane.lab.api.request import BODY_LIMIT_BYTES
 from podlane.lab.api.store import decode, encode
@@ -28,15 +29,17 @@ _NO_STORE = {"Cache-Control": "no-cache, private"}
 
 
 class Door:
-    """`handle` is the aiohttp handler of every request. token: "" lets everybody in."""
+    """`handle` is the aiohttp handler of every request. token: the administrator's; "" lets everybody in."""
 
     def __init__(self, registry: Registry, verbs: Verbs, token: str) -> None:
-        self._registry, self._verbs, self._token = registry, verbs, token
-        self._rooms: dict[str, Callable[[web.BaseRequest, list[str]], Awaitable[web.StreamResponse]]] = {
+        self._registry, self._verbs = registry, verbs
+        self._accounts, self._authorizer = Accounts(registry.store, token), Authorizer(registry.store)
+        self._rooms: dict[
+            str, Callable[[web.BaseRequest, list[str], User], Awaitable[web.StreamResponse]]
+        ] = {
             "api": self._api,
             "apis": self._apis,
             "openapi": self._openapi,
-            "version": self._version,
         }
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -55,33 +58,34 @@ class Door:
     async def _dispatch(self, request: web.BaseRequest) -> web.StreamResponse:
         # The raw path is split before it is unquoted, so that %2F in a name stays in its segment.
         parts = [unquote(p) for p in request.rel_url.raw_path.strip("/").split("/")]
-        if parts[0] not in _OPEN and not self._admitted(request):
-            return _refused(ApiError("Unauthorized", code=401, reason="Unauthorized"))
+        user = self._accounts.who(request.headers.get("Authorization", ""))
         if parts[0] in ("healthz", "livez", "readyz"):
             return web.Response(text="ok")
+        if parts[0] in _OPEN:
+            return _json(discovery.VERSION)
+        if user is None:
+            return _refused(ApiError("Unauthorized", code=401, reason="Unauthorized"))
+        asked = requests.attributes(parts, request.method, request.query) or Attributes(
+            verb=request.method.lower(), path=request.path
+        )
+        self._authorizer.require(user, asked)
         if parts == [""]:
             return _json({"paths": openapi.root_paths(self._registry.catalog)})
         room = self._rooms.get(parts[0])
         if room is None:
             raise NotFoundError("the server could not find the requested resource")
-        return await room(request, parts)
-
-    def _admitted(self, request: web.BaseRequest) -> bool:
-        return not self._token or bears(request.headers.get("Authorization", ""), self._token)
+        return await room(request, parts, user)
 
     # --- rooms -----------------------------------------------------------------------------------
 
-    async def _version(self, request: web.BaseRequest, parts: list[str]) -> web.StreamResponse:
-        return _json(discovery.VERSION)
-
-    async def _api(self, request: web.BaseRequest, parts: list[str]) -> web.StreamResponse:
+    async def _api(self, request: web.BaseRequest, parts: list[str], user: User) -> web.StreamResponse:
         if len(parts) == 1:
             return self._discovery(request, core=True)
         if len(parts) == 2:
             return _json(discovery.resources(self._registry.catalog, "", parts[1]))
-        return await self._resource(request, parts)
+        return await self._resource(request, parts, user)
 
-    async def _apis(self, request: web.BaseRequest, parts: list[str]) -> web.StreamResponse:
+    async def _apis(self, request: web.BaseRequest, parts: list[str], user: User) -> web.StreamResponse:
         catalog = self._registry.catalog
         if len(parts) == 1:
             return self._discovery(request, core=False)
@@ -89,7 +93,7 @@ class Door:
             return _json(discovery.group(catalog, parts[1]))
         if len(parts) == 3:
             return _json(discovery.resources(catalog, parts[1], parts[2]))
-        return await self._resource(request, parts)
+        return await self._resource(request, parts, user)
 
     def _discovery(self, request: web.BaseRequest, *, core: bool) -> web.StreamResponse:
         catalog = self._registry.catalog
@@ -105,13 +109,13 @@ class Door:
         host = request.headers.get("Host", "")
         return _json(discovery.core_versions(host) if core else discovery.groups(catalog))
 
-    async def _openapi(self, request: web.BaseRequest, parts: list[str]) -> web.StreamResponse:
+    async def _openapi(self, request: web.BaseRequest, parts: list[str], user: User) -> web.StreamResponse:
         return openapi.respond(self._registry, request, parts)
 
-    async def _resource(self, request: web.BaseRequest, parts: list[str]) -> web.StreamResponse:
+    async def _resource(self, request: web.BaseRequest, parts: list[str], user: User) -> web.StreamResponse:
         target = requests.target(parts)
         body = await read_body(request) if request.method in ("POST", "PUT", "PATCH", "DELETE") else b""
-        answer = await self._verbs.handle(request, target, body)
+        answer = await self._verbs.handle(request, target, body, user)
         return _respond(answer) if isinstance(answer, Answer) else answer
 
 

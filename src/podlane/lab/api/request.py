@@ -17,6 +17,7 @@ from msgspec import Struct
 from podlane.errors import ApiError, NotFoundError
 from podlane.lab.api import protobuf, status
 from podlane.lab.api.deletion import DeleteOptions
+from podlane.lab.api.rbac import Attributes
 from podlane.lab.client import Obj
 
 BODY_LIMIT_BYTES = 3 * 1024 * 1024
@@ -54,6 +55,52 @@ def target(parts: list[str]) -> Target:
         raise NotFoundError("the server could not find the requested resource")
     plural, name, subresource = [*rest, "", ""][:3]
     return Target(group, version, plural, namespace, name, subresource)
+
+
+_VERBS = {
+    "GET": "get",
+    "HEAD": "get",
+    "POST": "create",
+    "PUT": "update",
+    "PATCH": "patch",
+    "DELETE": "delete",
+}
+
+
+def attributes(parts: list[str], method: str, query: Mapping[str, str]) -> Attributes | None:
+    """What a request would do to which resource (apiserver/pkg/endpoints/request/requestinfo.go); None if its
+    path is of none."""
+    if parts[0] not in ("api", "apis"):
+        return None
+    try:
+        where = target(parts)
+    except NotFoundError:
+        return None
+    verb, name = _VERBS.get(method, method.lower()), where.name
+    if verb == "get" and boolean(query, "watch"):
+        verb = "watch"
+    elif not name and verb in ("get", "delete"):
+        verb = {"get": "list", "delete": "deletecollection"}[verb]
+    if not name and verb in ("list", "watch", "deletecollection"):
+        name = _only(query.get("fieldSelector", ""))
+    namespace = where.name if where.plural == "namespaces" and not where.group else where.namespace
+    return Attributes(
+        verb=verb,
+        group=where.group,
+        resource=where.plural,
+        subresource=where.subresource,
+        namespace=namespace,
+        name=name,
+    )
+
+
+def _only(field_selector: str) -> str:
+    """The one name that a field selector leaves, "" if it leaves several."""
+    for term in field_selector.split(","):
+        key, _, value = term.partition("=")
+        if key == "metadata.name":
+            return value.removeprefix("=")
+    return ""
 
 
 class ListQuery(Struct, frozen=True, kw_only=True):

@@ -1,13 +1,12 @@
 """POST .../serviceaccounts/NAME/token: a TokenRequest and its answer (KEP 1205).
 
-A lab has one user and one token, which is also what pods find in their volumes: every service account gets
-that one. It outlives the time it is asked for, and it is the same for every audience and bound object.
+What the account may do is for RBAC to say. What pods find in their volumes is the administrator's token.
 """
 
 from __future__ import annotations
 
 from podlane.errors import ApiError
-from podlane.lab.api import metadata, status, validation_decode
+from podlane.lab.api import accounts, metadata, status, validation_decode
 from podlane.lab.client import Obj
 
 API_VERSION, KIND = "authentication.k8s.io/v1", "TokenRequest"
@@ -15,8 +14,11 @@ _DEFAULT_S, _LEAST_S, _MOST_S = 3600, 600, 1 << 32
 """pkg/apis/authentication: defaults.go and validation.go."""
 
 
-def answer(account: Obj, question: Obj, token: str, now: float) -> Obj:
-    """The question with its status. now: seconds since 1970. Raises ApiError: 400, 422."""
+def answer(account: Obj, question: Obj, admin_token: str, now: float) -> Obj:
+    """The question with its status. Raises ApiError: 400, 422.
+
+    admin_token: what tokens are signed with; now: seconds since 1970.
+    """
     given = (question.get("apiVersion"), question.get("kind"))
     if given != (API_VERSION, KIND):
         raise status.bad_request(f"a {KIND} of {API_VERSION} is expected, not {given[1]} of {given[0]}")
@@ -32,10 +34,17 @@ def answer(account: Obj, question: Obj, token: str, now: float) -> Obj:
         message = f'{KIND}.authentication.k8s.io "{account["metadata"]["name"]}" is invalid: '
         message += f"spec.expirationSeconds: Invalid value: {lasts_s}: {why}"
         raise ApiError(message, code=422, reason="Invalid")
-    expires = metadata.timestamp(now + lasts_s)
     meta = {key: account["metadata"][key] for key in ("name", "namespace")}
+    token = accounts.sign(
+        admin_token,
+        meta["namespace"],
+        meta["name"],
+        uid=account["metadata"]["uid"],
+        audiences=tuple(spec.get("audiences") or ()),
+        expires_s=now + lasts_s,
+    )
     return {
         **found,
         "metadata": {**found.get("metadata", {}), **meta},
-        "status": {"token": token, "expirationTimestamp": expires},
+        "status": {"token": token, "expirationTimestamp": metadata.timestamp(now + lasts_s)},
     }

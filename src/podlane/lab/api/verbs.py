@@ -13,6 +13,7 @@ from podlane.errors import ApiError
 from podlane.lab.api import patch as patches
 from podlane.lab.api import request as requests
 from podlane.lab.api import reviews, schema, status, strategic, subresources, tokens, watching
+from podlane.lab.api.rbac import Authorizer, User
 from podlane.lab.api.registry import Registry, WriteOptions
 from podlane.lab.api.remote import Remote
 from podlane.lab.api.render import Renderer
@@ -38,8 +39,11 @@ class Answer(Struct, frozen=True):
 class Call:
     """One request for a resource."""
 
-    def __init__(self, verbs: Verbs, request: web.BaseRequest, target: Target, body: bytes) -> None:
+    def __init__(
+        self, verbs: Verbs, request: web.BaseRequest, target: Target, body: bytes, user: User
+    ) -> None:
         self.registry, self.request, self.target, self.body = verbs.registry, request, target, body
+        self.user = user
         self.resource: Resource = verbs.registry.catalog.at(target.group, target.version, target.plural)
         self.query: Mapping[str, str] = request.query
         accept = requests.wanted(request.headers.get("Accept", ""))
@@ -92,16 +96,17 @@ class Call:
 
 
 class Verbs:
-    """token: what clients must bear, given out to service accounts too."""
+    """token: the administrator's, which service accounts' are signed with."""
 
     def __init__(self, registry: Registry, tables: Tables, remote: Remote, token: str = "") -> None:
         self.registry, self.tables, self.remote, self._token = registry, tables, remote, token
+        self._authorizer = Authorizer(registry.store)
 
     async def handle(
-        self, request: web.BaseRequest, target: Target, body: bytes
+        self, request: web.BaseRequest, target: Target, body: bytes, user: User
     ) -> Answer | web.StreamResponse:
         """Raises the ApiError tree."""
-        call = Call(self, request, target, body)
+        call = Call(self, request, target, body, user)
         if target.subresource in _STREAMS:
             return await self.remote.handle(request, call.resource, target)
         match request.method:
@@ -160,7 +165,7 @@ class Verbs:
             return Answer(encode(found), 201)
         call.require("create")
         if reviews.answers(call.resource):
-            return Answer(encode(reviews.answer(call.resource, obj)), 201)
+            return Answer(encode(reviews.answer(self._authorizer, call.user, call.resource, obj)), 201)
         record = self.registry.create(call.resource, target.namespace, obj, options)
         return call.answer(record, options, 201)
 
