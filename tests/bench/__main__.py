@@ -8,7 +8,7 @@ import inspect
 import json
 import sys
 
-PARTS = ("lab", "path", "cni", "sockets", "services", "balancing", "failover", "policy")
+PARTS = ("lab", "path", "cni", "sockets", "services", "balancing", "failover", "policy", "cluster_scale")
 
 
 def main() -> int:
