@@ -93,7 +93,8 @@ class Api:
         start = int(asked.get("continue", "0"))
         end = min(len(items), start + int(asked.get("limit", len(items)) or len(items)))
         more = f'"continue":"{end}","remainingItemCount":{len(items) - end},' if end < len(items) else ""
-        first = f'{{"kind":"{kind}List","apiVersion":"v1","metadata":{{{more}"resourceVersion":"{LISTED}"}},"items":['
+        metadata = f'{{{more}"resourceVersion":"{LISTED}"}}'
+        first = f'{{"kind":"{kind}List","apiVersion":"v1","metadata":{metadata},"items":['
         body = b"%s%s]}" % (first.encode(), b",".join(items[start:end]))
         self.served[kind] += len(body)
         connection.sendall(

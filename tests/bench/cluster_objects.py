@@ -1,5 +1,5 @@
-"""A cluster's objects as a real API server writes them, by number and in bytes: with managed fields, container
-specifications, conditions and lists of images, for reading past all that is what decoding costs.
+"""A cluster's objects as a real API server writes them, by number, in bytes: with managed fields, container
+specs, conditions and lists of images, for reading past all that is what decoding costs.
 
     node n          has the pods n, n + NODES, n + 2 NODES …; each in an application of PODS_OF_APP pods
     application a   is a Deployment, every tenth a StatefulSet; two Services select it

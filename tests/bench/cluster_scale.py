@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ def churn(node: TestNode, api: Api, way: str, seconds: float) -> Result:
     time.sleep(0.5)
     took_s, cpu_s = time.monotonic() - began_s, _cpu_s(node.process.pid) - cpu_before_s
     after = counts(node)
-    late_s = max(b - a for a, b in zip(sent, sent[1:], strict=False))
+    late_s = max(b - a for a, b in pairwise(sent))
     events = len(sent)
     return {
         "share": cpu_s / (events / RATE),
@@ -252,11 +253,11 @@ def measure(scale: float = 1.0) -> dict[str, object]:
         f"{large['start_cpu_s']:.1f} s of CPU",
         "start again over what is programmed": f"{large['restart']['start_s']:.1f} s; "
         f"{large['restart']['start_cpu_s']:.1f} s of CPU",
-        "memory (PSS) then": f"{large['pss_mib']:.0f} MiB (at most 250), {large['most_mib']:.0f} at most (RSS), "
-        f"{large['after_mib']:.0f} after all changes",
+        "memory (PSS) then": f"{large['pss_mib']:.0f} MiB (at most 250), "
+        f"{large['most_mib']:.0f} at most (RSS), {large['after_mib']:.0f} after all changes",
         "a tenth of the cluster: start and memory": f"{small['start_s']:.1f} s, {small['pss_mib']:.0f} MiB",
-        f"{RATE} endpoint changes a second": f"{large['endpoints']['share']:.1%} of a processor (at most 15 %); "
-        f"a tenth: {small['endpoints']['share']:.1%}",
+        f"{RATE} endpoint changes a second": f"{large['endpoints']['share']:.1%} of a processor "
+        f"(at most 15 %); a tenth: {small['endpoints']['share']:.1%}",
         "  with their pods' changes, four each": f"{large['pods']['share']:.1%}; "
         f"a tenth: {small['pods']['share']:.1%}",
         f"  and {RATE} heartbeats of nodes instead": f"{large['heartbeats']['share']:.1%}; "
