@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address, ip_network
 from itertools import combinations
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from podlane.controller.node_cidrs import ExhaustedError, NodeCidrs
+from podlane.controller.prefix_index import PrefixIndex
 from podlane.model.addresses import Family, family_of
 from podlane.model.config import NetworkConfig
 
@@ -89,6 +91,59 @@ def test_a_returned_part_is_used_last() -> None:
     gone = cidrs.allocate("a")
     cidrs.release("a")
     assert cidrs.allocate("b") != gone
+
+
+@given(st.lists(st.tuples(st.integers(24, 32), st.integers(0, 127), st.integers(0, 3)), max_size=12))
+def test_prefixes_of_any_size_block_what_they_touch_and_nothing_else(
+    claims: list[tuple[int, int, int]],
+) -> None:
+    cidrs = NodeCidrs(NetworkConfig(ip_families=[Family.IPV4], **SMALL))
+    for bits, at, owner in claims:
+        base = int(ip_address("10.0.0.0")) + (at >> (32 - bits) << (32 - bits))
+        cidrs.adopt(f"node-{owner}", [f"{ip_address(base)}/{bits}"])
+    held = {each for owned in cidrs.nodes.values() for each in owned}
+    parts = list(ip_network("10.0.0.0/26").subnets(new_prefix=29))
+    free = [each for each in parts if not any(each.overlaps(one) for one in held)]
+    assert cidrs.use() == {Family.IPV4: (8 - len(free), len(free))}
+    given = [cidrs.allocate(f"new-{number}")[0] for number in range(len(free))]
+    assert sorted(given) == free
+    with pytest.raises(ExhaustedError):
+        cidrs.allocate("one too many")
+    for node in list(cidrs.nodes):
+        cidrs.release(node)
+    assert cidrs.use() == {Family.IPV4: (0, 8)}
+
+
+def test_a_prefix_larger_than_everything_costs_nothing() -> None:
+    config = NetworkConfig(pod_cidrs=["10.0.0.0/8", "fd00::/20"], node_cidr_mask_sizes=[24, 80])
+    cidrs = NodeCidrs(config)
+    cidrs.adopt("wide", ["::/1", "0.0.0.0/0", "fd00::/21"])  # more parts than anybody could walk
+    assert str(cidrs._pools[Family.IPV6].part(cidrs._pools[Family.IPV6].free())) == "fd00:800::/80"
+    with pytest.raises(ExhaustedError):
+        cidrs.allocate("a")
+
+
+texts = st.sampled_from(
+    ["10.0.0.0/8", "10.1.0.0/16", "10.1.0.0/24", "10.1.1.0/24", "10.2.0.0/16", "fd00::/16"]
+)
+claims = st.lists(st.tuples(st.booleans(), texts, st.sampled_from("abc")), max_size=20)
+
+
+@given(claims, texts)
+def test_what_overlaps_is_found(story: list[tuple[bool, str, str]], asked: str) -> None:
+    index, naive = PrefixIndex(), set()
+    for comes, text, owner in story:
+        each = ip_network(text)
+        if comes:
+            index.add(each, owner)
+            naive.add((each, owner))
+        else:
+            index.remove(each, owner)
+            naive.discard((each, owner))
+    wanted = ip_network(asked)
+    found = list(index.overlapping(wanted))
+    assert len(found) == len(set(found))
+    assert set(found) == {(p, o) for p, o in naive if p.version == wanted.version and p.overlaps(wanted)}
 
 
 def test_a_prefix_of_another_size_blocks_all_it_covers() -> None:

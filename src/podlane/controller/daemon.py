@@ -18,6 +18,8 @@ from podlane.controller.context import Context, Runnable
 from podlane.controller.leader import DURATION_S, NAMESPACE, LeaderElection
 from podlane.controller.load_balancers import LoadBalancers
 from podlane.controller.manager import Manager
+from podlane.controller.node_claims import NodeClaims
+from podlane.controller.node_prefixes import NodePrefixes
 from podlane.controller.remote import HttpClient
 from podlane.model.addresses import Family
 from podlane.model.config import NetworkConfig
@@ -43,7 +45,9 @@ class ControllerOptions(Struct, frozen=True, kw_only=True):
 class Daemon:
     def __init__(self, options: ControllerOptions, config: NetworkConfig, client: HttpClient) -> None:
         self._options = options
+        self._config = config
         self._balancers: LoadBalancers | None = None
+        self._prefixes: NodePrefixes | None = None
         self._manager = Manager(client, config, make=self._make)
         identity = f"{socket.gethostname()}_{os.urandom(4).hex()}"
         self._election = LeaderElection(
@@ -54,7 +58,10 @@ class Daemon:
         balancers, statuses = load_balancers.make(context)
         assert isinstance(balancers, LoadBalancers)
         self._balancers = balancers
-        return [balancers, statuses]
+        allocate = self._config.controller.allocate_node_cidrs
+        self._prefixes = NodePrefixes(context) if allocate else None
+        claims = NodeClaims(context, allocated=allocate)
+        return [balancers, statuses, claims, *([self._prefixes] if self._prefixes else [])]
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until stop is set, or raises what ended it."""
@@ -98,24 +105,39 @@ class Daemon:
     def _samples(self) -> Iterator[Metric]:
         leading = self._election.leading
         yield Metric("leading", "gauge", "Whether this process leads.", [({}, float(leading))])
-        balancers = self._balancers
-        if balancers is None or not leading:
+        if not leading:
             return
-        uses = {
-            (pool.name, family): balancers.addresses.use(pool, family)
-            for pool in balancers.addresses.pools.values()
-            for family in Family
-        }
-        for what in ("assigned", "available"):
-            samples = [
-                ({"pool": pool, "family": str(family)}, float(getattr(use, what)))
-                for (pool, family), use in uses.items()
-            ]
-            yield Metric(f"pool_addresses_{what}", "gauge", f"Addresses {what}, by pool.", samples)
-        waiting = float(balancers.waiting)
-        yield Metric("services_waiting", "gauge", "Services that no address could be given.", [({}, waiting)])
-        refused = len(balancers.faults) + len(balancers.addresses.refused)
-        yield Metric("pools_refused", "gauge", "Pools that cannot be used.", [({}, float(refused))])
+        if self._balancers is not None:
+            yield from _of_pools(self._balancers)
+        if self._prefixes is not None:
+            yield from _of_prefixes(self._prefixes)
+
+
+def _of_prefixes(prefixes: NodePrefixes) -> Iterator[Metric]:
+    use = prefixes.cidrs.use()
+    for at, what in enumerate(("assigned", "available")):
+        samples = [({"family": str(family)}, float(numbers[at])) for family, numbers in use.items()]
+        yield Metric(f"node_cidrs_{what}", "gauge", f"Parts of podCIDRs {what}, by family.", samples)
+    without = float(prefixes.without)
+    yield Metric("nodes_without_cidrs", "gauge", "Nodes that no prefix could be given.", [({}, without)])
+
+
+def _of_pools(balancers: LoadBalancers) -> Iterator[Metric]:
+    uses = {
+        (pool.name, family): balancers.addresses.use(pool, family)
+        for pool in balancers.addresses.pools.values()
+        for family in Family
+    }
+    for what in ("assigned", "available"):
+        samples = [
+            ({"pool": pool, "family": str(family)}, float(getattr(use, what)))
+            for (pool, family), use in uses.items()
+        ]
+        yield Metric(f"pool_addresses_{what}", "gauge", f"Addresses {what}, by pool.", samples)
+    waiting = float(balancers.waiting)
+    yield Metric("services_waiting", "gauge", "Services that no address could be given.", [({}, waiting)])
+    refused = len(balancers.faults) + len(balancers.addresses.refused)
+    yield Metric("pools_refused", "gauge", "Pools that cannot be used.", [({}, float(refused))])
 
 
 def main(options: ControllerOptions) -> None:

@@ -111,6 +111,13 @@ class Policy(Section, frozen=True):
     cut_established: bool = False
 
 
+class Controller(Section, frozen=True):
+    """allocateNodeCIDRs: `podlane controller` gives Nodes their spec.podCIDRs, parts of podCIDRs, for
+    clusters whose controller-manager does not (--allocate-node-cidrs=false). A lab always does."""
+
+    allocate_node_cidrs: bool = field(default=False, name="allocateNodeCIDRs")
+
+
 class Fabric(Section, frozen=True):
     """The lab's underlay. racks: subnets of nodes, with a router between them."""
 
@@ -143,6 +150,7 @@ class NetworkConfig(Section, frozen=True):
     link: Link = Link()
     services: Services = Services()
     policy: Policy = Policy()
+    controller: Controller = Controller()
     fabric: Fabric = Fabric()
 
     def _of(self, texts: list[str]) -> dict[Family, Prefix]:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from podlane.controller import load_balancers
 from podlane.controller.leader import LeaderElection, Led
 from podlane.controller.manager import Manager
+from podlane.controller.node_claims import NodeClaims
+from podlane.controller.node_prefixes import NodePrefixes
 from podlane.lab.client import ApiClient
 from podlane.lab.controllers.context import Context, Runnable
 from podlane.lab.controllers.cronjob import CronJobs
@@ -21,7 +23,7 @@ from podlane.lab.controllers.job import Jobs
 from podlane.lab.controllers.loadbalancers import LoadBalancers
 from podlane.lab.controllers.mirroring import Mirroring
 from podlane.lab.controllers.namespaces import Namespaces
-from podlane.lab.controllers.nodes import LostPods, NodePrefixes
+from podlane.lab.controllers.nodes import LostPods
 from podlane.lab.controllers.replicaset import ReplicaSets, ReplicationControllers
 from podlane.lab.controllers.scheduler import Scheduler
 from podlane.lab.controllers.servicecidrs import ServiceAddresses, ServiceCIDRs
@@ -37,6 +39,7 @@ def make_all(context: Context) -> list[Runnable]:
     everything = Everything(context)
     return [
         NodePrefixes(context),
+        NodeClaims(context, allocated=True),
         Scheduler(context),
         Deployments(context),
         ReplicaSets(context),

@@ -1,61 +1,15 @@
-"""What a Node is given when it appears (spec.podCIDRs), and what becomes of pods whose node is gone."""
+"""What becomes of pods whose node is gone."""
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from podlane.controller.node_cidrs import ExhaustedError, NodeCidrs
 from podlane.errors import NotFoundError
 from podlane.lab.client import Obj
 from podlane.lab.controllers import facts
-from podlane.lab.controllers.context import Context, Controller
+from podlane.lab.controllers.context import Context
 from podlane.lab.informer import Key, WorkQueue, key_of
 
 QUARANTINE_S = 10.0
 """How long a pod may name a node that is not there: nodes register while a lab starts."""
-
-
-class NodePrefixes(Controller):
-    """One allocator, fed by the informer before the first allocation: a restart hands nothing out twice."""
-
-    resource: ClassVar[str] = "nodes"
-    workers = 1
-
-    def __init__(self, context: Context) -> None:
-        self._cidrs = NodeCidrs(context.config)
-        self._without: set[Key] = set()
-        super().__init__(context)
-
-    def changed(self, old: Obj | None, new: Obj | None) -> None:
-        if new is None:
-            if old is not None:
-                self._cidrs.release(old["metadata"]["name"])
-                self._without.discard(key_of(old))
-            for key in self._without:
-                self.queue.add(key)
-            return
-        spec = new.get("spec") or {}
-        if spec.get("podCIDRs"):
-            self._cidrs.adopt(new["metadata"]["name"], spec["podCIDRs"])
-        else:
-            self.queue.add(key_of(new))
-
-    async def reconcile(self, key: Key) -> float | None:
-        node = self.objects.get(key[1])
-        if node is None or facts.is_deleting(node) or (node.get("spec") or {}).get("podCIDRs"):
-            self._without.discard(key)
-            return None
-        name = key[1]
-        try:
-            found = [str(p) for p in self._cidrs.allocate(name)]
-        except ExhaustedError as error:
-            self._without.add(key)
-            message = f"Node {name} status is now: CIDRNotAvailable: {error}"
-            self.context.events.warning("Node", node, "CIDRNotAvailable", message, "cidrAllocator")
-            return None
-        self._without.discard(key)
-        await self.context.patch(self.resource, node, {"spec": {"podCIDR": found[0], "podCIDRs": found}})
-        return None
 
 
 class LostPods:
