@@ -6,8 +6,9 @@ import asyncio
 import base64
 import json
 import os
+import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,18 +23,21 @@ FOREVER = ["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.05; done"]
 
 
 @pytest.fixture
-def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Scenario], None]:
-    monkeypatch.setenv("PODLANE_RUN_DIR", str(tmp_path / "run"))
-    monkeypatch.setenv("PODLANE_STATE_DIR", str(tmp_path / "state"))
+def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Scenario], None]]:
+    # A socket's path may be 107 bytes long: pytest's own directories are deeper than a lab's.
+    with tempfile.TemporaryDirectory(prefix="kubelet-") as where:
+        directory = Path(where)
+        monkeypatch.setenv("PODLANE_RUN_DIR", str(directory / "run"))
+        monkeypatch.setenv("PODLANE_STATE_DIR", str(directory / "state"))
 
-    def run(scenario: Scenario) -> None:
-        async def main() -> None:
-            async with kubelet_site(tmp_path) as site:
-                await scenario(site)
+        def run(scenario: Scenario) -> None:
+            async def main() -> None:
+                async with kubelet_site(directory) as site:
+                    await scenario(site)
 
-        asyncio.run(main())
+            asyncio.run(main())
 
-    return run
+        yield run
 
 
 def test_responder_pod_is_ready_with_addresses_of_both_families(play):

@@ -125,7 +125,7 @@ class ContainerRunner:
             self.container,
             with_addresses,
             objects,
-            self._node.world.services_seen_by(pod),
+            await self._node.world.services_seen_by(pod),
             hostname,
         )
         directory = self._files.container(self.name)

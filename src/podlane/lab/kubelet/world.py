@@ -74,11 +74,19 @@ class World:
         """Those whose selector chooses the pod."""
         return [s for s in self.services.list(pod["metadata"]["namespace"]) if _selects(s, pod)]
 
-    def services_seen_by(self, pod: Obj) -> list[Obj]:
-        """Those its environment may name: of its namespace, and default/kubernetes."""
-        found = list(self.services.list(pod["metadata"]["namespace"]))
+    async def services_seen_by(self, pod: Obj) -> list[Obj]:
+        """Those its environment may name: of its namespace, and default/kubernetes.
+
+        The API is asked: an environment is written once, and the cache of services may be a moment behind
+        that of pods, so that a service older than the pod would be missing for good.
+        """
+        found, _ = await self.client.list("services", pod["metadata"]["namespace"])
         api = self.services.get("kubernetes", "default")
-        return found if api is None or api in found else [*found, api]
+        return (
+            found
+            if api is None or api["metadata"]["namespace"] == pod["metadata"]["namespace"]
+            else [*found, api]
+        )
 
     def _service_changed(self, old: Obj | None, new: Obj | None) -> None:
         service = new or old
