@@ -8,13 +8,11 @@ from __future__ import annotations
 import errno
 from collections import Counter, deque
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any
 
 from podlane.agent.reconciler import EVERY_ROW, Observation
-from podlane.observe.exposition import Histograms, Metric, labelled
+from podlane.observe.exposition import WORK_BUCKETS_S, Histograms, Metric, labelled
 from podlane.watch.reflector import Reflector
-
-WORK_BUCKETS_S: Final = tuple(0.0001 * 2**n for n in range(18))  # 0.1 ms to 13 s
 
 
 class AgentMetrics:

@@ -99,7 +99,7 @@ class MetricsPage:
         guards = self._compiler.tables[Table.GUARDS].values()
         closed = sum(1 for each in guards if each.pod.name and not each.known)
         yield gauge(
-            "pods_isolated", "Pods that nothing passes of, since the API does not show them yet.", closed
+            "pods_fail_closed", "Pods that nothing passes of, since the API does not show them yet.", closed
         )
 
     # --- of what is read ---

@@ -9,11 +9,10 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Iterator
 
 from msgspec import Struct
 
-from podlane.controller import load_balancers
+from podlane.controller import load_balancers, metrics
 from podlane.controller.context import Context, Runnable
 from podlane.controller.leader import DURATION_S, NAMESPACE, LeaderElection
 from podlane.controller.load_balancers import LoadBalancers
@@ -21,10 +20,9 @@ from podlane.controller.manager import Manager
 from podlane.controller.node_claims import NodeClaims
 from podlane.controller.node_prefixes import NodePrefixes
 from podlane.controller.remote import HttpClient
-from podlane.model.addresses import Family
 from podlane.model.config import NetworkConfig
 from podlane.observe import window
-from podlane.observe.exposition import Metric, exposition
+from podlane.observe.exposition import CONTENT_TYPE
 from podlane.watch import configuration, kubeconfig
 from podlane.watch.configuration import CONFIG_PATH
 from podlane.watch.http import ApiHttp
@@ -44,8 +42,7 @@ class ControllerOptions(Struct, frozen=True, kw_only=True):
 
 class Daemon:
     def __init__(self, options: ControllerOptions, config: NetworkConfig, client: HttpClient) -> None:
-        self._options = options
-        self._config = config
+        self._options, self._config, self._client = options, config, client
         self._balancers: LoadBalancers | None = None
         self._prefixes: NodePrefixes | None = None
         self._manager = Manager(client, config, make=self._make)
@@ -99,45 +96,16 @@ class Daemon:
         return window.text("ok: this one leads")
 
     def _metrics(self) -> window.Answer:
-        body = exposition("podlane_controller_", self._samples()).encode()
-        return window.Answer(200, body, "text/plain; version=0.0.4; charset=utf-8")
-
-    def _samples(self) -> Iterator[Metric]:
-        leading = self._election.leading
-        yield Metric("leading", "gauge", "Whether this process leads.", [({}, float(leading))])
-        if not leading:
-            return
-        if self._balancers is not None:
-            yield from _of_pools(self._balancers)
-        if self._prefixes is not None:
-            yield from _of_prefixes(self._prefixes)
-
-
-def _of_prefixes(prefixes: NodePrefixes) -> Iterator[Metric]:
-    use = prefixes.cidrs.use()
-    for at, what in enumerate(("assigned", "available")):
-        samples = [({"family": str(family)}, float(numbers[at])) for family, numbers in use.items()]
-        yield Metric(f"node_cidrs_{what}", "gauge", f"Parts of podCIDRs {what}, by family.", samples)
-    without = float(prefixes.without)
-    yield Metric("nodes_without_cidrs", "gauge", "Nodes that no prefix could be given.", [({}, without)])
-
-
-def _of_pools(balancers: LoadBalancers) -> Iterator[Metric]:
-    uses = {
-        (pool.name, family): balancers.addresses.use(pool, family)
-        for pool in balancers.addresses.pools.values()
-        for family in Family
-    }
-    for what in ("assigned", "available"):
-        samples = [
-            ({"pool": pool, "family": str(family)}, float(getattr(use, what)))
-            for (pool, family), use in uses.items()
-        ]
-        yield Metric(f"pool_addresses_{what}", "gauge", f"Addresses {what}, by pool.", samples)
-    waiting = float(balancers.waiting)
-    yield Metric("services_waiting", "gauge", "Services that no address could be given.", [({}, waiting)])
-    refused = len(balancers.faults) + len(balancers.addresses.refused)
-    yield Metric("pools_refused", "gauge", "Pools that cannot be used.", [({}, float(refused))])
+        text = metrics.text(
+            metrics.Seen(
+                self._election.leading,
+                self._balancers,
+                self._prefixes,
+                self._manager.controllers,
+                self._client.requests,
+            )
+        )
+        return window.Answer(200, text.encode(), CONTENT_TYPE)
 
 
 def main(options: ControllerOptions) -> None:

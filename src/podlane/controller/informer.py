@@ -18,11 +18,13 @@ import asyncio
 import heapq
 import itertools
 import logging
+import time
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from podlane.controller.client import ApiClient, Obj
 from podlane.errors import ApiError, ConflictError, GoneError
+from podlane.observe.exposition import WORK_BUCKETS_S, Histogram
 
 log = logging.getLogger(__name__)
 
@@ -279,7 +281,10 @@ class WorkQueue(Generic[K]):
         workers: int = 4,
         order: Callable[[K], Any] | None = None,
     ) -> None:
-        """order: smallest first among those waiting; without it, first come, first served."""
+        """order: smallest first among those waiting; without it, first come, first served.
+
+        Counted are keys that came to wait (added), looks that failed (retried), and seconds a look took.
+        """
         self.name = name
         self._reconcile = reconcile
         self._workers = workers
@@ -292,6 +297,13 @@ class WorkQueue(Generic[K]):
         self._ready = asyncio.Event()
         self._failures: dict[K, int] = {}
         self._timers: dict[K, asyncio.TimerHandle] = {}
+        self.added = self.retried = 0
+        self.took = Histogram(WORK_BUCKETS_S)
+
+    @property
+    def depth(self) -> int:
+        """How many wait."""
+        return len(self._waiting)
 
     def add(self, key: K) -> None:
         if (timer := self._timers.pop(key, None)) is not None:
@@ -300,6 +312,7 @@ class WorkQueue(Generic[K]):
             self._dirty.add(key)
         elif key not in self._waiting:
             self._waiting.add(key)
+            self.added += 1
             rank = self._order(key) if self._order is not None else 0
             heapq.heappush(self._heap, (rank, next(self._count), key))
             self._ready.set()
@@ -356,16 +369,20 @@ class WorkQueue(Generic[K]):
 
     async def _attempt(self, key: K) -> float | None:
         """Seconds until the key wants another look."""
+        began_s = time.monotonic()
         try:
             again_s = await self._reconcile(key)
         except Exception as error:  # a controller outlives any one object
             count = self._failures[key] = self._failures.get(key, 0) + 1
             delay_s = min(RETRY_FIRST_S * 2.0 ** min(count - 1, 16), RETRY_LAST_S)
+            self.retried += 1
             expected = isinstance(error, ApiError)
             if not isinstance(error, ConflictError):
                 log.warning(
                     "%s %s: %s; again in %.3f s", self.name, key, error, delay_s, exc_info=not expected
                 )
             return delay_s
+        finally:
+            self.took.observe(time.monotonic() - began_s)
         self._failures.pop(key, None)
         return again_s

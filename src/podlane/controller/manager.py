@@ -64,6 +64,11 @@ class Manager:
             await asyncio.wait({task})
 
     @property
+    def controllers(self) -> list[Runnable]:
+        """Those at work; none before everything has been listed."""
+        return self._running
+
+    @property
     def synced(self) -> bool:
         """It runs, and everything it reads has been listed."""
         return bool(self._running)

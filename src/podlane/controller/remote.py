@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
@@ -48,6 +48,11 @@ class HttpClient:
 
     def __init__(self, http: ApiHttp) -> None:
         self._http = http
+
+    @property
+    def requests(self) -> Mapping[tuple[str, ...], int]:
+        """How many were made, by (verb, resource, HTTP status)."""
+        return self._http.requests
 
     async def get(self, resource: str, name: str, namespace: str = "") -> Obj:
         return _object(await self._http.get(path(resource, namespace, name), {}))

@@ -11,6 +11,9 @@ from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
+WORK_BUCKETS_S: Final = tuple(0.0001 * 2**n for n in range(18))
+"""Of work that takes 0.1 ms to 13 s."""
+
 Labels: TypeAlias = Mapping[str, str]
 V = TypeVar("V", bound="float | Histogram")
 
