@@ -11,11 +11,13 @@ import pytest
 
 from podlane.controller import rights
 from podlane.controller.daemon import ControllerOptions, Daemon
+from podlane.controller.meta import condition
+from podlane.controller.node_claims import MISCONFIGURED
 from podlane.controller.remote import HttpClient
 from podlane.errors import ApiError
 from podlane.lab.api import accounts, rbac
 from podlane.lab.api.rbac import Attributes
-from podlane.model.config import DEFAULT
+from podlane.model.config import parse
 from podlane.watch import kubeconfig
 from podlane.watch.http import ApiHttp
 from podlane.watch.kubeconfig import Access
@@ -166,11 +168,18 @@ def test_the_controller_leads_and_gives_addresses_with_its_rights_alone(lab: Lab
         lambda: make("services", metadata={"name": "too-many"}, spec={**spec, "loadBalancerIP": "9.9.9.9"})
     )
 
+    lab.run(lambda: make("nodes", metadata={"name": "bare"}))
+    for name in ("one", "other"):
+        lab.run(
+            lambda name=name: make("nodes", metadata={"name": name}, spec={"podCIDRs": ["10.244.0.0/24"]})
+        )
+    config = parse({"controller": {"allocateNodeCIDRs": True}})
+
     async def run() -> None:
         stop = asyncio.Event()
         async with ApiHttp(access(lab, rights.CONTROLLER)) as http:
             options = ControllerOptions(lease_namespace=rights.NAMESPACE)
-            daemon = asyncio.create_task(Daemon(options, DEFAULT, HttpClient(http)).run(stop))
+            daemon = asyncio.create_task(Daemon(options, config, HttpClient(http)).run(stop))
             async with asyncio.timeout(20):
                 while True:
                     assert not daemon.done(), daemon.result()
@@ -185,8 +194,11 @@ def test_the_controller_leads_and_gives_addresses_with_its_rights_alone(lab: Lab
         web = await client.get("services", "web", "default")
         events, _ = await client.list("events")
         pools = await client.get("loadbalancerpools.podlane.dev", "p")
+        bare, other = [await client.get("nodes", name) for name in ("bare", "other")]
         return bool(
-            web["status"].get("loadBalancer", {}).get("ingress")
+            bare.get("spec", {}).get("podCIDRs") == ["10.244.1.0/24", "fd00:10:244::/64"]
+            and condition(other, MISCONFIGURED)
+            and web["status"].get("loadBalancer", {}).get("ingress")
             and web["metadata"].get("finalizers")
             and pools.get("status", {}).get("conditions")
             and any(e["involvedObject"]["name"] == "too-many" for e in events)

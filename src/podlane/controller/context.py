@@ -39,13 +39,13 @@ class Context:
             await self.client.update(resource, obj, subresource=subresource)
         )
 
-    async def patch(self, resource: str, obj: Obj, patch: Obj) -> Obj:
+    async def patch(self, resource: str, obj: Obj, patch: Obj, *, subresource: str = "") -> Obj:
         """A merge patch of obj as it was read: ConflictError if it is no longer that."""
         namespace, name = key_of(obj)
         meta = obj["metadata"]
         guarded = {**patch, "metadata": {**patch.get("metadata", {}), "uid": meta["uid"]}}
         guarded["metadata"]["resourceVersion"] = meta["resourceVersion"]
-        answer = await self.client.patch(resource, name, namespace, guarded)
+        answer = await self.client.patch(resource, name, namespace, guarded, subresource=subresource)
         return self.informers[resource].wrote(answer)
 
     async def status(self, resource: str, obj: Obj, status: Obj) -> Obj:

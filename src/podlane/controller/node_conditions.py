@@ -34,6 +34,6 @@ async def tell(context: Context, node: Obj, type_: str, problem: Problem | None,
         return
     conditions = (node.get("status") or {}).get("conditions") or ()
     conditions = with_condition(conditions, type_, status, reason, message, context.now())
-    await context.status("nodes", node, {**(node.get("status") or {}), "conditions": conditions})
+    await context.patch("nodes", node, {"status": {"conditions": conditions}}, subresource="status")
     if problem is not None:
         context.events.warning("Node", node, reason, message, COMPONENT)

@@ -38,7 +38,8 @@ AGENT_RULES: Final = (
     _rule("discovery.k8s.io", ("endpointslices",), _READ),
     _rule("networking.k8s.io", ("networkpolicies", "servicecidrs"), _READ),
     # What a node tells the others (annotations), and of itself (conditions).
-    _rule("", ("nodes", "nodes/status"), ("patch",)),
+    _rule("", ("nodes",), ("get", "patch")),
+    _rule("", ("nodes/status",), ("patch",)),
     # Which load-balancer addresses it answers for.
     _rule("", ("services/status",), ("patch",)),
     _rule("", ("events",), ("create", "patch")),
@@ -47,7 +48,7 @@ AGENT_RULES: Final = (
 CONTROLLER_RULES: Final = (
     _rule("", ("namespaces", "nodes", "services"), _READ),
     _rule("podlane.dev", ("loadbalancerpools",), _READ),
-    # Node CIDRs where the cluster has none, and the condition that goes with them.
+    # Node CIDRs where the cluster has none, and conditions of Nodes.
     _rule("", ("nodes", "nodes/status"), ("patch",)),
     # Load-balancer addresses: the finalizer, and the status.
     _rule("", ("services",), ("patch",)),
