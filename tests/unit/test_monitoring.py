@@ -94,7 +94,8 @@ def test_what_is_written_is_what_prometheus_reads() -> None:
     )
     assert found["x_large"].samples[0].value == 2**53 - 1
     assert found["x_small"].samples[0].value == 0.1 + 0.2
-    assert (found["x_strange"].samples[0].labels, found["x_strange"].samples[0].value) == (strange, 12345678.5)
+    (odd,) = found["x_strange"].samples
+    assert (odd.labels, odd.value) == (strange, 12345678.5)
     assert found["x_nothing"].samples == []
     counts = {s.labels.get("le", s.name): s.value for s in found["x_work_seconds"].samples}
     assert counts == {"0.1": 1, "1": 2, "+Inf": 3, "x_work_seconds_sum": 7.55, "x_work_seconds_count": 3}
