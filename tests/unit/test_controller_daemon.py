@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import socket
 import subprocess
@@ -44,11 +45,14 @@ def until(what: Callable[[], Any]) -> Any:
 
 
 class Controller:
-    def __init__(self, lab: Lab, where: Path) -> None:
+    def __init__(self, lab: Lab, where: Path, config: Obj) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         command = [str(PODLANE), "controller", "--kubeconfig", str(lab.kubeconfig), "--lease-duration", "2"]
         command += ["--metrics-address", f"127.0.0.1:{self.port}"]
+        settings = where / f"controller-{self.port}.json"
+        settings.write_text(json.dumps(config))
+        command += ["--config", str(settings)]
         with (where / f"controller-{self.port}.log").open("wb") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
 
@@ -71,8 +75,8 @@ class Controller:
 
 
 @contextmanager
-def controllers(lab: Lab, where: Path, count: int) -> Iterator[list[Controller]]:
-    made = [Controller(lab, where) for _ in range(count)]
+def controllers(lab: Lab, where: Path, count: int, config: Obj | None = None) -> Iterator[list[Controller]]:
+    made = [Controller(lab, where, config or {}) for _ in range(count)]
     try:
         yield made
     finally:
@@ -116,6 +120,37 @@ def test_one_leads_and_the_other_takes_over(tmp_path: Path) -> None:
         lease = lab.server.store.get("leases.coordination.k8s.io", "kube-system", "podlane-controller")
         assert lease is not None
         assert lease.obj["spec"]["holderIdentity"] == ""
+
+
+def objects(lab: Lab, resource: str) -> list[Obj]:
+    return [record.obj for record in lab.server.store.records(resource, "")]
+
+
+def test_a_leader_that_is_stopped_and_goes_on_writes_nothing(tmp_path: Path) -> None:
+    """Meanwhile another has led: Nodes have their prefixes, and Services their addresses, once."""
+    config = {"controller": {"allocateNodeCIDRs": True}}
+    with running(tmp_path) as lab, controllers(lab, tmp_path, 2, config) as both:
+        create(lab, pools.RESOURCE, POOL, "")
+        leader = until(lambda: next((each for each in both if each.leads), None))
+        other = both[1 - both.index(leader)]
+        leader.process.send_signal(signal.SIGSTOP)
+        # What it will find when it goes on: watch events and answers that waited for it.
+        for number in range(5):
+            create(lab, "nodes", {"metadata": {"name": f"n{number}"}}, "")
+            create(lab, "services", balancer(f"s{number}"))
+        until(lambda: other.leads and all(n.get("spec", {}).get("podCIDRs") for n in objects(lab, "nodes")))
+        until(lambda: all(ingress(lab, f"s{number}") for number in range(5)))
+        until(lambda: (objects(lab, pools.RESOURCE)[0].get("status") or {}).get("assignedIPv4") == 5)
+        time.sleep(1.2)  # events are written a moment later
+        kinds = ("nodes", "services", pools.RESOURCE, "events")
+        before = {kind: objects(lab, kind) for kind in kinds}
+        leader.process.send_signal(signal.SIGCONT)
+        until(lambda: "leads" in leader.get("/readyz")[1] and not leader.leads)
+        time.sleep(0.5)
+        assert {kind: objects(lab, kind) for kind in kinds} == before
+        assert other.leads
+        assert len({n["spec"]["podCIDR"] for n in before["nodes"]}) == 5
+        assert 'podlane_controller_node_cidrs_assigned{family="IPv6"} 5' in other.get("/metrics")[1]
 
 
 def test_what_it_is_told_wrongly() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import Awaitable, Callable
 
 import pytest
 
 from podlane.controller.client import ApiClient, Obj
+from podlane.controller.fence import Fenced, NotLeadingError
 from podlane.controller.leader import LEASES, LeaderElection
 from podlane.errors import ApiError
 from podlane.lab.api.server import ApiServer
@@ -158,5 +160,80 @@ def test_of_two_that_begin_together_one_leads() -> None:
         await until(lambda: bool(site.leads))
         await asyncio.sleep(0.2)
         assert len(site.leads) == 1
+
+    run(story)
+
+
+def test_who_was_stopped_and_goes_on_writes_nothing() -> None:
+    async def story(site: Site) -> None:
+        election = site.start("a")
+        client = Fenced(site.server.client, election.holds)
+        assert not election.holds()
+        with pytest.raises(NotLeadingError, match="create nodes: this process has not renewed"):
+            await client.create("nodes", {"metadata": {"name": "early"}})
+        await until(lambda: site.leads == ["a"])
+        node = await client.create("nodes", {"metadata": {"name": "n"}})
+        site.clock.s += 10.1  # as if it had been stopped: its own clock alone has run on
+        for write in (
+            client.create("nodes", {"metadata": {"name": "late"}}),
+            client.update("nodes", node),
+            client.patch("nodes", "n", "", {"metadata": {"labels": {"a": "b"}}}),
+            client.delete("nodes", "n"),
+        ):
+            with pytest.raises(NotLeadingError):
+                await write
+        assert (await client.get("nodes", "n"))["metadata"]["name"] == "n"
+        assert [n["metadata"]["name"] for n in (await client.list("nodes"))[0]] == ["n"]
+        await until(election.holds)  # nobody else came: it leads again, from the beginning
+
+    run(story)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_never_do_two_lead_whatever_becomes_of_them(seed: int) -> None:
+    """Time passes, the API goes away from some and comes back, and they end with or without a word."""
+
+    class Tired:
+        """A client that may be cut off from the API."""
+
+        def __init__(self, client: ApiClient) -> None:
+            self.client, self.away = client, False
+
+        def __getattr__(self, verb: str) -> object:
+            async def call(*words: object, **more: object) -> object:
+                await asyncio.sleep(0)
+                if self.away:
+                    raise ApiError("away", code=503)
+                return await getattr(self.client, verb)(*words, **more)
+
+            return call
+
+    async def story(site: Site) -> None:
+        chance = random.Random(seed)
+        names = ["a", "b", "c"]
+        clients = {name: Tired(site.server.client) for name in names}
+        elections = {name: site.start(name, clients[name]) for name in names}  # type: ignore[arg-type]
+        led = set()
+        for _ in range(150):
+            name = chance.choice(names)
+            match chance.choice(["time", "time", "away", "back", "kill"]):
+                case "time":
+                    site.clock.s += chance.uniform(0, 8)
+                case "away":
+                    clients[name].away = True
+                case "back":
+                    clients[name].away = False
+                case "kill":
+                    await site.end(
+                        name, kill=chance.random() < 0.5 and site.lease()["holderIdentity"] == name
+                    )
+                    elections[name] = site.start(name, clients[name])  # type: ignore[arg-type]
+            for _ in range(chance.randrange(30)):
+                await asyncio.sleep(0)
+                holding = [each for each in names if elections[each].holds()]
+                assert len(holding) <= 1
+                led.update(holding)
+            await asyncio.sleep(0.002)
+        assert len(led) > 1, "leadership never moved: the story is too tame"
 
     run(story)

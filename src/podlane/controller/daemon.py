@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from podlane.controller import load_balancers, metrics
 from podlane.controller.context import Context, Runnable
+from podlane.controller.fence import Fenced
 from podlane.controller.leader import DURATION_S, NAMESPACE, LeaderElection
 from podlane.controller.load_balancers import LoadBalancers
 from podlane.controller.manager import Manager
@@ -45,11 +46,11 @@ class Daemon:
         self._options, self._config, self._client = options, config, client
         self._balancers: LoadBalancers | None = None
         self._prefixes: NodePrefixes | None = None
-        self._manager = Manager(client, config, make=self._make)
         identity = f"{socket.gethostname()}_{os.urandom(4).hex()}"
         self._election = LeaderElection(
             client, identity, namespace=options.lease_namespace, duration_s=options.lease_duration_s
         )
+        self._manager = Manager(Fenced(client, self._election.holds), config, make=self._make)
 
     def _make(self, context: Context) -> list[Runnable]:
         balancers, statuses = load_balancers.make(context)

@@ -4,6 +4,8 @@
     ours ──> renew it every few seconds; not done for most of its time ──> stop what leading means, at once
     told to stop ──> stop, then give it back, so that another need not wait
 
+What leading means writes through controller/fence.py: a process that was stopped and goes on writes nothing.
+
 Clocks of different machines are never compared: a lease is old if this process has seen it unchanged for
 its whole duration. Of two that take it at once the API lets one; the other gets a ConflictError.
 """
@@ -30,6 +32,11 @@ RENEW_DEADLINE: Final = 2 / 3  # of the duration
 RETRY: Final = 2 / 15
 
 
+def running_s() -> float:
+    """Seconds that go on while the process is stopped, or the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 class LeaderElection:
     """identity: this process among all that ever asked. now: a clock that only runs forward, in seconds."""
 
@@ -41,12 +48,12 @@ class LeaderElection:
         name: str = "podlane-controller",
         namespace: str = NAMESPACE,
         duration_s: int = DURATION_S,
-        now: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = running_s,
     ) -> None:
         self._client, self.identity, self._now = client, identity, now
         self._name, self._namespace, self._duration_s = name, namespace, duration_s
         self._seen: Any = None
-        self._seen_s = 0.0
+        self._seen_s = self._renewed_s = 0.0
         self.leader = ""
         """Who leads, as far as is known."""
 
@@ -57,6 +64,10 @@ class LeaderElection:
     @property
     def leading(self) -> bool:
         return self.leader == self.identity
+
+    def holds(self) -> bool:
+        """Whether this process may act as leader at this moment: another begins later than this ends."""
+        return self.leading and self._now() - self._renewed_s < self._duration_s * RENEW_DEADLINE
 
     async def run(self, lead: Callable[[], Awaitable[None]]) -> None:
         """lead() while this process leads; it is cancelled when that is over. Without end; what lead()
@@ -75,15 +86,13 @@ class LeaderElection:
 
     async def _lead(self, lead: Callable[[], Awaitable[None]]) -> None:
         work = asyncio.ensure_future(lead())
-        renewed_s = self._now()
         try:
-            while self.leading and self._now() - renewed_s < self._duration_s * RENEW_DEADLINE:
+            while self.holds():
                 done, _ = await asyncio.wait({work}, timeout=self._duration_s * RETRY)
                 if done:
                     work.result()
                     return
-                if await self._try():
-                    renewed_s = self._now()
+                await self._try()
         finally:
             work.cancel()
             await asyncio.wait({work})
@@ -91,8 +100,11 @@ class LeaderElection:
     async def _try(self) -> bool:
         """Takes or renews the lease. False also if the API does not answer."""
         try:
+            began_s = self._now()
             async with asyncio.timeout(self._duration_s * RENEW_DEADLINE / 2):
-                return await self._ask()
+                if await self._ask():
+                    self._renewed_s = began_s
+                    return True
         except (ConflictError, AlreadyExistsError):
             self.leader = ""  # another was quicker
         except (ApiError, TimeoutError) as error:
