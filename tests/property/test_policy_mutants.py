@@ -107,7 +107,7 @@ def _sidecars_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _names_whatever_the_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
     right = policy_terms.named_port
-    wrong = lambda name, _: right(name, Protocol.TCP)  # noqa: E731
+    wrong = lambda name, _, local: right(name, Protocol.TCP, local)  # noqa: E731
     for module in (policy, policy_terms):
         monkeypatch.setattr(module, "named_port", wrong)
 

@@ -7,8 +7,9 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-from podlane.compile.view import CLUSTER_WIDE, Change, View, key_of
+from podlane.compile.view import CLUSTER_WIDE, Change, View
 from podlane.model.objects import KINDS, Object
+from podlane.model.packed import Pile
 from podlane.watch.reflector import Delete, News, Replace, Source, Upsert
 
 log = logging.getLogger(__name__)
@@ -27,8 +28,8 @@ def changes(kind: str, news: News[Object], view: View) -> Iterator[Change]:
     elif isinstance(news, Delete):
         yield from _gone(kind, [_local(kind, news.key)], view)
     elif isinstance(news, Replace):
-        there = {key_of(kind, each) for each in news.objects}
-        there |= {_local(kind, key) for key in news.unreadable}
+        listed = news.objects.keys if isinstance(news.objects, Pile) else [each.key for each in news.objects]
+        there = {_local(kind, key) for key in (*listed, *news.unreadable)}
         yield from _gone(kind, [key for key in known if key not in there], view)
         for each in news.objects:
             yield Change(kind, None, each)

@@ -80,7 +80,7 @@ def attachments_from_status(view: View) -> Iterator[Attachment]:
     """
     link = view.config.link
     bridge = link.bridge if link.mode is LinkMode.BRIDGE else ""
-    for pod in view.pods_on(view.me.name):
+    for pod in view.pods_here():
         where = tuple(pod_addresses(pod))
         if where and not pod.spec.host_network and pod.status.phase not in ("Succeeded", "Failed"):
             identity = pod.metadata.uid or f"{pod.namespace}/{pod.name}"

@@ -49,7 +49,9 @@ def units_of(change: Change, view: View) -> Iterator[UnitKey]:
         if each.pod_name:
             yield _pod((each.pod_namespace, each.pod_name))
     elif change.kind == "Pod":
-        yield _pod(change.object.key)
+        # Most pods of a cluster are nobody's peer here, and have no rows.
+        if any(_concerns(side, view) for side in change.sides):
+            yield _pod(change.object.key)
         yield from map(_link, view.attachments_of(*change.object.key))
     elif change.kind == "NetworkPolicy":
         yield UnitKey(NAME, "policy", change.name, change.object.namespace)
@@ -149,7 +151,7 @@ def _compile_pod(key: Key, view: View) -> Rows:
     if pod is None or not networked(pod):
         return NOTHING
     addresses = _addresses(pod, view)
-    sets = tuple(view.policies.sets_of(pod))
+    sets = view.policies.sets_of(pod)
     ports = tuple(sorted(set(_ports(pod, view))))
     if not addresses or not (sets or ports):
         return NOTHING
@@ -165,8 +167,15 @@ def _addresses(pod: Pod, view: View) -> tuple[Address, ...]:
 
 
 def _ports(pod: Pod, view: View) -> Iterator[PeerPort]:
+    here = pod.spec.node_name == view.me.name
     for name, protocol, number in declared_ports(pod):
         if protocol in _PROTOCOLS:
-            set_id = named_port(name, _PROTOCOLS[protocol]).id
-            if view.policies.set_in_use(set_id):
-                yield PeerPort(set_id, number)
+            for local in (False, True) if here else (False,):
+                set_id = named_port(name, _PROTOCOLS[protocol], local).id
+                if view.policies.set_in_use(set_id):
+                    yield PeerPort(set_id, number)
+
+
+def _concerns(pod: Pod, view: View) -> bool:
+    """It has a row, or had one as long as it was like that."""
+    return networked(pod) and (bool(view.policies.sets_of(pod)) or any(_ports(pod, view)))

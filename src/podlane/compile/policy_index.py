@@ -1,7 +1,8 @@
 """Which policies select a pod, which of their sets are in use here, and which pods are in those. Pure.
 
 The View keeps one and tells it of every change. It answers without walking the cluster: selectors lie under
-one label that whoever they match must have, pods under each of theirs.
+one label that whoever they match must have, and pods that no selector tells apart are judged once, as a group
+(pod_groups.py).
 
 A policy is **in use** while it selects a pod of this node, a set while a policy in use names it. Only for
 sets in use do pods have memberships, so that a node holds what its own pods need. That something came into
@@ -11,16 +12,15 @@ use, or went out of it, is a change of its own (`derived`), which the units that
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
-from podlane.compile.policy_terms import PolicySet, Terms, declared_ports, read, read_subjects
+from podlane.compile.pod_groups import Anchor, Group, Key, PodGroups, anchors
+from podlane.compile.policy_terms import PolicySet, Terms, read, read_subjects
 from podlane.compile.tables import PodSet
 from podlane.model.objects import Namespace, NetworkPolicy, Pod
-from podlane.model.selectors import Operator, Selector
+from podlane.model.selectors import Selector
 
-Key: TypeAlias = tuple[str, str]
-Anchor: TypeAlias = tuple[str, ...]
 K = TypeVar("K")
 
 ENDED: Final = ("Succeeded", "Failed")
@@ -45,91 +45,27 @@ class Anchored(Generic[K]):
         self._under: dict[Anchor, dict[K, Selector]] = {}
 
     def add(self, key: K, selector: Selector) -> None:
-        for anchor in _anchors(selector):
+        for anchor in anchors(selector):
             self._under.setdefault(anchor, {})[key] = selector
 
     def remove(self, key: K, selector: Selector) -> None:
-        for anchor in _anchors(selector):
+        for anchor in anchors(selector):
             there = self._under[anchor]
             del there[key]
             if not there:
                 del self._under[anchor]
 
     def matching(self, labels: Mapping[str, str]) -> Iterator[K]:
-        anchors: list[Anchor] = [()]
+        places: list[Anchor] = [()]
         for key, value in labels.items():
-            anchors += [(key,), (key, value)]
-        for anchor in anchors:
+            places += [(key,), (key, value)]
+        for anchor in places:
             for found, selector in self._under.get(anchor, _NONE).items():
                 if selector.matches(labels):
                     yield found
 
 
 _NONE: Final[dict[Any, Selector]] = {}
-
-
-def _anchors(selector: Selector) -> list[Anchor]:
-    """Where a selector lies: of these, whoever it matches has exactly one."""
-    if selector.nothing:
-        return []
-    for each in selector.requirements:
-        if each.operator is Operator.IN:
-            return [(each.key, value) for value in each.values]
-    for each in selector.requirements:
-        if each.operator is Operator.EXISTS:
-            return [(each.key,)]
-    return [()]
-
-
-class _Pods:
-    """Pods by namespace, by label and by the names of their ports."""
-
-    def __init__(self) -> None:
-        self.by_key: dict[Key, Pod] = {}
-        self._places: dict[tuple[str, ...], set[Key]] = {}
-
-    def put(self, key: Key, pod: Pod | None) -> None:
-        old = self.by_key.pop(key, None)
-        if old is not None:
-            for place in _places(old):
-                keys = self._places[place]
-                keys.discard(key)
-                if not keys:
-                    del self._places[place]
-        if pod is not None and networked(pod):
-            self.by_key[key] = pod
-            for place in _places(pod):
-                self._places.setdefault(place, set()).add(key)
-
-    def of(self, namespace: str) -> set[Key]:
-        return self._places.get(("namespace", namespace), set())
-
-    def with_port(self, name: str) -> set[Key]:
-        return self._places.get(("port", name), set())
-
-    def perhaps(self, selector: Selector) -> Collection[Key]:
-        """A superset of the pods that match, as small as an index can tell."""
-        anchors = _anchors(selector)
-        if not all(len(anchor) == 2 for anchor in anchors):
-            return self.by_key
-        return [key for anchor in anchors for key in self._places.get(("label", *anchor), ())]
-
-    def matching(self, selector: Selector, namespace: str = "") -> Iterator[Key]:
-        """Of one namespace, or of all."""
-        candidates = self.perhaps(selector)
-        inside = self.of(namespace) if namespace else self.by_key.keys()
-        smaller = inside if len(inside) < len(candidates) else candidates
-        for key in smaller:
-            if key in inside and selector.matches(self.by_key[key].metadata.labels):
-                yield key
-
-
-def _places(pod: Pod) -> Iterator[tuple[str, ...]]:
-    yield "namespace", pod.namespace
-    for key, value in pod.metadata.labels.items():
-        yield "label", key, value
-    for name in {name for name, _, _ in declared_ports(pod)}:
-        yield "port", name
 
 
 class PolicyIndex:
@@ -139,8 +75,8 @@ class PolicyIndex:
         self._me = me
         self._terms: dict[Key, Terms] = {}
         self._subjects: dict[str, Anchored[Key]] = {}
-        self._pods = _Pods()
-        self._local: dict[str, set[Key]] = {}  # this node's pods by namespace
+        self._pods = PodGroups()
+        self._local: dict[str, dict[Key, Mapping[str, str]]] = {}  # labels of this node's pods, by namespace
         self._selected: Counter[Key] = Counter()  # policy -> how many pods of this node it selects
         self._uses: Counter[str] = Counter()  # set -> by how many policies in use it is named
         self._sets: dict[str, PolicySet] = {}  # those in use
@@ -149,6 +85,7 @@ class PolicyIndex:
         self._labelled: dict[str, Selector] = {}  # sets of pods of some namespaces
         self._labels: dict[str, Mapping[str, str]] = {}  # of the namespaces there are
         self._there: dict[str, Anchored[str]] = {}  # by namespace: those of _labelled that select it
+        self._sets_version = 0  # grows with whatever decides which sets a group is in
         self._before: dict[InUse, bool] = {}
 
     # --- what is known ---
@@ -164,34 +101,36 @@ class PolicyIndex:
         subjects = self._subjects.get(pod.namespace)
         return sorted(subjects.matching(pod.metadata.labels)) if subjects and networked(pod) else []
 
-    def sets_of(self, pod: Pod) -> list[str]:
+    def sets_of(self, pod: Pod) -> tuple[str, ...]:
         """Ids of the PodSets in use that a pod is in, in order."""
-        labels, namespace = pod.metadata.labels, pod.namespace
+        group = self._pods.group_of(pod)
+        if group.sets_version != self._sets_version:
+            group.sets, group.sets_version = tuple(sorted(self._sets_of(group))), self._sets_version
+        return group.sets
+
+    def _sets_of(self, group: Group) -> set[str]:
+        labels, namespace = group.labels, group.namespace
         found = set(self._everywhere.matching(labels)) if namespace in self._labels else set()
         if own := self._own.get(namespace):
             found.update(own.matching(labels))
         if self._labelled and namespace in self._labels:
             found.update(self._in_namespace(namespace).matching(labels))
-        return sorted(found)
+        return found
 
     def set_in_use(self, set_id: str) -> bool:
         return set_id in self._sets
 
-    def members(self, value: PolicySet) -> Iterator[Key]:
+    def members(self, value: PolicySet) -> list[Key]:
         """The pods that are in a set, or may be: all whose rows its coming or going changes."""
         if not isinstance(value, PodSet):
-            yield from sorted(self._pods.with_port(value.name))
-        elif value.namespace:
-            yield from sorted(self._pods.matching(value.pods, value.namespace))
-        else:
-            yield from sorted(
-                key
-                for key in self._pods.matching(value.pods)
-                if value.namespaces.matches(self._labels.get(key[0]))
-            )
+            return _keys(self._pods.with_port(value.name))
+        if value.namespace:
+            return _keys(self._pods.matching(value.pods, value.namespace))
+        there = {name for name, labels in self._labels.items() if value.namespaces.matches(labels)}
+        return _keys(group for group in self._pods.matching(value.pods) if group.namespace in there)
 
     def pods_of(self, namespace: str) -> list[Key]:
-        return sorted(self._pods.of(namespace))
+        return _keys(self._pods.of(namespace))
 
     def subjects_here(self, policy: NetworkPolicy) -> list[Key]:
         """This node's pods that a policy selects, or has selected."""
@@ -199,8 +138,8 @@ class PolicyIndex:
 
     def local_subjects(self, namespace: str, subjects: Selector) -> list[Key]:
         """This node's pods of a namespace that a selector matches."""
-        here = self._local.get(namespace, ())
-        return sorted(key for key in here if subjects.matches(self._pods.by_key[key].metadata.labels))
+        here = self._local.get(namespace, {})
+        return sorted(key for key, labels in here.items() if subjects.matches(labels))
 
     # --- what changes ---
 
@@ -213,6 +152,7 @@ class PolicyIndex:
     def put_namespace(self, old: Namespace | None, new: Namespace | None) -> None:
         name = (new or old).name  # type: ignore[union-attr]
         self._there.pop(name, None)
+        self._sets_version += 1
         if new is None:
             self._labels.pop(name, None)
         else:
@@ -221,10 +161,14 @@ class PolicyIndex:
     def put_pod(self, old: Pod | None, new: Pod | None) -> None:
         key = (new or old).key  # type: ignore[union-attr]
         before, after = self._selecting_here(old), self._selecting_here(new)
-        self._pods.put(key, new)
-        self._local.setdefault(key[0], set()).discard(key)
-        if self._is_local(new):
-            self._local[key[0]].add(key)
+        if old is not None and networked(old):
+            self._pods.remove(key, old)
+        if new is not None and networked(new):
+            self._pods.add(key, new)
+        if old is not None and self._is_local(old):
+            del self._local[key[0]][key]
+        if new is not None and self._is_local(new):
+            self._local.setdefault(key[0], {})[key] = new.metadata.labels
         for policy in after - before:
             self._count(policy, +1)
         for policy in before - after:
@@ -288,6 +232,7 @@ class PolicyIndex:
     def _lay(self, value: PolicySet, *, add: bool) -> None:
         if not isinstance(value, PodSet):
             return
+        self._sets_version += 1
         if value.namespace:
             _put(self._own.setdefault(value.namespace, Anchored()), value, add=add)
         elif value.namespaces.empty:
@@ -314,3 +259,8 @@ class PolicyIndex:
 
 def _put(index: Anchored[str], value: PodSet, *, add: bool) -> None:
     (index.add if add else index.remove)(value.id, value.pods)
+
+
+def _keys(groups: Iterable[Group]) -> list[Key]:
+    """Of the pods in them, in order."""
+    return sorted(key for group in groups for key in group.keys)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
@@ -73,9 +74,11 @@ def pod_set(namespace: str, namespaces: Selector, pods: Selector) -> PodSet:
     return PodSet(f"pods-{hashlib.sha256(text.encode()).hexdigest()[:16]}", namespace, namespaces, pods)
 
 
-def named_port(name: str, protocol: Protocol) -> NamedPort:
-    digest = hashlib.sha256(f"{name}/{protocol}".encode()).hexdigest()[:16]
-    return NamedPort(f"port-{digest}", name, protocol)
+@lru_cache(maxsize=1024)
+def named_port(name: str, protocol: Protocol, local: bool) -> NamedPort:
+    """local: of this node's pods alone, which is all that rules for ingress need."""
+    text = f"{name}/{protocol}/here" if local else f"{name}/{protocol}"
+    return NamedPort(f"port-{hashlib.sha256(text.encode()).hexdigest()[:16]}", name, protocol, local)
 
 
 def declared_ports(pod: Pod) -> Iterator[tuple[str, str, int]]:
@@ -106,9 +109,10 @@ class _Reader:
 
     def direction(self, direction: Direction) -> Policy:
         rules: Sequence[IngressRule | EgressRule] = getattr(self._policy.spec, direction) or ()
-        return Policy(tuple(self._rule(i, rule, f"spec.{direction}[{i}]") for i, rule in enumerate(rules)))
+        return Policy(tuple(self._rule(i, rule, direction) for i, rule in enumerate(rules)))
 
-    def _rule(self, index: int, rule: IngressRule | EgressRule, where: str) -> PolicyRule:
+    def _rule(self, index: int, rule: IngressRule | EgressRule, direction: Direction) -> PolicyRule:
+        where = f"spec.{direction}[{index}]"
         pods: tuple[str, ...] | None = None
         blocks: tuple[Prefix, ...] | None = None
         if rule.peers:
@@ -119,7 +123,7 @@ class _Reader:
         ranges: tuple[PortRange, ...] | None = None
         named: tuple[str, ...] | None = None
         if rule.ports:
-            ports = [self._port(port, f"{where}.ports[{i}]") for i, port in enumerate(rule.ports)]
+            ports = [self._port(port, direction, f"{where}.ports[{i}]") for i, port in enumerate(rule.ports)]
             ranges = merged_ports(each for each in ports if isinstance(each, PortRange))
             named = tuple(dict.fromkeys(each for each in ports if isinstance(each, str)))
         return PolicyRule(index, pods, blocks, ranges, named)
@@ -143,7 +147,7 @@ class _Reader:
             self.refuse(f"{where}: {error}")
             return None
 
-    def _port(self, port: NetworkPolicyPort, where: str) -> PortRange | str | None:
+    def _port(self, port: NetworkPolicyPort, direction: Direction, where: str) -> PortRange | str | None:
         try:
             protocol = Protocol(port.protocol or "TCP")
         except ValueError:
@@ -152,7 +156,7 @@ class _Reader:
         if port.port is None:
             return PortRange(protocol, 0, 65535)
         if isinstance(port.port, str):
-            return self._use(named_port(port.port, protocol))
+            return self._use(named_port(port.port, protocol, direction is Direction.INGRESS))
         last = port.port if port.end_port is None else port.end_port
         if port.port not in _PORTS or last not in _PORTS or last < port.port:
             self.refuse(f"{where}: {port.port} to {last} is no range of ports within 1 to 65535")

@@ -351,11 +351,12 @@ class PodSet(Struct, frozen=True):
 
 
 class NamedPort(Struct, frozen=True):
-    """What a name of container ports stands for, pod by pod."""
+    """What a name of container ports stands for, pod by pod. local: of this node's pods alone."""
 
     id: str
     name: str
     protocol: Protocol
+    local: bool = False
 
     def __str__(self) -> str:
         return f"port {self.name}/{self.protocol}"

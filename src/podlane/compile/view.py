@@ -103,7 +103,7 @@ class View:
         self._node_name = node_name
         self._nodes: dict[str, Node] = {}
         self._namespaces: dict[str, Namespace] = {}
-        self._pods: dict[Key, Pod] = {}
+        self._pods = Shelf(Pod)
         self._services = Shelf(Service)
         self._slices = Shelf(EndpointSlice)
         self._service_cidrs: dict[str, ServiceCIDR] = {}
@@ -111,8 +111,8 @@ class View:
         self._attachments: dict[Key, Attachment] = {}
         self._shares: dict[Key, Shares] = {}
         self._underlay: Underlay | None = None
-        self._pods_by_node: _Index[str] = _Index()
-        self._pods_by_address: _Index[str] = _Index()
+        self._pods_here: set[Key] = set()
+        self._pods_by_address: _Index[str] | None = None  # as soon as somebody asks
         self._slices_by_service: _Index[Key] = _Index()
         self._weighed: _Index[str] = _Index()
         self._balanced: _Index[str] = _Index()  # by address, and all of them under ""
@@ -155,12 +155,20 @@ class View:
         """The services there that weigh their endpoints by their pods."""
         return [self._services[key] for key in sorted(self._weighed.get(namespace))]
 
-    def pods_on(self, node: str) -> list[Pod]:
-        """The pods bound to a node, in order of key."""
-        return [self._pods[key] for key in sorted(self._pods_by_node.get(node))]
+    def pods_here(self) -> list[Pod]:
+        """The pods bound to this node, in order of key."""
+        return [self._pods[key] for key in sorted(self._pods_here)]
 
     def pods_at(self, where: Address) -> list[Pod]:
-        """The pods whose status.podIPs has that address; host-network pods share their node's."""
+        """The pods whose status.podIPs has that address; host-network pods share their node's.
+
+        Only where pods weigh their services is this asked. The first time costs as much as there are pods.
+        """
+        if self._pods_by_address is None:
+            self._pods_by_address = _Index()
+            for key, pod in self._pods.items():
+                for each in pod_addresses(pod):
+                    self._pods_by_address.add(str(each), key)
         return [self._pods[key] for key in sorted(self._pods_by_address.get(str(where)))]
 
     def attachments_at(self, where: Address) -> list[Attachment]:
@@ -209,6 +217,8 @@ class Objects(View):
             return None if old == new else Change(kind, old, new)
         table = self._table(kind)
         key = key_of(kind, change.object)
+        if new is not None and isinstance(table, Shelf) and table.holds(key, new):
+            return None
         known = table.get(key)
         if known == new:
             return None
@@ -239,9 +249,11 @@ class Objects(View):
 
     def _reindex(self, kind: str, key: Key, value: Any, act: Any) -> None:
         if isinstance(value, Pod):
-            act(self._pods_by_node, value.spec.node_name, key)
-            for where in pod_addresses(value):
-                act(self._pods_by_address, str(where), key)
+            if value.spec.node_name == self._node_name:
+                (self._pods_here.add if act is _Index.add else self._pods_here.discard)(key)
+            if self._pods_by_address is not None:
+                for where in pod_addresses(value):
+                    act(self._pods_by_address, str(where), key)
         elif isinstance(value, EndpointSlice):
             act(self._slices_by_service, service_of(value), key)
         elif isinstance(value, Service):

@@ -7,7 +7,7 @@ is unpacked, in some ten microseconds, when somebody asks for it. What comes out
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
-from typing import Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar, overload
 
 import msgspec
 
@@ -38,6 +38,14 @@ class Shelf(MutableMapping[Key, T], Generic[T]):
     def __contains__(self, key: object) -> bool:
         return key in self._packed
 
+    def get(self, key: Key, default: Any = None) -> Any:
+        packed = self._packed.get(key)
+        return self._unpack(packed) if packed is not None else default
+
+    def holds(self, key: Key, value: T) -> bool:
+        """That very object is there. False may also mean that its fields were written in another order."""
+        return self._packed.get(key) == _pack(value)
+
     def __iter__(self) -> Iterator[Key]:
         return iter(self._packed)
 
@@ -46,13 +54,17 @@ class Shelf(MutableMapping[Key, T], Generic[T]):
 
 
 class Pile(Sequence[T], Generic[T]):
-    """Objects of one kind in their order; equal to any sequence of equal objects."""
+    """Objects of one kind in their order; equal to any sequence of equal objects. keys: theirs."""
 
     def __init__(self, kind: type[T], objects: Iterable[T] = ()) -> None:
-        self._packed = list(map(_pack, objects))
+        self.keys: list[Key] = []
+        self._packed: list[bytes] = []
         self._unpack = msgspec.msgpack.Decoder(kind).decode
+        for each in objects:
+            self.append(each)
 
     def append(self, value: T) -> None:
+        self.keys.append(value.key)
         self._packed.append(_pack(value))
 
     def __iter__(self) -> Iterator[T]:
