@@ -23,7 +23,7 @@ from podlane.engines.bird import driver as bird
 from podlane.engines.bird.driver import BirdDriver
 from podlane.engines.wireguard import driver as wireguard
 from podlane.engines.wireguard.driver import WireguardDriver
-from podlane.kernel import cgroups
+from podlane.kernel import cgroups, sysctl
 from podlane.kernel.announce.driver import AnnounceDriver
 from podlane.kernel.bpf import installation
 from podlane.kernel.bpf.sockets import SocketDriver
@@ -55,6 +55,9 @@ def run(options: dict[str, Any]) -> None:
 
 def main(options: AgentOptions) -> None:
     """Raises ConfigError before anything is touched."""
+    sysctl.locate(options.proc_sys)
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    sysctl.keep_journal(Path(options.state_dir) / sysctl.JOURNAL, boot_id)
     if options.standalone:
         from podlane.agent import standalone
 

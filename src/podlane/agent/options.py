@@ -19,8 +19,8 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     host_local_dir: where pods of another plugin have their leases, which are not given out; "" for none.
     agent_socket: unix HTTP (/healthz /livez /readyz /metrics /status /tables). services: ClusterIP and node
     ports are programmed. bpf_dir, cgroup: of services.mode socket: where maps and programs are pinned,
-    whose sockets are served ("": the whole machine's). policy: NetworkPolicy is enforced. dns: accepted,
-    without effect so far.
+    whose sockets are served ("": the whole machine's). policy: NetworkPolicy is enforced. proc_sys: where the
+    machine's /proc/sys can be written; its `net` is enough. dns: accepted, without effect so far.
     standalone: no API, only the CNI plugin types and their leases.
     """
 
@@ -37,6 +37,7 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     bpf_dir: str = "/sys/fs/bpf/podlane"
     cgroup: str = ""
     host_local_dir: str = DATA_DIR
+    proc_sys: str = "/proc/sys"
     services: bool = True
     policy: bool = True
     dns: bool = False

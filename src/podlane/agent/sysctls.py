@@ -5,20 +5,22 @@ Only what is different is written, and nothing that others size (nf_conntrack_ma
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Final, NamedTuple
 
-from podlane.errors import KernelError
+from podlane.errors import KernelError, KernelNotFoundError
+from podlane.kernel import sysctl
+from podlane.kernel.sysctl import read
 from podlane.model.addresses import Family
-
-ROOT = Path("/proc/sys")
 
 _BRIDGE: Final = {
     Family.IPV4: "net/bridge/bridge-nf-call-iptables",
     Family.IPV6: "net/bridge/bridge-nf-call-ip6tables",
 }
 _HINTS: Final = dict.fromkeys(_BRIDGE.values(), "load the module br_netfilter")
+
+__all__ = ["Setting", "apply", "read", "wanted"]
 
 Read = Callable[[str], str | None]
 
@@ -82,24 +84,16 @@ def wanted(
     return [*(rule for rule in needed if read(rule.name) != rule.value), *found]
 
 
-def read(name: str) -> str | None:
-    """In the calling thread's network namespace."""
-    try:
-        return (ROOT / name).read_text().strip()
-    except FileNotFoundError:
-        return None
-
-
 def apply(settings: Iterable[Setting]) -> list[KernelError]:
     """Writes; returns the refusals, each naming the setting and what would help."""
     refused: list[KernelError] = []
     for name, value in settings:
         try:
-            (ROOT / name).write_text(value)
-        except OSError as error:
-            hint = _HINTS.get(name) if isinstance(error, FileNotFoundError) else None
-            detail = f"{error.strerror}; {hint or 'set it yourself, or let the agent write /proc/sys'}"
-            refused.append(
-                KernelError.of(error.errno or 0, f"sysctl {name.replace('/', '.')}={value}", detail)
+            sysctl.write_node(name, value)
+        except KernelError as error:
+            hint = _HINTS.get(name) if isinstance(error, KernelNotFoundError) else None
+            detail = (
+                f"{os.strerror(error.errno)}; {hint or 'set it yourself, or let the agent write /proc/sys'}"
             )
+            refused.append(KernelError.of(error.errno, f"sysctl {name.replace('/', '.')}={value}", detail))
     return refused

@@ -26,6 +26,9 @@ ON_OFF = click.Choice(["on", "off"])
 @click.option("--metrics-address", metavar="IP:PORT", default="", help="/healthz /livez /readyz /metrics.")
 @click.option("--bpf-dir", metavar="DIR", default="/sys/fs/bpf/podlane", help="Pins of services.mode socket.")
 @click.option("--cgroup", metavar="DIR", default="", help="Whose sockets that serves; all by default.")
+@click.option(
+    "--proc-sys", metavar="DIR", default="/proc/sys", help="Where the machine's /proc/sys can be written."
+)
 @click.option("--services", type=ON_OFF, default="on", show_default=True, help="ClusterIP and node ports.")
 @click.option("--policy", type=ON_OFF, default="on", show_default=True, help="Enforce NetworkPolicy.")
 @click.option("--dns", type=ON_OFF, default="off", show_default=True, help="DNS (not yet there).")
@@ -47,6 +50,7 @@ def command(
     metrics_address: str,
     bpf_dir: str,
     cgroup: str,
+    proc_sys: str,
     services: str,
     policy: str,
     dns: str,
@@ -85,6 +89,7 @@ def command(
             metrics_address=metrics_address,
             bpf_dir=bpf_dir,
             cgroup=cgroup,
+            proc_sys=proc_sys,
             services=services == "on",
             policy=policy == "on",
             dns=dns == "on",

@@ -8,6 +8,7 @@ going on in the wrong namespace would send packets where none may go.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import socket
 import threading
@@ -16,14 +17,13 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from podlane.errors import KernelError
+from podlane.kernel import sysctl
 
 T = TypeVar("T")
 
 CLONE_NEWNET = 0x40000000
 CLONE_NEWNS = 0x00020000
 SELF = "/proc/thread-self/ns/net"  # not /proc/self: that is the main thread
-
-_SYSCTL_BYTES = 1 << 12
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -106,12 +106,11 @@ def read_sysctl(fd: int, name: str) -> str:
 
 
 def read_own_sysctl(name: str) -> str:
-    """Of the calling thread's namespace."""
-    file = os.open(f"/proc/sys/{name}", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.read(file, _SYSCTL_BYTES).decode().strip()
-    finally:
-        os.close(file)
+    """Of the calling thread's namespace. Raises FileNotFoundError."""
+    found = sysctl.read(name)
+    if found is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"/proc/sys/{name}")
+    return found
 
 
 def write_sysctl(fd: int, name: str, value: str | int) -> None:
@@ -122,11 +121,4 @@ def write_sysctl(fd: int, name: str, value: str | int) -> None:
 
 def write_own_sysctl(name: str, value: str | int) -> None:
     """Of the calling thread's namespace. Raises KernelError (KernelNotFoundError for none of that name)."""
-    try:
-        file = os.open(f"/proc/sys/{name}", os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
-        try:
-            os.write(file, str(value).encode())
-        finally:
-            os.close(file)
-    except OSError as error:
-        raise KernelError.of(error.errno or 0, f"sysctl {name}={value}") from None
+    sysctl.write(name, str(value))

@@ -23,7 +23,7 @@ from podlane.cni.protocol import INVALID_CONFIG, Request
 from podlane.cni.results import Interface, Ip, Result, RouteEntry
 from podlane.cni.vlans import Vlans
 from podlane.errors import CniError, KernelExistsError, UnsupportedError
-from podlane.kernel import netns
+from podlane.kernel import netns, sysctl
 from podlane.kernel.rtnl import Rtnl, addresses, links, ports
 from podlane.kernel.rtnl.links import Link
 from podlane.model.addresses import Address
@@ -240,8 +240,7 @@ def _ensure_gateways(node: Rtnl, bridge: Link, own: Result, settings: Settings) 
 def forward(node_fd: int | None, own: Result) -> None:
     with netns.entered(node_fd) if node_fd is not None else contextlib.nullcontext():
         for version in {ip.address.version for ip in own.ips}:
-            if netns.read_own_sysctl(_FORWARDING[version]) != "1":
-                netns.write_own_sysctl(_FORWARDING[version], 1)
+            sysctl.write_node(_FORWARDING[version], "1")
 
 
 TYPE = Bridge()

@@ -22,11 +22,10 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
 from podlane.errors import KernelError
-from podlane.kernel import netns
+from podlane.kernel import netns, sysctl
 from podlane.kernel.nft import codec, command
 from podlane.kernel.nft.codec import Element
 from podlane.kernel.nft.elements import Elements, Operation
@@ -220,10 +219,10 @@ class HostPortTable:
             netns.write_sysctl(self._netns_fd, _ROUTE_LOCALNET, 1)
             return
         try:
-            Path("/proc/sys", _ROUTE_LOCALNET).write_text("1")
-        except OSError as error:
-            what = f"sysctl {_ROUTE_LOCALNET}=1"
-            raise KernelError.of(error.errno or 0, what, "needed for host ports of 127.0.0.1") from None
+            sysctl.write_node(_ROUTE_LOCALNET, "1")
+        except KernelError as error:
+            why = "needed for host ports of 127.0.0.1"
+            raise KernelError.of(error.errno, error.operation, why) from None
 
 
 def _operations(mappings: Mappings, *, add: bool) -> Iterator[tuple[Place, Operation]]:
