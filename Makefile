@@ -2,7 +2,7 @@
 # Both install what they need (scripts/setup.sh) and may be run any number of times.
 PY := .venv/bin/python
 
-.PHONY: setup demo test unit lint bench lock install clean
+.PHONY: setup demo test unit lint bench lock manifests install clean
 setup:            ## Debian packages, .venv from the pinned requirements, generated schemas, the CNI shim
 	@scripts/setup.sh
 
@@ -28,6 +28,9 @@ bench: setup      ## what things cost, as ratios against a peer or the bare kern
 lock:             ## remake the hash-pinned locks from requirements*.in (needs pip-tools on PATH)
 	pip-compile --generate-hashes --no-emit-index-url --no-emit-trusted-host --strip-extras --allow-unsafe -q --no-header -o requirements.txt requirements.in
 	pip-compile --generate-hashes --no-emit-index-url --no-emit-trusted-host --strip-extras --allow-unsafe -q --no-header -o requirements-dev.txt requirements-dev.in
+
+manifests: setup  ## write deploy/ from scripts/deployment/
+	@$(PY) -m scripts.deployment.render
 
 install: setup    ## put `podlane` on the PATH
 	@ln -sf "$(CURDIR)/.venv/bin/podlane" /usr/local/bin/podlane
