@@ -1,0 +1,190 @@
+"""What people and Prometheus are told of a whole cluster: a lab with BGP, services at the socket, and a controller."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.metrics_core import Metric
+
+from podlane.lab import agents
+from podlane.lab.paths import LabPaths
+from tests.cluster.conftest import PODLANE, Lab, until
+from tests.monitoring import documented, lint, names, parse, wanted
+
+NODES = ("node-1", "node-2")
+MANIFEST = """
+apiVersion: v1
+kind: Pod
+metadata: {name: client, labels: {app: client}}
+spec: {nodeName: node-1, containers: [{name: c, image: absent, ports: [{containerPort: 80}]}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web, labels: {app: web}}
+spec: {nodeName: node-2, containers: [{name: c, image: absent, ports: [{containerPort: 80}]}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {type: NodePort, ipFamilyPolicy: PreferDualStack, selector: {app: web}, ports: [{port: 80, nodePort: 30080}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: to-web}
+spec:
+  podSelector: {matchLabels: {app: web}}
+  ingress: [{from: [{ipBlock: {cidr: 198.51.100.0/24}}, {podSelector: {matchLabels: {app: client}}}]}]
+"""
+
+
+class Controller:
+    """`podlane controller` beside the one that the lab has built in, and that leads."""
+
+    def __init__(self, lab: Lab, log: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        command = [str(PODLANE), "controller", "--kubeconfig", lab.kubeconfig]
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [*command, "--metrics-address", f"127.0.0.1:{self.port}"], stdout=output, stderr=output
+            )
+
+    def metrics(self) -> str:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=5) as answer:
+                return str(answer.read().decode())
+        except OSError:
+            return ""
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    made = Lab(f"observed{os.getpid()}")
+    settings = ("backend.type=bgp", "services.mode=socket")
+    try:
+        made.up("--nodes", "2", *(w for s in settings for w in ("--set", s)), "-f", "-", input=MANIFEST)
+        yield made
+    finally:
+        made.down()
+
+
+@pytest.fixture(scope="module")
+def controller(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controller]:
+    made = Controller(lab, tmp_path_factory.mktemp("controller") / "log")
+    try:
+        until(made.metrics)
+        yield made
+    finally:
+        made.process.terminate()
+        made.process.wait(20)
+
+
+def told(lab: Lab, node: str, page: str = "/metrics") -> str:
+    return agents.fetch(LabPaths(lab.name).agent_socket(node), page).decode()
+
+
+def values(family: Metric) -> dict[tuple[str, ...], float]:
+    return {tuple(sample.labels.values()): sample.value for sample in family.samples}
+
+
+@pytest.fixture(scope="module")
+def everything(lab: Lab, controller: Controller) -> dict[str, Metric]:
+    """Every metric there is, by name; each page checked by itself."""
+    found: dict[str, Metric] = {}
+    for text in (
+        *(told(lab, node) for node in NODES),
+        *(told(lab, "node-2", f"/metrics/{page}") for page in ("services", "policies")),
+        controller.metrics(),
+    ):
+        lint(text)
+        found |= parse(text)
+    return found
+
+
+def test_the_docs_have_every_metric_and_no_other(everything: dict[str, Metric]) -> None:
+    assert documented() == {name: family.type for name, family in everything.items()}
+
+
+def test_alerts_and_dashboard_name_what_is_there(everything: dict[str, Metric]) -> None:
+    missing = wanted() - everything.keys()
+    assert missing == set()
+    assert names("rate(podlane_agent_nonsense_total[5m])") - everything.keys()
+
+
+def test_an_agent_tells_what_it_does(lab: Lab) -> None:
+    lab.kubectl("label", "service", "web", "seen=1")
+    lab.exec("client", "curl", "-sf", "http://web.default.svc/", check=False)
+
+    def found() -> dict[str, Metric] | None:
+        metrics = parse(told(lab, "node-1"))
+        timed = {s.labels["kind"] for s in metrics["podlane_agent_programming_duration_seconds"].samples}
+        return metrics if {"Attachment", "Pod", "Service"} <= timed else None
+
+    metrics = until(found)
+    plain = {name: values(family).get(()) for name, family in metrics.items()}
+    assert plain["podlane_agent_ready"] == 1
+    assert plain["podlane_agent_attachments"] == 1
+    assert plain["podlane_agent_pods_fail_closed"] == 0
+    assert plain["podlane_agent_conntrack_entries_limit"] == int(
+        Path("/proc/sys/net/netfilter/nf_conntrack_max").read_text()
+    )
+    assert values(metrics["podlane_agent_peers"]) == {("bgp", "down"): 0, ("bgp", "up"): 1}
+    assert set(values(metrics["podlane_agent_bgp_session_up"]).values()) == {1}
+    requests = values(metrics["podlane_agent_cni_requests_total"])
+    assert requests["ADD", "0"] == 1
+    api = values(metrics["podlane_agent_api_requests_total"])
+    assert api["list", "pods", "200"] == values(metrics["podlane_agent_watch_lists_total"])["Pod",] == 1
+    assert api["watch", "pods", "200"] >= 1
+    assert api["patch", "nodes", "200"] >= 1
+    uses = values(metrics["podlane_agent_pod_addresses_in_use"])
+    assert sorted(uses.values()) == [1, 1]
+    assert values(metrics["podlane_agent_pod_addresses_free"])["10.244.0.0/24",] == 252
+    # By then pods of the other node have been asked for, over the uplink.
+    assert values(metrics["podlane_agent_network_transmit_bytes_total"])["eth0",] > 0
+    info = metrics["podlane_build_info"].samples[0].labels
+    assert info["version"] in lab.podlane("version").stdout
+
+
+def test_services_and_policies_are_counted_when_somebody_asks(lab: Lab) -> None:
+    node = lab.get("nodes", "node-2")["status"]["addresses"][0]["address"]
+    lab.outside("curl", "-sf", f"http://{node}:30080/hostname")
+    services = parse(told(lab, "node-2", "/metrics/services?namespace=default"))
+    key = ("default", "web", "", "TCP", "IPv4")
+    assert values(services["podlane_service_connections_sent_packets"])[key] >= 4
+    assert values(services["podlane_service_connections_answered_bytes"])[key] > 100
+    assert values(services["podlane_service_endpoints"])[key] == 1
+    policies = parse(told(lab, "node-2", "/metrics/policies"))
+    allowed = values(policies["podlane_policy_allowed_packets_total"])
+    assert sum(n for labels, n in allowed.items() if labels[:3] == ("default", "to-web", "ingress")) >= 1
+    dropped = ("no policy allows it",)
+    before = values(policies["podlane_policy_dropped_packets_total"])[dropped]
+    pod = lab.get("pod", "web")["status"]["podIP"]
+    lab.node("node-1", "python3", "-c", _KNOCK.format(pod), check=False)
+    policies = parse(told(lab, "node-2", "/metrics/policies"))
+    assert values(policies["podlane_policy_dropped_packets_total"])[dropped] > before
+    narrow = parse(told(lab, "node-2", "/metrics/policies?namespace=elsewhere"))
+    assert values(narrow["podlane_policy_allowed_packets_total"]) == {}
+    nothing = parse(told(lab, "node-2", "/metrics/services?namespace=elsewhere"))
+    assert values(nothing["podlane_service_connections"]) == {}
+
+
+# One SYN from a node that is no client of the policy.
+_KNOCK = "import socket; s = socket.socket(); s.setblocking(False); s.connect_ex(('{}', 80))"
+
+
+def test_a_question_that_is_none(lab: Lab) -> None:
+    with pytest.raises(Exception, match=r"\?namespace=NS, and no service"):
+        told(lab, "node-1", "/metrics/services?service=web")
+
+
+def test_json_of_the_status_stays(lab: Lab) -> None:
+    status: dict[str, Any] = json.loads(lab.podlane("status", lab.name, "-o", "json").stdout)
+    assert (status["apiVersion"], status["kind"]) == ("podlane.dev/v1alpha1", "LabStatus")
