@@ -1,4 +1,4 @@
-"""What people and Prometheus are told of a whole cluster: a lab with BGP, services at the socket, and a controller."""
+"""What people and Prometheus are told of a lab with BGP, services at the socket, and a controller."""
 
 from __future__ import annotations
 
@@ -34,7 +34,11 @@ spec: {nodeName: node-2, containers: [{name: c, image: absent, ports: [{containe
 apiVersion: v1
 kind: Service
 metadata: {name: web}
-spec: {type: NodePort, ipFamilyPolicy: PreferDualStack, selector: {app: web}, ports: [{port: 80, nodePort: 30080}]}
+spec:
+  type: NodePort
+  ipFamilyPolicy: PreferDualStack
+  selector: {app: web}
+  ports: [{port: 80, nodePort: 30080}]
 ---
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
@@ -121,7 +125,8 @@ def test_alerts_and_dashboard_name_what_is_there(everything: dict[str, Metric]) 
 
 def test_an_agent_tells_what_it_does(lab: Lab) -> None:
     lab.kubectl("label", "service", "web", "seen=1")
-    lab.exec("client", "curl", "-sf", "http://web.default.svc/", check=False)
+    web = lab.get("service", "web")["spec"]["clusterIP"]
+    lab.exec("client", "curl", "-sf", f"http://{web}/hostname")
 
     def found() -> dict[str, Metric] | None:
         metrics = parse(told(lab, "node-1"))
