@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from podlane.lab.api import auth
 from podlane.lab.api.registry import Registry
 from podlane.lab.api.server import ApiServer
-from podlane.lab.api.store import Store
+from podlane.lab.api.sqlite_store import SqliteStore
 from podlane.lab.api.streams import Kubelets
 from podlane.model.config import DEFAULT
 
@@ -70,7 +70,7 @@ def running(
 @contextmanager
 def registry(**options: Any) -> Iterator[Registry]:
     """A registry with its namespace `default`. options: of Registry."""
-    store = Store(":memory:")
+    store = SqliteStore(":memory:")
     found = Registry(store, **options)
     make(found, "namespaces", {"metadata": {"name": "default"}})
     try:

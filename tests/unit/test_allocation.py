@@ -11,7 +11,7 @@ import pytest
 from podlane.errors import InvalidError
 from podlane.lab.api import allocation_fields, defaults
 from podlane.lab.api.allocation import ADDRESSES, CIDRS, SERVICES, ServiceAllocator
-from podlane.lab.api.store import Store
+from podlane.lab.api.sqlite_store import SqliteStore
 from podlane.model.config import DEFAULT, NetworkConfig, with_settings
 
 
@@ -19,7 +19,7 @@ class Lab:
     """Services written as the registry writes them."""
 
     def __init__(self, config: NetworkConfig = DEFAULT) -> None:
-        self.store = Store(":memory:")
+        self.store = SqliteStore(":memory:")
         self.config = config
         self.allocator = ServiceAllocator(self.store, config, random.Random(1))
 

@@ -11,7 +11,8 @@ from podlane.lab.api import jsonpath, structural, structural_validation
 from podlane.lab.api.crd import Definitions, priority
 from podlane.lab.api.deletion import DeleteOptions
 from podlane.lab.api.registry import Registry
-from podlane.lab.api.store import Store, copied
+from podlane.lab.api.sqlite_store import SqliteStore
+from podlane.lab.api.store import copied
 from tests.unit.api_lab import make
 
 Obj = dict[str, Any]
@@ -82,7 +83,7 @@ def definition(**version: Any) -> Obj:
 
 
 def api(path: Path | str = ":memory:") -> Registry:
-    found = Registry(Store(path))
+    found = Registry(SqliteStore(path))
     found.custom = Definitions(found)
     return found
 

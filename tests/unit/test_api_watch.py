@@ -10,7 +10,8 @@ import pytest
 from podlane.errors import GoneError
 from podlane.lab.api.local import LocalClient
 from podlane.lab.api.registry import Registry
-from podlane.lab.api.store import Store, copied
+from podlane.lab.api.sqlite_store import SqliteStore
+from podlane.lab.api.store import copied
 from podlane.lab.api.watch import Hub, Scope, Watcher
 from tests.unit.api_lab import make, pod, registry
 
@@ -89,7 +90,7 @@ def test_all_watchers_share_one_encoding(api: Registry) -> None:
 
 
 def test_a_watcher_that_falls_behind_is_dropped() -> None:
-    store = Store(":memory:")
+    store = SqliteStore(":memory:")
     hub = Hub(store, queue_length=2)
     from podlane.lab.api.fields import FieldSelector
     from podlane.model.selectors import EVERYTHING

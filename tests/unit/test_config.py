@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from podlane.errors import ConfigError
+from podlane.model import stores
 from podlane.model.addresses import Family
 from podlane.model.config import DEFAULT, parse, with_settings
 
@@ -77,6 +78,16 @@ def test_a_document_and_settings_say_the_same() -> None:
         ("fabric.racks=0", "fabric.racks"),
         ("fabric.racks=two", "fabric.racks: expected 'int'"),
         ("fabric.mtu=1279", "fabric.mtu"),
+        ("store=postgres://db", "store: 'postgres://db' is no store; write sqlite, etcd://local"),
+        ("store=etcd://", "store: 'etcd://' is no store"),
+        ("store=etcd://local?members=2", "store: members=2: 1, 3 or 5"),
+        ("store=etcd://local/prefix", "store: etcd://local takes nothing but"),
+        ("store=etcd://a:2379,b:70000", "store: endpoint 'b:70000'"),
+        ("store=etcd://me:secret@a", "store: no user and password are taken"),
+        ("store=etcd://a?ca=/ca.crt", "store: unknown option 'ca'"),
+        ("store=etcds://a?ca=ca.crt", "store: ca=ca.crt: write the file's whole path"),
+        ("store=etcds://a?cert=/c.crt", "store: cert and key go together"),
+        ("store=etcd://a/b c", "store: prefix '/b c'"),
         ("ipFamilies=", "ipFamilies"),
         ("ipFamilies=IPv4,IPv4", "each once"),
         ("ipFamilies=IPv5", "IPv5"),
@@ -127,3 +138,18 @@ def test_node_ports_of_localhost_are_of_ipv4_only() -> None:
     with pytest.raises(ConfigError, match=r"services\.localhostNodePorts: only 127\.0\.0\.1"):
         with_settings(DEFAULT, ["ipFamilies=IPv6", "services.localhostNodePorts=true"])
     assert with_settings(DEFAULT, ["services.localhostNodePorts=true"]).services.localhost_node_ports
+
+
+def test_where_objects_are_kept() -> None:
+    found = stores.parse("etcds://[fd00::1]:1,b/p/q/?ca=/ca.crt&cert=/c.crt&key=/c.key")
+    assert found.endpoints == (("fd00::1", 1), ("b", stores.CLIENT_PORT))
+    assert (found.prefix, found.tls, found.ca, found.cert, found.key) == (
+        "/p/q",
+        True,
+        "/ca.crt",
+        "/c.crt",
+        "/c.key",
+    )
+    assert found.shown == "[fd00::1]:1, b:2379"
+    assert stores.parse("etcd://local?members=5").members == 5
+    assert stores.parse(DEFAULT.store).kind is stores.StoreKind.SQLITE

@@ -29,6 +29,9 @@ def duration_s(text: str) -> float:
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a key of NetworkConfig."
 )
+@click.option(
+    "--store", metavar="STORE", help="Where the API keeps objects: sqlite, etcd://local, etcd://HOST..."
+)
 @click.option("--timeout", default="60s", show_default=True, help="How long to wait for readiness.")
 @click.option(
     "--api-port", type=click.IntRange(0, 65535), default=0, help="Port of the API on 127.0.0.1; 0: any."
@@ -41,6 +44,7 @@ def command(
     files: tuple[str, ...],
     config_file: str | None,
     settings: tuple[str, ...],
+    store: str | None,
     timeout: str,
     api_port: int,
 ) -> None:
@@ -52,7 +56,7 @@ def command(
 
     started_s = time.monotonic()
     wait_s = duration_s(timeout)
-    config = load_config(config_file, settings)
+    config = load_config(config_file, [*settings, *([f"store={store}"] if store else [])])
 
     def progress(line: str) -> None:
         click.echo(f"{time.monotonic() - started_s:6.2f} s  {line}", err=True)

@@ -11,6 +11,7 @@ import logging
 import signal
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
 from podlane.controller import rights
@@ -18,6 +19,7 @@ from podlane.lab import record as records
 from podlane.lab.api import accounts, auth
 from podlane.lab.api.bootstrap import API_PORT
 from podlane.lab.api.server import ApiServer
+from podlane.lab.api.store import Store
 from podlane.lab.controllers.manager import ControllerManager, make_all
 from podlane.lab.controllers.pool_routes import PoolRoutes
 from podlane.lab.kubelet.kubelet import Kubelet, NodeFacts
@@ -25,6 +27,8 @@ from podlane.lab.nodes import NodeKubelets
 from podlane.lab.record import LabRecord
 from podlane.lab.supervisor.client import AsyncSupervisor
 from podlane.lab.topology import plan
+from podlane.model import stores
+from podlane.model.stores import StoreKind
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +58,7 @@ async def _main(lab: LabRecord, sockets: list[socket.socket]) -> None:
 
     supervisor = AsyncSupervisor(lab.paths.supervisor_socket)
     kubelets = NodeKubelets()
-    server = ApiServer(lab.paths.database, config, kubelets, service_endpoints=fabric_addresses)
+    server = ApiServer(_database(lab), config, kubelets, service_endpoints=fabric_addresses)
     kubelets.bind(server.client)
     manager = ControllerManager(
         server.client,
@@ -91,6 +95,15 @@ async def _main(lab: LabRecord, sockets: list[socket.socket]) -> None:
     await server.stop()
     if failed:
         raise SystemExit(1)
+
+
+def _database(lab: LabRecord) -> Path | Store:
+    place = stores.parse(lab.config.store)
+    if place.kind is StoreKind.SQLITE:
+        return lab.paths.database
+    from podlane.lab import etcd
+
+    return etcd.opened(lab, place)
 
 
 def _credentials(lab: LabRecord, fabric_addresses: list[str]) -> auth.Pki:

@@ -13,6 +13,8 @@ from podlane.errors import LabError
 from podlane.lab import cgroups
 from podlane.lab import record as records
 from podlane.lab.paths import LabPaths, run_root, state_root
+from podlane.model import stores
+from podlane.model.stores import StoreKind
 
 
 def down(name: str) -> bool:
@@ -24,6 +26,7 @@ def down(name: str) -> bool:
     cgroup = cgroups.lab_cgroup(name)
     if not (paths.run.exists() or paths.state.exists() or cgroup.exists()):
         return False
+    record = None
     with suppress(LabError):  # an unreadable record: cgroup and paths are enough
         record = records.find(name)
         if record is not None and record.supervisor is not None:
@@ -36,6 +39,10 @@ def down(name: str) -> bool:
         for empty in (root / "labs", root):
             with suppress(OSError):
                 empty.rmdir()
+    if record is not None and (store := stores.parse(record.config.store)).kind is StoreKind.ETCD:
+        from podlane.lab import etcd
+
+        etcd.remove(name, store)
     return True
 
 

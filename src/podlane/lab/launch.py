@@ -16,14 +16,17 @@ import yaml
 
 from podlane.errors import LabError, PodlaneError
 from podlane.kernel import netns
+from podlane.kernel.rtnl import Rtnl
 from podlane.lab import cgroups, fabric, listeners, preflight, router, topology
 from podlane.lab import record as records
 from podlane.lab.down import down
 from podlane.lab.paths import LabPaths
 from podlane.lab.record import LabRecord, NodeRecord
 from podlane.lab.supervisor.client import Supervisor
+from podlane.model import stores
 from podlane.model.backends import BackendType
 from podlane.model.config import NetworkConfig
+from podlane.model.stores import StoreKind
 
 CONTROL = "control"
 Progress = Callable[[str], None]
@@ -43,11 +46,16 @@ def launch(
     if config.backend.type is BackendType.BGP:
         config = router.peered(config, plan)
     preflight.require(config)
+    store = stores.parse(config.store)
     paths = LabPaths(name)
     if paths.run.exists() or paths.state.exists():
         raise LabError(
             f"lab {name!r} exists already; `podlane down {name}` removes it, or choose another name"
         )
+    if store.kind is StoreKind.ETCD:
+        from podlane.lab import etcd
+
+        etcd.check_free(name, store)
     listener = listeners.on_loopback(api_port)
     try:
         return _make(paths, config, plan, listener, log_level, progress)
@@ -99,6 +107,9 @@ def _make(
     record = msgspec.structs.replace(record, pids=pids, nodes=members)
     records.save(record)
 
+    if stores.parse(config.store).kind is StoreKind.LOCAL:
+        progress("starting etcd")
+        _start_etcd(supervisor, record)
     _start_control(supervisor, record, listener, plan.control.plain_addresses, log_level)
     progress("building the fabric")
     with ExitStack() as open_namespaces:
@@ -134,6 +145,26 @@ def _start_control(
             cgroup=Path(record.cgroup),
             log=record.paths.run / "control.log",
             descriptors=[each.fileno() for each in sockets],
+        )
+
+
+def _start_etcd(supervisor: Supervisor, record: LabRecord) -> None:
+    from podlane.lab import etcd
+
+    control = netns.open_pid(record.pids["control"])
+    try:
+        with Rtnl(control) as inside:
+            inside.set_up("lo")
+    finally:
+        os.close(control)
+    for member in range(stores.parse(record.config.store).members):
+        supervisor.start_service(
+            etcd.service(member),
+            entry="podlane.lab.etcd:run",
+            options={"lab": record.name, "member": member},
+            join=record.pids["control"],
+            cgroup=Path(record.cgroup),
+            log=record.paths.run / f"etcd-{member}.log",
         )
 
 

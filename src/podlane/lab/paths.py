@@ -9,7 +9,7 @@
         nodes/NODE/kubeconfig, config.yaml
         *.log
     /var/lib/podlane/labs/NAME/      what outlives a process
-        api.sqlite
+        api.sqlite                   or etcd/, of --store etcd://local
         nodes/NODE/                  the agent's state directory (leases.sqlite)
         nodes/NODE/pods/UID/         volumes, logs
     <cgroup2>/podlane/NAME/          one cgroup v2 subtree: control, fabric, nodes/NODE/{agent,pods/UID}

@@ -11,8 +11,10 @@ from podlane.errors import KernelError, LabError, UnsupportedError
 from podlane.kernel import netns
 from podlane.kernel.rtnl import Rtnl
 from podlane.lab import cgroups
+from podlane.model import stores
 from podlane.model.backends import BackendType
 from podlane.model.config import NetworkConfig, ServiceMode
+from podlane.model.stores import StoreKind
 
 _COMMANDS = {"nft": "nftables"}
 
@@ -50,6 +52,10 @@ def require(config: NetworkConfig) -> None:
         from podlane.kernel.ipip import programs
 
         programs.require()
+    if stores.parse(config.store).kind is StoreKind.LOCAL:
+        from podlane.lab import etcd
+
+        etcd.require()
     if config.services.mode is ServiceMode.SOCKET:
         from podlane.kernel.bpf import installation
 

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import field
 
 from podlane.errors import ConfigError
-from podlane.model import backends
+from podlane.model import backends, stores
 from podlane.model.addresses import Family, Prefix, family_of, prefix
 from podlane.model.backends import Advertised, Backend, BackendType, Bgp, Wireguard
 from podlane.model.sections import Section
@@ -152,6 +152,8 @@ class NetworkConfig(Section, frozen=True):
     policy: Policy = Policy()
     controller: Controller = Controller()
     fabric: Fabric = Fabric()
+    store: str = "sqlite"
+    """Of a lab: where its API keeps objects (`stores`)."""
 
     def _of(self, texts: list[str]) -> dict[Family, Prefix]:
         """The prefix of each enabled family, primary family first."""
@@ -343,6 +345,10 @@ def validate(config: NetworkConfig, where: str) -> NetworkConfig:
         raise refuse(
             "services.rebalanceSeconds", f"{config.services.rebalance_seconds} is not between 1 and 3600"
         )
+    try:
+        stores.parse(config.store)
+    except ConfigError as error:
+        raise refuse("store", str(error)) from None
     if not 1 <= config.fabric.racks <= 200:
         raise refuse("fabric.racks", f"{config.fabric.racks} is not between 1 and 200")
     if not 1400 <= config.fabric.mtu <= 65535:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from msgspec import Struct
 
@@ -17,7 +18,7 @@ from podlane.lab.api.allocation import ServiceAllocator
 from podlane.lab.api.deletion import DeleteOptions
 from podlane.lab.api.pages import Page, Pages
 from podlane.lab.api.resources import Catalog, Resource
-from podlane.lab.api.store import LogEvent, Record, Store, Transaction, copied
+from podlane.lab.api.store import LogEvent, RacedError, Record, Store, Transaction, copied
 from podlane.lab.api.strategy import BuiltinStrategy, CustomResources, Strategy
 from podlane.lab.api.watch import Hub, Scope, Watcher
 from podlane.lab.client import Obj
@@ -32,6 +33,11 @@ class WriteOptions(Struct, frozen=True, kw_only=True):
     field_validation: str = "Ignore"
     warnings: list[str] | None = None
 
+
+T = TypeVar("T")
+
+_RACES = 5
+_EXPIRED_AT_ONCE = 100  # etcd takes no more than 128 operations in one transaction
 
 DEFAULT_WRITE = WriteOptions()
 DEFAULT_DELETE = DeleteOptions()
@@ -179,12 +185,16 @@ class Registry:
         subresource: str = "",
     ) -> Record:
         """Read, apply and write as one: patches and subresources. apply may not change what it is given."""
-        with self.store.transaction(dry_run=options.dry_run) as transaction:
-            old = self.get(resource, namespace, name)
-            before = convert.from_storage(resource, old.obj)
-            obj = self.decode(resource, copied(apply(before)), options)
-            metadata.check_place(resource, namespace, name, obj)
-            return self._replace(transaction, resource, old, obj, subresource)
+
+        def write() -> Record:
+            with self.store.transaction(dry_run=options.dry_run) as transaction:
+                old = self.get(resource, namespace, name)
+                before = convert.from_storage(resource, old.obj)
+                obj = self.decode(resource, copied(apply(before)), options)
+                metadata.check_place(resource, namespace, name, obj)
+                return self._replace(transaction, resource, old, obj, subresource)
+
+        return _again(write)
 
     def _replace(
         self, transaction: Transaction, resource: Resource, record: Record, new: Obj, subresource: str
@@ -221,6 +231,11 @@ class Registry:
         self, resource: Resource, namespace: str, name: str, options: DeleteOptions = DEFAULT_DELETE
     ) -> tuple[Record, bool]:
         """(the object, whether it is gone). Raises NotFoundError, ConflictError (preconditions), ApiError."""
+        return _again(lambda: self._delete(resource, namespace, name, options))
+
+    def _delete(
+        self, resource: Resource, namespace: str, name: str, options: DeleteOptions
+    ) -> tuple[Record, bool]:
         with self.store.transaction(dry_run=options.dry_run) as transaction:
             record = self.get(resource, namespace, name)
             namespaces.check_deletable(resource, name)
@@ -243,9 +258,10 @@ class Registry:
         """Delete the Events nobody has touched for life_s seconds; how many."""
         row, limit = self.catalog.named("events"), metadata.timestamp(self._now_s() - life_s)
         old = [r for r in self.store.records(row.storage) if _last_touched(r.obj) < limit]
-        with self.store.transaction() as transaction:
-            for record in old:
-                transaction.delete(row.storage, record.namespace, record.name)
+        for first in range(0, len(old), _EXPIRED_AT_ONCE):
+            with self.store.transaction() as transaction:
+                for record in old[first : first + _EXPIRED_AT_ONCE]:
+                    transaction.delete(row.storage, record.namespace, record.name)
         return len(old)
 
     def _remove(self, transaction: Transaction, resource: Resource, record: Record, last: Obj) -> Record:
@@ -253,6 +269,16 @@ class Registry:
         gone = transaction.delete(resource.storage, record.namespace, record.name, last)
         assert gone is not None
         return gone
+
+
+def _again(write: Callable[[], T]) -> T:
+    """write(), which reads what it changes, again for each time that another process was first."""
+    for _ in range(_RACES):
+        try:
+            return write()
+        except RacedError:
+            pass
+    return write()
 
 
 def _last_touched(event: Obj) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from aiohttp import web
@@ -17,6 +18,7 @@ from podlane.lab.api.http import Door
 from podlane.lab.api.local import LocalClient
 from podlane.lab.api.registry import Registry
 from podlane.lab.api.remote import Remote
+from podlane.lab.api.sqlite_store import SqliteStore
 from podlane.lab.api.store import Store
 from podlane.lab.api.streams import Kubelets
 from podlane.lab.api.table import Tables
@@ -31,7 +33,9 @@ _SHUTDOWN_S = 1.0
 
 
 class ApiServer:
-    """database: a path or ":memory:". kubelets: where logs and exec go; None refuses them.
+    """database: a path or ":memory:" for SQLite, or any store, which is the server's now.
+
+    kubelets: where logs and exec go; None refuses them.
 
     service_endpoints: addresses at which pods reach this server, for the `kubernetes` service; their
     sockets are the caller's (`start`), on service_port.
@@ -39,14 +43,14 @@ class ApiServer:
 
     def __init__(
         self,
-        database: Path | str,
+        database: Path | str | Store,
         config: NetworkConfig,
         kubelets: Kubelets | None = None,
         *,
         service_endpoints: Sequence[str] = (),
         service_port: int = API_PORT,
     ) -> None:
-        self.store = Store(database)
+        self.store = database if isinstance(database, Store) else SqliteStore(database)
         self.registry = Registry(self.store, config)
         self.client = LocalClient(self.registry)
         self.registry.custom = definitions = Definitions(self.registry)
@@ -65,6 +69,8 @@ class ApiServer:
         await self._runner.setup()
         for sock in sockets:
             await web.SockSite(self._runner, sock, ssl_context=tls).start()
+        loop = asyncio.get_running_loop()
+        self.store.attend(lambda: _on(loop, self.store.poll))
         self._expiry = asyncio.create_task(self._expire_events(), name="expiry of events")
 
     async def _expire_events(self) -> None:
@@ -81,3 +87,8 @@ class ApiServer:
         if self._runner is not None:
             await self._runner.cleanup()
         self.store.close()
+
+
+def _on(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    with suppress(RuntimeError):  # the loop has ended
+        loop.call_soon_threadsafe(call)

@@ -1,7 +1,7 @@
-"""All objects of the lab, in SQLite and in memory, with one resourceVersion counting every write.
+"""All objects of the lab in memory, and the transactions that write them to where they outlive the process.
 
-A write goes to SQLite first (one transaction, WAL, synchronous=NORMAL: it survives the process, and a power
-cut may lose the last moment but never tears), then to whoever subscribed. Readers are served from memory.
+A write goes to the database first (`sqlite_store`, or `etcd_store`), then to whoever subscribed. Readers are
+served from memory. Each state has a resourceVersion, greater than that of every state before it.
 
 The event log holds the last writes, so that a watch goes on from its resourceVersion also after a restart
 of the process. What is older than the log is Expired (410).
@@ -12,34 +12,19 @@ change them.
 
 from __future__ import annotations
 
-import sqlite3
+from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from podlane.errors import GoneError
-from podlane.lab.api.fields import footprint
+from podlane.errors import ConflictError, GoneError
 from podlane.lab.client import Obj
 
 LOG_LENGTH = 10_000
 """Events kept. A reader that is further behind lists again."""
-
-_TRIM_EVERY = 512
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS objects (
-  resource TEXT NOT NULL, namespace TEXT NOT NULL, name TEXT NOT NULL,
-  revision INTEGER NOT NULL, data BLOB NOT NULL,
-  PRIMARY KEY (resource, namespace, name)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS events (
-  revision INTEGER PRIMARY KEY, resource TEXT NOT NULL, type TEXT NOT NULL,
-  data BLOB NOT NULL, before BLOB);
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
-"""
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder()
@@ -122,11 +107,24 @@ class _Table:
         return [self.records[k] for k in keys]
 
 
-class Transaction:
-    """Reads and writes that happen together or not at all. Reads see the transaction's own writes."""
+def revived(
+    revision: int, resource: str, type_: str, data: bytes, before: bytes | None, obj: Obj | None = None
+) -> LogEvent:
+    """An event of the log's bytes. before: the footprint of the state that was replaced, if it is known."""
+    obj = _decoder.decode(data) if obj is None else obj
+    metadata = obj["metadata"]
+    record = Record(metadata.get("namespace") or "", metadata["name"], revision, obj, data)
+    return LogEvent(type_, resource, record, _decoder.decode(before) if before else None)
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+
+class Transaction:
+    """Reads and writes that happen together or not at all. Reads see the transaction's own writes.
+
+    revision: of its first write. step: what a further write adds to it (0: they all have the same).
+    """
+
+    def __init__(self, store: Store, revision: int, step: int) -> None:
+        self._store, self._next, self._step = store, revision, step
         self.events: list[LogEvent] = []
         self._undo: list[tuple[str, tuple[str, str], Record | None]] = []
 
@@ -137,7 +135,10 @@ class Transaction:
         return self._store.records(resource, namespace)
 
     def put(self, resource: str, obj: Obj) -> Record:
-        """Create or replace. Sets metadata.resourceVersion in obj, which now belongs to the store."""
+        """Create or replace. Sets metadata.resourceVersion in obj, which now belongs to the store.
+
+        The revision is final when the transaction is over.
+        """
         metadata = obj["metadata"]
         key = (metadata.get("namespace") or "", metadata["name"])
         before = self._store.get(resource, *key)
@@ -155,64 +156,56 @@ class Transaction:
     def _write(
         self, type_: str, resource: str, key: tuple[str, str], obj: Obj, before: Record | None
     ) -> Record:
-        store = self._store
-        revision = store.revision + 1
+        revision, self._next = self._next, self._next + self._step
         obj["metadata"]["resourceVersion"] = str(revision)
-        data = _encoder.encode(obj)
-        record = Record(*key, revision, obj, data)
-        cursor = store.connection
-        if type_ == "DELETED":
-            cursor.execute(
-                "DELETE FROM objects WHERE resource=? AND namespace=? AND name=?", (resource, *key)
-            )
-        else:
-            cursor.execute(
-                "INSERT OR REPLACE INTO objects VALUES (?,?,?,?,?)", (resource, *key, revision, data)
-            )
-        previous = _encoder.encode(footprint(resource, before.obj)) if before else None
-        cursor.execute("INSERT INTO events VALUES (?,?,?,?,?)", (revision, resource, type_, data, previous))
+        record = Record(*key, revision, obj, _encoder.encode(obj))
         self._undo.append((resource, key, before))
-        store.revision = revision
-        if type_ == "DELETED":
-            store.table(resource).drop(key)
-        else:
-            store.table(resource).put(record)
-        self.events.append(LogEvent(type_, resource, record, before.obj if before else None))
+        event = LogEvent(type_, resource, record, before.obj if before else None)
+        self._store.revision = revision
+        self._store.follow(event)
+        self.events.append(event)
         return record
 
-    def undo(self) -> None:
-        """Memory as it was; SQLite is rolled back by the store."""
+    def replaced(self) -> Iterator[tuple[str, tuple[str, str], Record | None]]:
+        """What was there before the first write, key by key: (resource, key, state)."""
+        seen = set()
+        for resource, key, before in self._undo:
+            if (resource, key) not in seen:
+                seen.add((resource, key))
+                yield resource, key, before
+
+    def undo(self) -> bool:
+        """Memory as it was; the database is the store's to roll back. Whether there was anything to undo."""
+        found = bool(self._undo)
         for resource, key, before in reversed(self._undo):
+            table = self._store.table(resource)
             if before is None:
-                self._store.table(resource).drop(key)
+                table.drop(key)
             else:
-                self._store.table(resource).put(before)
+                table.put(before)
+        self._undo.clear()
+        self.events.clear()
+        return found
 
 
-class Store:
-    """database: a path or ":memory:". Subscribers are called after each commit with its events, in order."""
+class RacedError(ConflictError):
+    """Another process wrote one of the transaction's objects first: read again, and try again."""
 
-    def __init__(self, database: Path | str, *, log_length: int = LOG_LENGTH) -> None:
-        self.connection = sqlite3.connect(str(database), isolation_level=None)
-        self.connection.execute("PRAGMA journal_mode=WAL")
-        self.connection.execute("PRAGMA synchronous=NORMAL")
-        self.connection.executescript(_SCHEMA)
-        self._log_length = log_length
+
+class Store(ABC):
+    """Subscribers are called after each commit with its events, in order of their revisions.
+
+    revision: of the last write. floor: the newest revision that is no longer in the log.
+    """
+
+    step = 1
+    """What each write of a transaction adds to the revision."""
+
+    def __init__(self) -> None:
+        self.revision = self.floor = 1
         self._tables: dict[str, _Table] = {}
         self._open: Transaction | None = None
         self._subscribers: list[Callable[[list[LogEvent]], None]] = []
-        self.connection.execute("INSERT OR IGNORE INTO meta VALUES ('revision', 1), ('floor', 1)")
-        # floor: the newest revision that is no longer in the log.
-        self.revision, self.floor = self._meta("revision"), self._meta("floor")
-        self._load()
-
-    def _meta(self, key: str) -> int:
-        return int(self.connection.execute("SELECT value FROM meta WHERE key=?", (key,)).fetchone()[0])
-
-    def _load(self) -> None:
-        query = "SELECT resource, namespace, name, revision, data FROM objects"
-        for resource, namespace, name, revision, data in self.connection.execute(query):
-            self.table(resource).put(Record(namespace, name, revision, _decoder.decode(data), data))
 
     def table(self, resource: str) -> _Table:
         found = self._tables.get(resource)
@@ -230,58 +223,66 @@ class Store:
     def subscribe(self, subscriber: Callable[[list[LogEvent]], None]) -> None:
         self._subscribers.append(subscriber)
 
+    def publish(self, events: list[LogEvent]) -> None:
+        if events:
+            for subscriber in self._subscribers:
+                subscriber(events)
+
+    def follow(self, event: LogEvent) -> None:
+        """Memory as it is after the event."""
+        if event.type == "DELETED":
+            self.table(event.resource).drop(event.record.key)
+        else:
+            self.table(event.resource).put(event.record)
+
     @contextmanager
     def transaction(self, *, dry_run: bool = False) -> Iterator[Transaction]:
-        """All or nothing. Inside another one: part of it. dry_run: nothing, but everything was tried."""
+        """All or nothing. Inside another one: part of it. dry_run: nothing, but everything was tried.
+
+        At its end raises ApiError when the database cannot be written (then nothing of it holds), and
+        RacedError when another process that writes to the same database was first.
+        """
         if self._open is not None:
             yield self._open
             return
+        self.poll()
         before = self.revision
-        self._open = transaction = Transaction(self)
-        self.connection.execute("BEGIN IMMEDIATE")
+        self._open = transaction = Transaction(self, before + 1, self.step)
+        events: list[LogEvent] = []
         try:
             yield transaction
             if not dry_run and transaction.events:
-                self.connection.execute(
-                    "INSERT OR REPLACE INTO meta VALUES ('revision', ?)", (self.revision,)
-                )
-                self._trim(before)
-                self.connection.execute("COMMIT")
+                events = self._commit(transaction, before)
         finally:
             self._open = None
-            if self.connection.in_transaction:
-                self.connection.execute("ROLLBACK")
-                transaction.undo()
+            if not events and transaction.undo():
                 self.revision = before
-                transaction.events.clear()
-        if transaction.events:
-            for subscriber in self._subscribers:
-                subscriber(transaction.events)
+        self.publish(events)
 
-    def _trim(self, before: int) -> None:
-        if before // _TRIM_EVERY == self.revision // _TRIM_EVERY and self._log_length >= _TRIM_EVERY:
-            return
-        floor = self.revision - self._log_length
-        if floor > self.floor:
-            self.connection.execute("DELETE FROM events WHERE revision<=?", (floor,))
-            self.connection.execute("INSERT OR REPLACE INTO meta VALUES ('floor', ?)", (floor,))
-            self.floor = floor
+    @abstractmethod
+    def _commit(self, transaction: Transaction, before: int) -> list[LogEvent]:
+        """Write transaction.events; what is to be published. Raises: then nothing was written.
 
+        before: the revision when it began.
+        """
+
+    @abstractmethod
     def events_since(self, resource: str, revision: int) -> list[LogEvent]:
         """A resource's events after revision, oldest first. Raises GoneError when the log is shorter."""
+
+    @abstractmethod
+    def attend(self, wake: Callable[[], None]) -> None:
+        """wake is called, on any thread, when somebody else has written and `poll` would tell it."""
+
+    @abstractmethod
+    def poll(self) -> None:
+        """Take in and publish what other processes wrote to the same database."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """No write follows."""
+
+    def check_kept(self, revision: int) -> None:
+        """Raises GoneError when events after revision are no longer all there."""
         if revision < self.floor:
             raise GoneError(f"too old resource version: {revision} ({self.floor + 1})")
-        if revision >= self.revision:
-            return []
-        query = "SELECT revision, type, data, before FROM events WHERE revision>? AND resource=? "
-        query += "ORDER BY revision"
-        found = []
-        for at, type_, data, before in self.connection.execute(query, (revision, resource)):
-            obj = _decoder.decode(data)
-            metadata = obj["metadata"]
-            record = Record(metadata.get("namespace") or "", metadata["name"], at, obj, data)
-            found.append(LogEvent(type_, resource, record, _decoder.decode(before) if before else None))
-        return found
-
-    def close(self) -> None:
-        self.connection.close()
