@@ -51,7 +51,8 @@ class Events:
             self._wake.clear()
             waiting, self._waiting = self._waiting, []
             for complaint, uid in waiting:
-                log.warning("%s %s: %s", complaint.kind, _name(complaint), complaint.message)
+                about = {"object": f"{complaint.kind} {_name(complaint)}", "error": complaint.reason}
+                log.warning("%s %s: %s", complaint.kind, _name(complaint), complaint.message, extra=about)
                 await self._write(complaint, uid)
 
     async def _write(self, complaint: Complaint, uid: str) -> None:

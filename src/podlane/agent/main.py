@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from podlane import logs
 from podlane.agent import collector
 from podlane.agent.daemon import Agent
 from podlane.agent.gone import GonePods
@@ -83,6 +84,7 @@ async def _main(options: AgentOptions, config: NetworkConfig, access: kubeconfig
         if isinstance(driver, BirdDriver):
             driver.died = partial(_from_thread, loop, agent)
     gone.view = agent.compiler.view
+    logs.about(options.node_name, lambda: agent.reconciler.counts.generation)
     loop.add_signal_handler(signal.SIGHUP, agent.reconciler.request_resync)
     await agent.run(stop)
 

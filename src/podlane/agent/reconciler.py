@@ -334,7 +334,8 @@ class _Queue:
         known = {(f.table, f.key) for f in self.failures}
         for failure in failures:
             if (failure.table, failure.key) not in known:
-                log.warning("%s %s: %s", failure.table, failure.key, failure.error)
+                what = {"object": f"{failure.table} {failure.key}", "error": failure.error}
+                log.warning("%s %s: %s", failure.table, failure.key, failure.error, extra=what)
         if not failures:
             if self.failures:
                 log.info("%s: everything refused before is in place now", type(self.driver).__name__)

@@ -378,8 +378,14 @@ class WorkQueue(Generic[K]):
             self.retried += 1
             expected = isinstance(error, ApiError)
             if not isinstance(error, ConflictError):
+                what = f"{self.name} {'/'.join(filter(None, key)) if isinstance(key, tuple) else key}"
                 log.warning(
-                    "%s %s: %s; again in %.3f s", self.name, key, error, delay_s, exc_info=not expected
+                    "%s: %s; again in %.3f s",
+                    what,
+                    error,
+                    delay_s,
+                    exc_info=not expected,
+                    extra={"object": what, "error": error},
                 )
             return delay_s
         finally:

@@ -265,7 +265,8 @@ class Reflector(Generic[T]):
             found = self._decoder.decode(raw)
         except msgspec.ValidationError as error:
             self.malformed[key] = str(error)
-            log.warning("%s %s/%s cannot be read and is left out: %s", self.source.kind, *key, error)
+            about = {"object": f"{self.source.kind} {'/'.join(filter(None, key))}", "error": error}
+            log.warning("%s cannot be read and is left out: %s", about["object"], error, extra=about)
             return None
         self.malformed.pop(key, None)
         return _slim(found)
