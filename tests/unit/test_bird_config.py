@@ -57,11 +57,14 @@ def block(text: str, name: str) -> str:
         {"restart_s": 0},
         {"sources": (FOUR,), "own": OWN[:1]},
         {"sources": (SIX,), "own": OWN[1:]},
+        {"own": (), "accepted": ()},
     ],
 )
 def test_bird_reads_what_is_written(changes: dict[str, object], tmp_path: Path) -> None:
     path = tmp_path / "bird.conf"
-    path.write_text(rendered(**changes))
+    routers = {key: row for key, row in PEERS.items() if not row.node or changes.get("own") != ()}
+    speaker = replace(SPEAKER, **changes)
+    path.write_text(render(speaker, routers, OWN, LEARNT if speaker.own else (), "/run/bird.log"))
     done = subprocess.run([require(), "-p", "-c", path], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -83,6 +86,14 @@ def test_a_router_behind_others_is_reached_over_several_hops_and_may_tell_anythi
     assert "port 1790 as 64600;" in session
     assert "import filter of_routers4;" in session
     assert "password" not in session
+
+
+def test_beside_another_backend_nothing_is_learnt() -> None:
+    routers = {key: row for key, row in PEERS.items() if not row.node}
+    text = render(replace(SPEAKER, own=(), accepted=()), routers, OWN, (), "/run/bird.log")
+    assert "filter of_routers4 { reject; }" in text
+    assert "of_nodes" not in text
+    assert "export filter to_routers4;" in block(text, session_name("far", Family.IPV4))
 
 
 def test_a_family_this_node_does_not_speak_has_no_session() -> None:

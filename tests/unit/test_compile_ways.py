@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from ipaddress import ip_address, ip_network
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -25,6 +26,8 @@ from podlane.model.objects import (
     Endpoint,
     EndpointPort,
     EndpointSlice,
+    LoadBalancerIngress,
+    LoadBalancerStatus,
     Node,
     NodeAddress,
     NodeSpec,
@@ -32,6 +35,7 @@ from podlane.model.objects import (
     ObjectMeta,
     Service,
     ServiceSpec,
+    ServiceStatus,
 )
 
 HOST_GW = NetworkConfig(backend=Backend(type=BackendType.HOST_GW))
@@ -229,6 +233,80 @@ def test_with_policy_local_only_the_nodes_with_an_endpoint_announce() -> None:
     assert originated(compiler) == {"10.96.0.9/32", "fd00:10:96::9/128"}
     compiler.apply([Change("EndpointSlice", endpoint_on("node-2"), endpoint_on("node-1"))])
     assert originated(compiler) == {"10.96.0.9/32", "fd00:10:96::9/128", "203.0.113.9/32"}
+
+
+ROUTER = BgpPeerConfig(address="172.30.1.254", as_number=64600)
+
+
+def pooled(ways: str = "", nodes: str = "", **spec: Any) -> Service:
+    """A service with an address of a pool, as the controller leaves it."""
+    marks = {"podlane.dev/allocated-from-pool": "p", "podlane.dev/announcing-nodes": nodes}
+    meta = ObjectMeta(name="web", namespace="default", annotations=marks | {"podlane.dev/announced-by": ways})
+    found = [LoadBalancerIngress(ip=each, ip_mode="VIP") for each in ("192.0.2.7", "2001:db8::7")]
+    return Service(
+        metadata=meta,
+        spec=ServiceSpec(type="LoadBalancer", cluster_ip="10.96.0.9", cluster_ips=["10.96.0.9"], **spec),
+        status=ServiceStatus(LoadBalancerStatus(found)),
+    )
+
+
+BY_BGP = {"192.0.2.7/32", "2001:db8::7/128"}
+
+
+@pytest.mark.parametrize(
+    ("backend", "advertise", "ways", "routes", "answers"),
+    [
+        (BackendType.VXLAN, [], "", False, True),
+        (BackendType.VXLAN, [], "bgp", True, False),
+        (BackendType.VXLAN, [], "l2,bgp", True, True),
+        (BackendType.VXLAN, [Advertised.LOAD_BALANCER_IP], "", True, True),
+        (BackendType.BGP, [Advertised.LOAD_BALANCER_IP], "l2", False, True),
+        (BackendType.BGP, [], "bgp", True, False),
+    ],
+)
+def test_a_pools_addresses_are_announced_as_the_pool_says(
+    backend: BackendType, advertise: list[Advertised], ways: str, routes: bool, answers: bool
+) -> None:
+    config = NetworkConfig(backend=Backend(type=backend), bgp=Bgp(advertise=advertise, peers=[ROUTER]))
+    compiler = compiled(config, node(1), node(2))
+    compiler.apply([Change("Service", None, pooled(ways))])
+    assert originated(compiler) == (BY_BGP if routes else set())
+    assert bool(compiler.tables[Table.ANNOUNCEMENTS]) is answers
+    (peer,) = [row for row in compiler.tables[Table.BGP_PEERS].values() if not row.node]
+    assert str(peer.address) == ROUTER.address
+    # With another backend the speaker tells routers and learns of nobody.
+    speaker = compiler.tables[Table.SPEAKER]["bgp"]
+    assert bool(speaker.own) is bool(speaker.accepted) is (backend is BackendType.BGP)
+    compiler.apply([Change("Service", pooled(ways), None)])
+    assert originated(compiler) == set()
+
+
+def test_only_nodes_that_the_pool_means_tell_routers() -> None:
+    def labelled(**labels: str) -> Node:
+        return replace(node(1), metadata=ObjectMeta(name="node-1", labels=labels))
+
+    compiler = compiled(NetworkConfig(bgp=Bgp(peers=[ROUTER])), node(1), node(2))
+    compiler.apply([Change("Service", None, pooled("bgp", "edge=yes"))])
+    assert originated(compiler) == set()
+    compiler.apply([Change("Node", None, labelled(edge="yes"))])
+    assert originated(compiler) == BY_BGP
+    without = {"node.kubernetes.io/exclude-from-external-load-balancers": ""}
+    compiler.apply([Change("Node", None, labelled(edge="yes", **without))])
+    assert originated(compiler) == set()
+    compiler.apply([Change("Node", None, labelled(edge="yes"))])
+    local = pooled("bgp", "edge=yes", external_traffic_policy="Local")
+    compiler.apply([Change("Service", None, local), Change("EndpointSlice", None, endpoint_on("node-2"))])
+    assert originated(compiler) == set()
+    compiler.apply([Change("EndpointSlice", None, endpoint_on("node-1"))])
+    assert originated(compiler) == BY_BGP
+
+
+def test_without_peers_there_is_no_speaker() -> None:
+    compiler = compiled(NetworkConfig(), node(1), node(2))
+    compiler.apply([Change("Service", None, pooled("bgp"))])
+    assert originated(compiler) == set()
+    assert not compiler.tables[Table.SPEAKER]
+    assert not compiler.tables[Table.ANNOUNCEMENTS]
 
 
 def test_what_cannot_be_advertised_is_refused() -> None:

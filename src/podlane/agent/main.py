@@ -112,7 +112,7 @@ def drivers(options: AgentOptions, config: NetworkConfig, gone: Gone | None = No
     elif installation.remove(pins):
         log.info("services are no longer answered at the socket: what was pinned at %s is gone", pins)
     beside = Path(options.agent_socket).parent
-    if config.backend.type is BackendType.BGP:
+    if config.speaks_bgp:
         found.insert(1, BirdDriver(beside / "bird"))
     else:
         bird.stop(beside / "bird")

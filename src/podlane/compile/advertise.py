@@ -1,8 +1,11 @@
-"""Which service addresses this node's BGP speaker announces to routers (bgp.advertise).
+"""Which service addresses this node's BGP speaker announces to routers: what bgp.advertise says, and pools.
 
     ClusterIP        of every service that has one; each node announces it and the routers spread over them
     ExternalIP       spec.externalIPs
     LoadBalancerIP   status.loadBalancer.ingress, ipMode VIP
+
+Of an address that is a LoadBalancerPool's the pool's `announce` decides where it says something, and only
+nodes announce it that the pool means (as for ARP and NDP, compile/announce.py).
 
 With externalTrafficPolicy Local an external or load-balancer address is announced only where an endpoint is,
 and a ClusterIP with internalTrafficPolicy Local likewise, so that no router sends to a node that would drop.
@@ -21,20 +24,24 @@ from podlane.compile.tables import NOTHING, Rows, Table
 from podlane.compile.view import CONFIG, Change, View, service_of, since
 from podlane.errors import ConfigError
 from podlane.model.addresses import Address, address, family_of, host_prefix
-from podlane.model.backends import Advertised, BackendType
-from podlane.model.pools import pool_addresses
+from podlane.model.backends import Advertised
+from podlane.model.objects import Node, Service
+from podlane.model.pools import Way, announced, announcing_nodes, may_announce, pool_addresses, ways_of
 
 NAME: Final = "advertise"
 
 
 def units_of(change: Change, view: View) -> Iterator[UnitKey]:
-    if not _wanted(view):
+    if not view.config.speaks_bgp:
         return
     if change.kind == "Service":
         yield UnitKey(NAME, "service", change.name, change.object.namespace)
     elif change.kind == "EndpointSlice":
         for piece in change.sides:
             namespace, name = service_of(piece)
+            yield UnitKey(NAME, "service", name, namespace)
+    elif change.kind == "Node" and change.name == view.me.name and _labels(change.old) != _labels(change.new):
+        for namespace, name in view.balanced:
             yield UnitKey(NAME, "service", name, namespace)
     elif change.kind == CONFIG:
         for namespace, name in view.services:
@@ -43,9 +50,9 @@ def units_of(change: Change, view: View) -> Iterator[UnitKey]:
 
 def compile_unit(key: UnitKey, view: View) -> Rows | Compiled:
     service = view.services.get((key.namespace, key.name))
-    if service is None or service.spec.type == "ExternalName":
+    if service is None or service.spec.type == "ExternalName" or not view.config.speaks_bgp:
         return NOTHING
-    wanted = _wanted(view)
+    wanted = view.config.bgp.advertise
     found: list[Address] = []
     internal = service.spec.internal_traffic_policy == "Local"
     external = service.spec.external_traffic_policy == "Local"
@@ -55,7 +62,7 @@ def compile_unit(key: UnitKey, view: View) -> Rows | Compiled:
     if here or not external:
         if Advertised.EXTERNAL_IP in wanted:
             found += _readable(service.spec.external_ips)
-        if Advertised.LOAD_BALANCER_IP in wanted:
+        if _by_pool(service, view) if announced(service) else Advertised.LOAD_BALANCER_IP in wanted:
             found += pool_addresses(service)
     families = view.config.ip_families
     rows = {
@@ -66,9 +73,18 @@ def compile_unit(key: UnitKey, view: View) -> Rows | Compiled:
     return Compiled({Table.ORIGINATED: rows}, since(service)) if rows else NOTHING
 
 
-def _wanted(view: View) -> frozenset[Advertised]:
-    config = view.config
-    return frozenset(config.bgp.advertise if config.backend.type is BackendType.BGP else ())
+def _by_pool(service: Service, view: View) -> bool:
+    node = view.me.node
+    if node is None or Way.BGP not in ways_of(service, view.config):
+        return False
+    try:
+        return may_announce(node, announcing_nodes(service))
+    except ConfigError:
+        return False  # compile/announce.py says so
+
+
+def _labels(node: Node | None) -> dict[str, str]:
+    return node.metadata.labels if node is not None else {}
 
 
 def _readable(texts: list[str]) -> Iterator[Address]:
@@ -80,4 +96,4 @@ def _readable(texts: list[str]) -> Iterator[Address]:
             continue
 
 
-CAPABILITY = Capability(NAME, units_of, compile_unit, reads=frozenset({"Service", "EndpointSlice"}))
+CAPABILITY = Capability(NAME, units_of, compile_unit, reads=frozenset({"Node", "Service", "EndpointSlice"}))

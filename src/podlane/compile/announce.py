@@ -12,7 +12,8 @@ Their order follows from the address and their names alone (rendezvous hashing),
 same one without asking anybody, addresses spread over the nodes, and a node that goes moves only its own. The
 first 16 count. Which of them live is known only on the wire: kernel/announce/ takes the first that does.
 
-The controller says by annotation that an address is a pool's and which nodes the pool means; other
+The controller says by annotation that an address is a pool's, which nodes the pool means, and whether it is
+announced this way at all, or by BGP alone (compile/advertise.py); other
 load balancers' addresses are none of ours, and neither are nodes' own. A port of such an address that nobody
 serves is refused, like one of a ClusterIP: the address is the announcing node's own for the time being, and
 what listens there is not meant.
@@ -36,8 +37,16 @@ from podlane.errors import ConfigError
 from podlane.model import selectors
 from podlane.model.addresses import Address, Prefix, family_of, host_prefix
 from podlane.model.objects import Node, Service
-from podlane.model.pools import ANNOUNCING_NODES, EXCLUDE_LABEL, announced, pool_addresses
-from podlane.model.selectors import EVERYTHING, Selector
+from podlane.model.pools import (
+    ANNOUNCING_NODES,
+    Way,
+    announced,
+    announcing_nodes,
+    may_announce,
+    pool_addresses,
+    ways_of,
+)
+from podlane.model.selectors import Selector
 
 NAME: Final = "announce"
 MOST_CANDIDATES: Final = 16
@@ -90,11 +99,11 @@ def compile_unit(key: UnitKey, view: View) -> Rows | Compiled:
     rows: dict[Table, dict[Any, Any]] = {Table.SETS: {row: row for row in members}}
     refused: tuple[str, ...] = ()
     try:
-        selector = _selector(service)
+        selector = announcing_nodes(service)
     except ConfigError as error:
         selector = selectors.NOTHING
         refused = (f"service {key.namespace}/{key.name}: annotation {ANNOUNCING_NODES}: {error}",)
-    if view.me.underlay is not None:
+    if view.me.underlay is not None and Way.L2 in ways_of(service, view.config):
         device = view.me.underlay.device
         having = nodes_with_endpoints(view.slices_of(key.namespace, key.name)) if _local(service) else None
         found = {
@@ -115,11 +124,7 @@ def nodes_that_may(
 ) -> list[Candidate]:
     """Every node that may announce an address. having: names of those with endpoints, None if it is no
     matter."""
-    chosen = [
-        node
-        for node in nodes
-        if EXCLUDE_LABEL not in node.metadata.labels and selector.matches(node.metadata.labels)
-    ]
+    chosen = [node for node in nodes if may_announce(node, selector)]
     if any(where in subnet for node in nodes for subnet in _subnets(node)):
         near = [n for n in chosen if not _subnets(n) or any(where in subnet for subnet in _subnets(n))]
     else:
@@ -159,11 +164,6 @@ def in_order(where: Address, may: list[Candidate]) -> list[Candidate]:
         return hashlib.sha256(f"{each.node}#{where}".encode()).digest()
 
     return nsmallest(MOST_CANDIDATES, may, key=weight)
-
-
-def _selector(service: Service) -> Selector:
-    text = service.metadata.annotations.get(ANNOUNCING_NODES, "")
-    return selectors.parse(text) if text else EVERYTHING
 
 
 def _local(service: Service) -> bool:

@@ -8,6 +8,9 @@ of that family, and with the routers of bgp.peers. Nodes of one AS speak iBGP; a
 (annotation podlane.dev/bgp-as-number) eBGP. Between subnets the routers must know pods' prefixes: they are
 told as peers, or the nodes' next hops do not lead there.
 
+With another backend and bgp.peers the speaker tells routers addresses of services; nodes have no sessions
+with each other then, and nothing is learnt.
+
 Here is decided who speaks with whom and what for; the speaker itself is BIRD (engines/bird). LEARNT says
 which routes are to come of it, so that their absence is seen and `explain` can tell the way.
 """
@@ -16,10 +19,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from podlane.compile.tables import BgpPeer, BgpSpeaker, Learnt, Rows, Table
+from podlane.compile.tables import NOTHING, BgpPeer, BgpSpeaker, Learnt, Rows, Table
 from podlane.compile.ways import Here, Peer
 from podlane.errors import ConfigError
-from podlane.model.addresses import Address, Family, address, family_of
+from podlane.model.addresses import Address, Family, Prefix, address, family_of
 from podlane.model.objects import Node
 
 AS_ANNOTATION: Final = "podlane.dev/bgp-as-number"
@@ -40,25 +43,10 @@ class BgpRoutes:
         if missing:
             raise ConfigError(f"no InternalIP of {', '.join(missing)}: its pods cannot be announced by BGP")
         known = tuple(source for source in sources if source is not None)
-        bgp = here.config.bgp
-        speaker = BgpSpeaker(
-            router_id=_router_id(here, known),
-            as_number=as_number(here.node, here),
-            interface=here.underlay.device,
-            sources=known,
-            own=tuple(here.pods.values()),
-            accepted=tuple(here.config.pods[family] for family in here.pods),
-            bfd=bgp.bfd,
-            restart_s=bgp.graceful_restart_seconds,
-        )
-        peers: dict[Any, Any] = {}
-        for peer in bgp.peers:
-            where = address(peer.address)
-            if peer.nodes.items() <= here.node.metadata.labels.items() and family_of(where) in here.pods:
-                row = BgpPeer(where, peer.as_number, peer.password, here.reaches(where), False, peer.port)
-                peers[str(where), family_of(where)] = row
-        originated = {pods: pods for pods in here.pods.values()}
-        return {Table.SPEAKER: {SPEAKER: speaker}, Table.BGP_PEERS: peers, Table.ORIGINATED: originated}
+        own = tuple(here.pods.values())
+        accepted = tuple(here.config.pods[family] for family in here.pods)
+        originated = {pods: pods for pods in own}
+        return {**_speaker(here, known, own, accepted), Table.ORIGINATED: originated}
 
     def peer(self, peer: Peer, here: Here) -> Rows:
         bgp = here.config.bgp
@@ -76,6 +64,39 @@ class BgpRoutes:
         return {Table.BGP_PEERS: sessions, Table.LEARNT: learnt}
 
 
+def to_routers(here: Here) -> Rows:
+    """A speaker beside another backend: for addresses of services (compile/advertise.py), and for them alone.
+
+    Raises ConfigError for an AS number that is none.
+    """
+    sources = [here.address(family) for family in here.pods]
+    known = tuple(source for source in sources if source is not None)
+    return _speaker(here, known, (), ()) if known else NOTHING
+
+
+def _speaker(
+    here: Here, sources: tuple[Address, ...], own: tuple[Prefix, ...], accepted: tuple[Prefix, ...]
+) -> dict[Table, dict[Any, Any]]:
+    bgp = here.config.bgp
+    speaker = BgpSpeaker(
+        router_id=_router_id(sources),
+        as_number=as_number(here.node, here),
+        interface=here.underlay.device,
+        sources=sources,
+        own=own,
+        accepted=accepted,
+        bfd=bgp.bfd,
+        restart_s=bgp.graceful_restart_seconds,
+    )
+    peers: dict[Any, Any] = {}
+    for peer in bgp.peers:
+        where = address(peer.address)
+        if peer.nodes.items() <= here.node.metadata.labels.items() and family_of(where) in here.pods:
+            row = BgpPeer(where, peer.as_number, peer.password, here.reaches(where), False, peer.port)
+            peers[str(where), family_of(where)] = row
+    return {Table.SPEAKER: {SPEAKER: speaker}, Table.BGP_PEERS: peers}
+
+
 def as_number(node: Node, here: Here) -> int:
     """Raises ConfigError for an annotation that is no AS number (RFC 6793)."""
     text = node.metadata.annotations.get(AS_ANNOTATION)
@@ -86,7 +107,7 @@ def as_number(node: Node, here: Here) -> int:
     return int(text)
 
 
-def _router_id(here: Here, sources: tuple[Address, ...]) -> str:
+def _router_id(sources: tuple[Address, ...]) -> str:
     """The first IPv4 InternalIP; without one 32 bits that differ, the last of the IPv6 address (RFC 6286)."""
     four = next((s for s in sources if s.version == 4), None)
     if four is not None:

@@ -6,10 +6,10 @@ node's own subnet is reached by plain routes, family by family, and the tunnel i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from podlane.compile import facts
+from podlane.compile import bgp, facts
 from podlane.compile.bgp import AS_ANNOTATION, BgpRoutes
 from podlane.compile.engine import Capability
 from podlane.compile.hostgw import HostGateway, is_next_to
@@ -28,6 +28,8 @@ from podlane.model.objects import Node
 
 NAME: Final = "peers"
 OWN: Final = UnitKey(NAME, "device")
+ROUTERS: Final = UnitKey(NAME, "routers")
+"""The BGP speaker of a node whose backend is another one."""
 DIRECT: Final = HostGateway()
 WAYS: Final[dict[BackendType, Way]] = {
     BackendType.VXLAN: Vxlan(),
@@ -46,22 +48,29 @@ def units_of(change: Change, view: View) -> Iterator[UnitKey]:
     elif change.kind in (CONFIG, UNDERLAY) or (change.kind == "Node" and _moved(change)):
         # What this node is decides the rows of every peer: a change as large as the cluster.
         yield OWN
+        if view.config.speaks_bgp:
+            yield ROUTERS
         for name in view.nodes:
             if name != view.me.name:
                 yield UnitKey(NAME, "node", name)
 
 
 def compile_unit(key: UnitKey, view: View) -> Rows | Compiled:
-    return _device(view) if key == OWN else _peer(key.name, view)
+    if key == ROUTERS and view.config.backend.type is BackendType.BGP:
+        return NOTHING  # the backend's own speaker tells them
+    if key in (OWN, ROUTERS):
+        return _device(view, bgp.to_routers if key == ROUTERS else _way(view).device)
+    return _peer(key.name, view)
 
 
-def _device(view: View) -> Rows | Compiled:
+def _device(view: View, rows_for: Callable[[Here], Rows]) -> Rows | Compiled:
+    """What this node needs once, whoever the others are."""
     node = view.me.node
     if node is None or view.me.underlay is None:
         return NOTHING
     try:
         here = _here(view)
-        return _way(view).device(here) if here else NOTHING
+        return rows_for(here) if here else NOTHING
     except ConfigError as error:
         return _refused(node, str(error))
 

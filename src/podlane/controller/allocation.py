@@ -79,7 +79,9 @@ class Addresses:
         self._holders: dict[Address, set[Key]] = {}
         self._namespaces: dict[str, set[Key]] = {}
         self._assigned: Counter[tuple[str, Family]] = Counter()
-        self._reserved: set[Address] = set()
+        self._sharing: dict[str, set[Key]] = {}
+        self._reserved: Counter[Address] = Counter()  # by how many nodes: two may claim one address
+        self._reserved_in: Counter[tuple[str, Family]] = Counter()
         self._of_node: dict[str, tuple[Address, ...]] = {}
         self._floors: dict[Range, int] = {}
 
@@ -95,24 +97,32 @@ class Addresses:
                 self.pools[pool.name] = pool
             else:
                 self.refused[pool.name] = why
-        self._floors, self._assigned = {}, Counter()
+        self._floors, self._assigned, self._reserved_in = {}, Counter(), Counter()
         for where in self._holders:
-            self._count(where, 1)
+            self._count(self._assigned, where, 1)
+        for where in self._reserved:
+            self._count(self._reserved_in, where, 1)
 
     def reserve(self, node: str, own: Iterable[Address]) -> None:
         """Addresses of a node, in place of those it had: they are passed over."""
         for where in self._of_node.pop(node, ()):
-            self._reserved.discard(where)
-        self._of_node[node] = tuple(own)
-        self._reserved.update(self._of_node[node])
+            self._reserved[where] -= 1
+            if not self._reserved[where]:
+                del self._reserved[where]
+                self._count(self._reserved_in, where, -1)
+        for where in (found := tuple(dict.fromkeys(own))):
+            if where not in self._reserved:
+                self._count(self._reserved_in, where, 1)
+            self._reserved[where] += 1
+        if found:
+            self._of_node[node] = found
         self._floors = {}
 
     def pool_of(self, where: Address) -> Pool | None:
         return next((pool for pool in self.pools.values() if where in pool), None)
 
     def use(self, pool: Pool, family: Family) -> Use:
-        assigned = self._assigned[pool.name, family]
-        reserved = sum(1 for each in self._reserved if family_of(each) is family and each in pool)
+        assigned, reserved = self._assigned[pool.name, family], self._reserved_in[pool.name, family]
         return Use(assigned, pool.size(family) - assigned - reserved)
 
     # --- what there is ---
@@ -128,30 +138,33 @@ class Addresses:
         self.release(claim.key)
         self._claims[claim.key], self._given[claim.key] = claim, tuple(addresses)
         self._namespaces.setdefault(claim.key[0], set()).add(claim.key)
+        if claim.sharing:
+            self._sharing.setdefault(claim.sharing, set()).add(claim.key)
         for where in addresses:
             if where not in self._holders:
-                self._count(where, 1)
+                self._count(self._assigned, where, 1)
             self._holders.setdefault(where, set()).add(claim.key)
 
     def release(self, key: Key) -> tuple[Address, ...]:
         """The Service has none any more. Returns those it had."""
-        self._claims.pop(key, None)
-        self._namespaces.get(key[0], set()).discard(key)
+        claim = self._claims.pop(key, None)
+        _forget(self._namespaces, key[0], key)
+        _forget(self._sharing, claim.sharing if claim is not None else "", key)
         had = self._given.pop(key, ())
         for where in had:
             holders = self._holders[where]
             holders.discard(key)
             if not holders:
                 del self._holders[where]
-                self._count(where, -1)
+                self._count(self._assigned, where, -1)
                 for each, floor in self._floors.items():
                     if where in each:
                         self._floors[each] = min(floor, int(where))
         return had
 
-    def _count(self, where: Address, step: int) -> None:
+    def _count(self, counter: Counter[tuple[str, Family]], where: Address, step: int) -> None:
         if (pool := self.pool_of(where)) is not None:
-            self._assigned[pool.name, family_of(where)] += step
+            counter[pool.name, family_of(where)] += step
 
     # --- what there shall be ---
 
@@ -280,11 +293,10 @@ class Addresses:
 
     def _shared(self, claim: Claim, pool: Pool, family: Family) -> Iterator[Address]:
         """Addresses of services with the same key that this one may join."""
-        for key, other in self._claims.items():
-            if other.sharing == claim.sharing and key != claim.key:
-                for where in self._given[key]:
-                    if family_of(where) is family and where in pool and not self.conflict(claim, where):
-                        yield where
+        for key in self._sharing.get(claim.sharing, set()) - {claim.key}:
+            for where in self._given[key]:
+                if family_of(where) is family and where in pool and not self.conflict(claim, where):
+                    yield where
 
     def _held_by(self, namespace: str, pool: Pool) -> int:
         held = {w for key in self._namespaces.get(namespace, ()) for w in self._given[key]}
@@ -298,6 +310,13 @@ class Addresses:
             if not pool.size(family):
                 return f"it has no {family} addresses"
         return f"all its {_words(claim.families)} addresses are taken"
+
+
+def _forget(index: dict[str, set[Key]], value: str, key: Key) -> None:
+    held = index.get(value, set())
+    held.discard(key)
+    if not held:
+        index.pop(value, None)
 
 
 _NONE: Final = "no pool is usable"

@@ -77,6 +77,14 @@ _POOL_SPEC: Final[dict[str, Any]] = {
         "serviceSelector": _selector("Which services may have its addresses, by their labels."),
         "namespaceSelector": _selector("Which namespaces' services may, by the namespaces' labels."),
         "nodeSelector": _selector("Which nodes may announce its addresses."),
+        "announce": {
+            "type": "array",
+            "description": "How its addresses become known: l2 (ARP, NDP) from one node, bgp to the routers "
+            "of bgp.peers. Without it l2, and bgp where bgp.advertise has LoadBalancerIP.",
+            "minItems": 1,
+            "x-kubernetes-list-type": "set",
+            "items": {"type": "string", "enum": ["l2", "bgp"]},
+        },
         "namespaceQuota": _number(
             "How many of its addresses the services of one namespace may have; 0: any number.",
             minimum=0,

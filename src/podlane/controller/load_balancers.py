@@ -27,7 +27,14 @@ from podlane.controller.meta import (
 from podlane.errors import ConfigError
 from podlane.model import pools
 from podlane.model.addresses import Address, Family, address, family_of
-from podlane.model.pools import ALLOCATED_FROM, ANNOUNCING_NODES, CLASS_NODE, CLASS_POOL, FINALIZER
+from podlane.model.pools import (
+    ALLOCATED_FROM,
+    ANNOUNCED_BY,
+    ANNOUNCING_NODES,
+    CLASS_NODE,
+    CLASS_POOL,
+    FINALIZER,
+)
 
 COMPONENT: Final = "podlane-controller"
 POOLS, NODES = "pools", "nodes"
@@ -174,7 +181,9 @@ class LoadBalancers(Controller):
 
     async def _show(self, service: Obj, given: Given) -> None:
         pool = self.addresses.pools[given.pool]
-        service = await self._mark(service, {ALLOCATED_FROM: pool.name, ANNOUNCING_NODES: str(pool.nodes)})
+        ways = ",".join(pool.announce)
+        marks = {ALLOCATED_FROM: pool.name, ANNOUNCING_NODES: str(pool.nodes), ANNOUNCED_BY: ways}
+        service = await self._mark(service, marks)
         ingress = [{"ip": str(where), "ipMode": "VIP"} for where in given.addresses]
         if ingress != ingress_of(service):
             await self._ingress(service, ingress)
@@ -203,7 +212,7 @@ class LoadBalancers(Controller):
     async def _mark(self, service: Obj, marks: dict[str, str]) -> Obj:
         """The finalizer and our annotations as they shall be; without marks none of them."""
         held, kept = annotations_of(service), service["metadata"].get("finalizers") or []
-        wanted = {name: marks.get(name) or None for name in (ALLOCATED_FROM, ANNOUNCING_NODES)}
+        wanted = {name: marks.get(name) or None for name in (ALLOCATED_FROM, ANNOUNCING_NODES, ANNOUNCED_BY)}
         finalizers = [*kept, FINALIZER] if marks and FINALIZER not in kept else list(kept)
         if not marks:
             finalizers = [each for each in kept if each != FINALIZER]

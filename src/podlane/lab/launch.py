@@ -24,7 +24,6 @@ from podlane.lab.paths import LabPaths
 from podlane.lab.record import LabRecord, NodeRecord
 from podlane.lab.supervisor.client import Supervisor
 from podlane.model import stores
-from podlane.model.backends import BackendType
 from podlane.model.config import NetworkConfig
 from podlane.model.stores import StoreKind
 
@@ -43,7 +42,7 @@ def launch(
 ) -> LabRecord:
     """A running lab whose agents are starting. Raises; then nothing of it is left."""
     plan = topology.plan(config, nodes)
-    if config.backend.type is BackendType.BGP:
+    if config.speaks_bgp or config.bgp.advertise:
         config = router.peered(config, plan)
     preflight.require(config)
     store = stores.parse(config.store)
@@ -118,7 +117,7 @@ def _make(
             namespaces[holder] = netns.open_pid(pid)
             open_namespaces.callback(os.close, namespaces[holder])
         fabric.build(plan, namespaces, config.fabric.mtu)
-    if config.backend.type is BackendType.BGP:
+    if config.speaks_bgp:
         _start_router(supervisor, record)
     _await_file(paths.node_run(members[-1].name) / "kubeconfig", paths.run / "control.log", process)
     for node in members:

@@ -40,7 +40,7 @@ def require(config: NetworkConfig) -> None:
     missing += _missing_links()
     if missing:
         raise UnsupportedError("this machine lacks " + "; ".join(missing))
-    if config.backend.type is BackendType.BGP:
+    if config.speaks_bgp:
         from podlane.engines.bird import process
 
         process.require()

@@ -1,4 +1,4 @@
-"""The fabric's router as a BGP speaker, for labs whose backend is bgp.
+"""The fabric's router as a BGP speaker, for labs whose nodes speak BGP.
 
 Nodes of different racks have it between them, so it must know where pods are: every node has a session with
 the router's address in its rack (eBGP), tells its own prefixes and is told nothing, since its default route

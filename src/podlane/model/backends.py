@@ -61,7 +61,9 @@ class Advertised(enum.StrEnum):
 
 
 class Bgp(Section, frozen=True):
-    """Of backend.type bgp. asNumber: of every node whose annotation podlane.dev/bgp-as-number says no other.
+    """Of backend.type bgp; with any other, routers among `peers` are told addresses of services and nothing
+    else, and nothing is learnt of them. asNumber: of every node whose annotation podlane.dev/bgp-as-number
+    says no other.
 
     nodeMesh: every node has a session with every other. password: of these sessions (TCP MD5, RFC 2385).
     gracefulRestartSeconds: how long others keep the routes of a speaker that is away, 0 for not at all.

@@ -178,6 +178,11 @@ class NetworkConfig(Section, frozen=True):
         return [p for p in map(prefix, self.non_masquerade_cidrs) if family_of(p) in self.ip_families]
 
     @property
+    def speaks_bgp(self) -> bool:
+        """Whether nodes have a BGP speaker: for pods' prefixes, or only to tell routers of services."""
+        return self.backend.type is BackendType.BGP or bool(self.bgp.peers)
+
+    @property
     def node_mask_bits(self) -> dict[Family, int]:
         """Prefix length of one node's pod CIDR."""
         four, six = [*self.node_cidr_mask_sizes, 64][:2]

@@ -5,6 +5,7 @@ The names that controller and agents leave on a Service for each other are here 
 
 from __future__ import annotations
 
+import enum
 import ipaddress
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
@@ -14,7 +15,9 @@ from msgspec import Struct
 from podlane.errors import ConfigError
 from podlane.model import selectors
 from podlane.model.addresses import Address, Family, Prefix, address, family_of
-from podlane.model.objects import Condition, Service
+from podlane.model.backends import Advertised
+from podlane.model.config import NetworkConfig
+from podlane.model.objects import Condition, Node, Service
 from podlane.model.selectors import EVERYTHING, Selector
 
 RESOURCE: Final = "loadbalancerpools.podlane.dev"
@@ -29,12 +32,20 @@ SHARING_KEY: Final = "podlane.dev/sharing-key"
 # What the controller answers there, for agents and people.
 ALLOCATED_FROM: Final = "podlane.dev/allocated-from-pool"
 ANNOUNCING_NODES: Final = "podlane.dev/announcing-nodes"  # label selector of the nodes that may announce
+ANNOUNCED_BY: Final = "podlane.dev/announced-by"  # "l2", "bgp" or both, where the pool says
 
 # spec.loadBalancerClass: who may serve a Service.
 CLASS_POOL: Final = "podlane.dev/pool"
 CLASS_NODE: Final = "podlane.dev/node"
 
 EXCLUDE_LABEL: Final = "node.kubernetes.io/exclude-from-external-load-balancers"
+
+
+class Way(enum.StrEnum):
+    """How an address becomes known to the network around."""
+
+    L2 = "l2"
+    BGP = "bgp"
 
 
 class Range(Struct, frozen=True, order=True):
@@ -100,7 +111,8 @@ def range_of(prefix: Prefix) -> Range:
 class Pool(Struct, frozen=True):
     """services, namespaces: whose Services may have its addresses; nodes: who may announce them.
 
-    quota: addresses that one namespace may hold, 0 for any number. since: creationTimestamp.
+    quota: addresses that one namespace may hold, 0 for any number. announce: how they become known, in
+    order; empty for what the configuration says. since: creationTimestamp.
     """
 
     name: str
@@ -111,6 +123,7 @@ class Pool(Struct, frozen=True):
     namespaces: Selector = EVERYTHING
     nodes: Selector = EVERYTHING
     quota: int = 0
+    announce: tuple[Way, ...] = ()
     since: str = ""
 
     def __contains__(self, where: object) -> bool:
@@ -178,8 +191,16 @@ def parse(document: Mapping[str, Any]) -> Pool:
         selector("namespaceSelector"),
         selector("nodeSelector"),
         int(spec.get("namespaceQuota") or 0),
+        _ways(spec.get("announce") or ()),
         str(meta.get("creationTimestamp") or ""),
     )
+
+
+def _ways(texts: Iterable[Any]) -> tuple[Way, ...]:
+    for text in texts:
+        if text not in tuple(Way):
+            raise ConfigError(f"spec.announce: {text!r} is none of {', '.join(Way)}")
+    return tuple(way for way in Way if way in texts)
 
 
 _UNFIT: Final = {
@@ -235,6 +256,26 @@ def announcer(message: str) -> tuple[str, Address] | None:
 def announced(service: Service) -> bool:
     """It has addresses of a pool."""
     return service.spec.type == "LoadBalancer" and ALLOCATED_FROM in service.metadata.annotations
+
+
+def ways_of(service: Service, config: NetworkConfig) -> frozenset[Way]:
+    """How the addresses that a Service has of a pool become known."""
+    said = service.metadata.annotations.get(ANNOUNCED_BY, "")
+    if said:
+        return frozenset(way for way in Way if way in said.split(","))
+    told = config.speaks_bgp and Advertised.LOAD_BALANCER_IP in config.bgp.advertise
+    return frozenset(Way) if told else frozenset({Way.L2})
+
+
+def announcing_nodes(service: Service) -> Selector:
+    """Which nodes may announce them. Raises ConfigError for an annotation that is no selector."""
+    text = service.metadata.annotations.get(ANNOUNCING_NODES, "")
+    return selectors.parse(text) if text else EVERYTHING
+
+
+def may_announce(node: Node, selector: Selector) -> bool:
+    """selector: announcing_nodes of the Service."""
+    return EXCLUDE_LABEL not in node.metadata.labels and selector.matches(node.metadata.labels)
 
 
 def pool_addresses(service: Service) -> list[Address]:

@@ -8,11 +8,12 @@ from typing import Any, Final
 from msgspec import Struct
 
 from podlane.compile import facts
+from podlane.compile.endpoints import nodes_with_endpoints
 from podlane.compile.view import pod_addresses, service_of, since
 from podlane.errors import ConfigError
 from podlane.model.addresses import Address, Family, Protocol, family_of
 from podlane.model.objects import EndpointSlice, Namespace, NetworkPolicy, Node, Object, Pod, Service
-from podlane.model.pools import announced, pool_addresses
+from podlane.model.pools import announced, announcing_nodes, may_announce, pool_addresses
 from podlane.observe.targets import Target, TargetKind, close
 
 ENDED: Final = ("Succeeded", "Failed")
@@ -75,6 +76,16 @@ class Cluster:
         target = Target(TargetKind.SERVICE, name, namespace)
         found: Service = _find(self.services, target, "service", self.pods, "pod")
         return found
+
+    def telling_by_bgp(self, service: Service) -> list[str]:
+        """The nodes that tell routers of its pool's addresses, where the pool says so; in order of name."""
+        try:
+            selector = announcing_nodes(service)
+        except ConfigError:
+            return []
+        local = service.spec.external_traffic_policy == "Local"
+        having = nodes_with_endpoints(self.slices_of(service)) if local else self.nodes.keys()
+        return sorted(n for n, node in self.nodes.items() if n in having and may_announce(node, selector))
 
     def node_at(self, where: Address) -> Node | None:
         """The node with that InternalIP, or that other nodes send to there."""

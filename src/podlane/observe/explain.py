@@ -31,7 +31,7 @@ from podlane.model.addresses import Address, Family, Protocol, address, family_o
 from podlane.model.config import NetworkConfig, ServiceMode
 from podlane.model.local import Attachment
 from podlane.model.objects import Node, Pod, Service
-from podlane.model.pools import ALLOCATED_FROM, announcing_node
+from podlane.model.pools import ALLOCATED_FROM, Way, announcing_node, ways_of
 from podlane.observe import delivery, tunnels
 from podlane.observe.cluster import ENDED, Cluster, Party, family_for, port_of
 from podlane.observe.explanation import (
@@ -231,8 +231,16 @@ class _Way(Walk):
     def _announcing(self, to: Address, service: Service) -> str:
         """The node that answers for a pool's address on the nodes' own network."""
         pool = service.metadata.annotations.get(ALLOCATED_FROM, "")
-        node = announcing_node(service, to)
+        ways = ways_of(service, self.config)
+        node = announcing_node(service, to) if Way.L2 in ways else ""
         where = f"{to}, which {service.namespace}/svc/{service.name} has from pool {pool}"
+        telling = self.cluster.telling_by_bgp(service) if Way.BGP in ways and not node else []
+        if telling:
+            names = ", ".join(telling[:3]) + (f" and {len(telling) - 3} more" if len(telling) > 3 else "")
+            self.add(
+                "underlay", "", f"routers are told by BGP from {names} of {where}; shown is {telling[0]}"
+            )
+            return telling[0]
         if node not in self.cluster.nodes:
             self.add("underlay", "", f"no node answers for {where}")
             raise WayEnds(Outcome.NO_ROUTE, f"no node answers for {to}")

@@ -24,15 +24,22 @@ def list_lines(told: ServiceList) -> Iterator[str]:
         yield "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]])
 
 
+def _from_pool(entry: Entry) -> str:
+    """Who makes an address of a pool known."""
+    if not entry.pool:
+        return ""
+    telling = f"{len(entry.told_by)} nodes" if len(entry.told_by) > 3 else ", ".join(entry.told_by)
+    by_bgp = f"routers are told by {telling}" if telling else ""
+    answers = f"{entry.announced_by or 'no node'} answers for it" if entry.announced_by or not by_bgp else ""
+    return ", ".join(["", f"pool {entry.pool}", *filter(None, (answers, by_bgp))])
+
+
 def report_lines(told: ServiceReport) -> Iterator[str]:
     yield f"{told.namespace}/{told.name}, {told.type}" + (f": {told.note}" if told.note else "")
     for entry in told.entries:
         only = "" if entry.sources is None else f", only from {', '.join(entry.sources) or 'nobody'}"
         where = f"{entry.kind:<14} {_way_in(entry)}"
-        from_pool = (
-            f", pool {entry.pool}, {entry.announced_by or 'no node'} answers for it" if entry.pool else ""
-        )
-        yield f"  {where}{from_pool}{only}"
+        yield f"  {where}{_from_pool(entry)}{only}"
     yield "endpoints" if told.endpoints else "no endpoints"
     places = [
         (f"{_where(e.address, e.port)}/{e.protocol}", e.state, e.node or "no node", e.zone or "-", _load(e))

@@ -30,7 +30,7 @@ from podlane.errors import ConfigError
 from podlane.model.addresses import Address, Family, Protocol, address, family_of
 from podlane.model.config import NetworkConfig, ServiceMode
 from podlane.model.objects import EndpointSlice, Service, ServicePort
-from podlane.model.pools import ALLOCATED_FROM, announced, announcing_node
+from podlane.model.pools import ALLOCATED_FROM, Way, announced, announcing_node, ways_of
 from podlane.observe.cluster import Cluster
 from podlane.observe.explanation import API_VERSION, end
 from podlane.observe.flows import EndpointKey, Load
@@ -46,7 +46,8 @@ EXTERNAL_IP: Final = "external IP"
 class Entry(Struct, frozen=True, rename="camel"):
     """A way in. address: "" for a node port, and for the port that says whether a node has ready endpoints
     (healthCheckNodePort). sources: who alone may use it; None: everyone. pool: the
-    LoadBalancerPool that the address is from; announced_by: the node that answers ARP or NDP for it."""
+    LoadBalancerPool that the address is from; announced_by: the node that answers ARP or NDP for it;
+    told_by: the nodes that tell routers of it, by BGP."""
 
     kind: str
     address: str
@@ -55,6 +56,7 @@ class Entry(Struct, frozen=True, rename="camel"):
     sources: list[str] | None = None
     pool: str = ""
     announced_by: str = ""
+    told_by: list[str] = []
 
 
 class End(Struct, frozen=True, rename="camel"):
@@ -164,7 +166,7 @@ def report(
         service.name,
         service.spec.type,
         _policies(service),
-        list(_entries(service, compiled[0][1])),
+        list(_entries(service, compiled[0][1], cluster, config)),
         ends,
         list(choices.values()),
         list(dict.fromkeys(text for _, each in compiled for text in each.refused)),
@@ -198,7 +200,9 @@ def _policies(service: Service) -> str:
     return ", ".join(parts)
 
 
-def _entries(service: Service, compiled: Compiled) -> Iterator[Entry]:
+def _entries(
+    service: Service, compiled: Compiled, cluster: Cluster, config: NetworkConfig
+) -> Iterator[Entry]:
     rows = compiled.rows
     vips = {i.ip for i in service.status.load_balancer.ingress}
     own = _cluster_ips(service)
@@ -207,11 +211,13 @@ def _entries(service: Service, compiled: Compiled) -> Iterator[Entry]:
         text = str(key.address)
         kind = CLUSTER_IP if key.address in own else LOAD_BALANCER if text in vips else EXTERNAL_IP
         sources = [str(s) for s in lists[row.backends].sources] if row.guarded else None
-        pool, node = "", ""
         if kind == LOAD_BALANCER and announced(service):
-            pool = service.metadata.annotations[ALLOCATED_FROM]
-            node = announcing_node(service, key.address)
-        yield Entry(kind, text, key.port, key.protocol, sources, pool, node)
+            pool, ways = service.metadata.annotations[ALLOCATED_FROM], ways_of(service, config)
+            node = announcing_node(service, key.address) if Way.L2 in ways else ""
+            telling = cluster.telling_by_bgp(service) if Way.BGP in ways else []
+            yield Entry(kind, text, key.port, key.protocol, sources, pool, node, telling)
+        else:
+            yield Entry(kind, text, key.port, key.protocol, sources)
     for port in dict.fromkeys((key.port, key.protocol) for key in rows.get(Table.NODE_PORTS, {})):
         yield Entry(NODE_PORT, "", *port)
     for number in dict.fromkeys(key.port for key in rows.get(Table.HEALTH_CHECKS, {})):

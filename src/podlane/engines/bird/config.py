@@ -69,17 +69,20 @@ def _family(
 ) -> Iterator[str]:
     digit, channel = _DIGIT[family], _CHANNEL[family]
     own = _set(p for p in speaker.own if family_of(p) is family)
-    pods = _set(p for p in accepted if family_of(p) is family)
     routes = " ".join(f"route {p} unreachable;" for p in originated if family_of(p) is family)
     yield f"filter to_kernel{digit} {{"
     yield f"  if source = RTS_BGP then {{ krt_prefsrc = {source}; accept; }}"
     yield "  reject;"
     yield "}"
-    yield f"filter of_nodes{digit} {{ if net ~ {pods} && ! (net ~ {own}) then accept; reject; }}"
-    yield f"filter of_routers{digit} {{ if net ~ {own} then reject; accept; }}"
     mine = f'proto = "originated{digit}"'
     yield f"filter to_routers{digit} {{ if {mine} then accept; reject; }}"
-    yield f"filter to_nodes{digit} {{ if {mine} && net ~ {own} then accept; reject; }}"
+    if speaker.own:
+        pods = _set(p for p in accepted if family_of(p) is family)
+        yield f"filter of_nodes{digit} {{ if net ~ {pods} && ! (net ~ {own}) then accept; reject; }}"
+        yield f"filter of_routers{digit} {{ if net ~ {own} then reject; accept; }}"
+        yield f"filter to_nodes{digit} {{ if {mine} && net ~ {own} then accept; reject; }}"
+    else:  # pods have another way: routers are told addresses of services, and nothing is learnt
+        yield f"filter of_routers{digit} {{ reject; }}"
     yield f"protocol static originated{digit} {{ {channel}; {routes} }}"
     yield f"protocol kernel kernel{digit} {{"
     # After a restart what the kernel has stays until the peers have told everything again.

@@ -27,7 +27,7 @@ def require() -> str:
     """The program's path. Raises UnsupportedError."""
     program = shutil.which("bird", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if program is None:
-        raise UnsupportedError("backend.type bgp needs BIRD 2: install the package bird2, or use vxlan")
+        raise UnsupportedError("BGP (backend.type bgp, or bgp.peers) needs BIRD 2: install the package bird2")
     return program
 
 

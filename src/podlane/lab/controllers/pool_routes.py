@@ -1,7 +1,8 @@
 """The fabric's way to the addresses of LoadBalancerPools: a network administrator's part, in a lab.
 
-Nodes answer ARP and NDP for such addresses on their own segment. Addresses within a rack's subnet are on-link
-there already; others need a route of the router to the rack where nodes announce them, which is the rack of
+Nodes answer ARP and NDP for such addresses on their own segment, but for pools that are announced by BGP
+alone, whose routes the router learns (lab/router.py). Addresses within a rack's subnet are on-link there
+already; others need a route of the router to the rack where nodes announce them, which is the rack of
 the first node that the pool means (compile/announce.py has the same rule). One layer-2 network is as
 far as announcing goes: to use another rack, give the pool a nodeSelector on the zone.
 """
@@ -23,7 +24,7 @@ from podlane.lab.informer import Key
 from podlane.lab.topology import Topology
 from podlane.model import pools
 from podlane.model.addresses import Prefix
-from podlane.model.pools import Pool, range_of
+from podlane.model.pools import Pool, Way, range_of
 
 COMPONENT: Final = "podlane-fabric"
 
@@ -60,7 +61,8 @@ class PoolRoutes(Controller):
                 continue
             try:
                 pool = pools.parse(document)
-                found = routes_of(pool, self._topology, labels)
+                by_bgp = pool.announce and Way.L2 not in pool.announce
+                found = () if by_bgp else tuple(routes_of(pool, self._topology, labels))
             except ConfigError as error:
                 self.context.events.warning(pools.KIND, document, "NotRouted", str(error), COMPONENT)
                 continue
