@@ -47,7 +47,8 @@ class UnsupportedError(PodlaneError):
 class ApiError(PodlaneError):
     """A refusal of the Kubernetes API.
 
-    code: HTTP status; reason: metav1.Status reason (NotFound, Invalid, ...); details: metav1.StatusDetails.
+    code: HTTP status; reason: metav1.Status reason (NotFound, Invalid, ...); details: metav1.StatusDetails;
+    retry_after_s: how long the API asks to be left alone, 0 if it does not say.
     """
 
     code = 500
@@ -60,11 +61,13 @@ class ApiError(PodlaneError):
         code: int | None = None,
         reason: str | None = None,
         details: dict[str, object] | None = None,
+        retry_after_s: float = 0.0,
     ) -> None:
         super().__init__(message)
         self.code = code if code is not None else type(self).code
         self.reason = reason if reason is not None else type(self).reason
         self.details = details or {}
+        self.retry_after_s = retry_after_s
 
 
 class NotFoundError(ApiError):

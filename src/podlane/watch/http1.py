@@ -7,6 +7,8 @@ redirects, proxies, compression, pools) is not used to speak to an API server.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -15,9 +17,27 @@ from urllib.parse import urlencode, urlsplit
 BUFFER_BYTES = 256 * 1024
 MOST_HEADERS = 200
 
+# A peer that vanished without a word is found after 15 s of silence and three unanswered probes of 5 s; what
+# was sent and is not acknowledged for so long ends the connection, too (tcp(7)).
+KEEPALIVE = {
+    socket.TCP_KEEPIDLE: 15,
+    socket.TCP_KEEPINTVL: 5,
+    socket.TCP_KEEPCNT: 3,
+    socket.TCP_USER_TIMEOUT: 30_000,
+}
+HAPPY_EYEBALLS_S = 0.25  # RFC 8305: the other family's address is tried after this
+
 
 class HttpError(Exception):
     """The connection failed, broke off, or what came is no HTTP."""
+
+
+class SilenceError(HttpError):
+    """The connection stands, as far as one can tell, and nothing comes."""
+
+
+class NoConnectionError(HttpError):
+    """Nothing was sent: another server may be asked the same."""
 
 
 class Response:
@@ -32,7 +52,7 @@ class Response:
         return b"".join([chunk async for chunk in self.chunks()])
 
     async def chunks(self, silence_timeout_s: float | None = None) -> AsyncGenerator[bytes, None]:
-        """Raises HttpError when the body ends early, or nothing comes for silence_timeout_s."""
+        """Raises HttpError when the body ends early, SilenceError when nothing comes for silence_timeout_s."""
         if self.headers.get("transfer-encoding", "").lower() == "chunked":
             while size := await self._chunk_size(silence_timeout_s):
                 async for part in self._exactly(size, silence_timeout_s):
@@ -57,12 +77,18 @@ class Response:
         return _number((await self._line(timeout_s)).partition(";")[0], 16)
 
     async def _part(self, most: int, timeout_s: float | None) -> bytes:
-        async with asyncio.timeout(timeout_s):
-            return await self._reader.read(most)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._reader.read(most)
+        except TimeoutError as error:
+            raise _silence(error, timeout_s) from error
 
     async def _line(self, timeout_s: float | None) -> str:
-        async with asyncio.timeout(timeout_s):
-            return await _line(self._reader)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await _line(self._reader)
+        except TimeoutError as error:
+            raise _silence(error, timeout_s) from error
 
 
 @asynccontextmanager
@@ -80,20 +106,14 @@ async def request(
 ) -> AsyncIterator[Response]:
     """url: http or https, without a query. server_name: expected in the certificate, if not the host.
 
-    Raises HttpError, also for what fails inside of the body of the `async with`.
+    Raises NoConnectionError, and HttpError also for what fails inside of the body of the `async with`.
     """
     parts = urlsplit(url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
-    writer: asyncio.StreamWriter | None = None
+    reader, writer = await _connect(
+        parts.hostname or "", port, tls if parts.scheme == "https" else None, server_name, connect_timeout_s
+    )
     try:
-        async with asyncio.timeout(connect_timeout_s):
-            reader, writer = await asyncio.open_connection(
-                parts.hostname,
-                port,
-                ssl=tls if parts.scheme == "https" else None,
-                server_hostname=(server_name or parts.hostname) if parts.scheme == "https" else None,
-                limit=BUFFER_BYTES,
-            )
         target = (parts.path or "/") + (f"?{urlencode(query)}" if query else "")
         lines = [f"{method} {target} HTTP/1.1", f"Host: {parts.netloc.rpartition('@')[2]}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
@@ -107,10 +127,41 @@ async def request(
     except (OSError, EOFError, ValueError) as error:
         raise HttpError(str(error) or type(error).__name__) from error
     finally:
-        if writer is not None:
-            # Nothing more is wanted of the other side, not even its goodbye.
-            writer.transport.abort()
-            await asyncio.sleep(0)
+        # Nothing more is wanted of the other side, not even its goodbye.
+        writer.transport.abort()
+        await asyncio.sleep(0)
+
+
+async def _connect(
+    host: str, port: int, tls: ssl.SSLContext | None, server_name: str, timeout_s: float
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    try:
+        async with asyncio.timeout(timeout_s):
+            reader, writer = await asyncio.open_connection(
+                host,
+                port,
+                ssl=tls,
+                server_hostname=(server_name or host) if tls is not None else None,
+                limit=BUFFER_BYTES,
+                happy_eyeballs_delay=HAPPY_EYEBALLS_S,
+            )
+    except TimeoutError as error:
+        raise NoConnectionError(f"no connection within {timeout_s:g} s") from error
+    except (OSError, ValueError) as error:
+        raise NoConnectionError(str(error) or type(error).__name__) from error
+    connection: socket.socket = writer.get_extra_info("socket")
+    with contextlib.suppress(OSError):  # without them it is found later
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEPALIVE.items():
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
+    return reader, writer
+
+
+def _silence(error: TimeoutError, timeout_s: float | None) -> HttpError:
+    """A timeout of ours, or ETIMEDOUT: what keepalive found."""
+    if error.errno is not None or timeout_s is None:
+        return HttpError(str(error) or "no answer in time")
+    return SilenceError(f"nothing came for {timeout_s:g} s")
 
 
 async def _head(reader: asyncio.StreamReader) -> Response:

@@ -11,14 +11,17 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Struct
 
 from podlane.errors import ConfigError
+from podlane.watch import exec_plugin
+from podlane.watch.exec_plugin import ExecPlugin
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
@@ -26,10 +29,12 @@ SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 class Access(Struct, frozen=True):
     """Everything a client needs.
 
-    server: URL without a trailing slash; ca_pem: trust anchors, None for the system's; token_file is
-    read again as it rotates; client_cert_pem with client_key_pem: for TLS client authentication;
-    server_name: name to expect in the server's certificate instead of the URL's host; namespace: the
-    context's.
+    server: URL without a trailing slash; servers: several that are as good as each other, () for that one;
+    ca_pem: trust anchors, None for the system's; client_cert_pem with client_key_pem: for TLS client
+    authentication; ca_file, client_cert_file, client_key_file: where those came from, "" if they were in
+    the kubeconfig: like token_file they are read again as they rotate; server_name: name to expect in the
+    server's certificate instead of the URL's host; exec: a program that gives credentials out; namespace:
+    the context's.
     """
 
     server: str
@@ -43,13 +48,30 @@ class Access(Struct, frozen=True):
     username: str = ""
     password: str = ""
     namespace: str = "default"
+    servers: tuple[str, ...] = ()
+    ca_file: str = ""
+    client_cert_file: str = ""
+    client_key_file: str = ""
+    exec: ExecPlugin | None = None
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return self.servers or (self.server,)
 
 
-def load(path: str | Path | None = None, context: str = "") -> Access:
+def load(path: str | Path | None = None, context: str = "", servers: Sequence[str] = ()) -> Access:
     """path: one file; None: KUBECONFIG, then the service account of this pod, then ~/.kube/config.
 
-    Raises ConfigError naming the file and what is wrong in it.
+    servers: URLs instead of the one found there. Raises ConfigError naming the file and what is wrong in it.
     """
+    found = _load(path, context)
+    if not servers:
+        return found
+    urls = tuple(_url(each, "API server") for each in servers)
+    return msgspec.structs.replace(found, server=urls[0], servers=urls)
+
+
+def _load(path: str | Path | None, context: str) -> Access:
     if path is not None:
         return parse([Path(path)], context)
     if os.environ.get("KUBECONFIG"):
@@ -67,6 +89,7 @@ def in_cluster(environ: Mapping[str, str], account: Path) -> Access:
     return Access(
         server=f"https://{host}:{port}",
         ca_pem=_read(account / "ca.crt", "service account"),
+        ca_file=str(account / "ca.crt"),
         token_file=str(account / "token"),
         namespace=namespace.read_text().strip() if namespace.exists() else "default",
     )
@@ -122,6 +145,10 @@ class _Entry(Struct, frozen=True):
         text = self.text(key)
         return str(self.path.parent / text) if text else ""
 
+    def source(self, key: str) -> str:
+        """The path at `key`, unless its data are in the kubeconfig itself."""
+        return "" if self.text(f"{key}-data") else self.file(key)
+
     def content(self, key: str) -> bytes | None:
         """`key-data`, or what the file at `key` holds."""
         if data := self.text(f"{key}-data"):
@@ -133,33 +160,65 @@ class _Entry(Struct, frozen=True):
         return _read(Path(path), f"{self.where}.{key}") if path else None
 
 
+_REFUSED_OF_USER = {
+    "auth-provider": "use a tokenFile, a client certificate or exec",
+    "as": "give the user the rights it needs instead",
+    "as-groups": "give the user the rights it needs instead",
+    "as-uid": "give the user the rights it needs instead",
+    "as-user-extra": "give the user the rights it needs instead",
+}
+
+
 def _access(cluster: _Entry, user: _Entry, namespace: str) -> Access:
-    server = cluster.text("server").rstrip("/")
-    if not server.startswith(("https://", "http://")):
-        raise ConfigError(f"{cluster.where}.server: {server!r} is no http or https URL")
-    for key in ("exec", "auth-provider"):
+    for key, instead in _REFUSED_OF_USER.items():
         if user.body.get(key):
-            raise ConfigError(f"{user.where}.{key}: not supported; use a tokenFile or a client certificate")
+            raise ConfigError(f"{user.where}.{key}: not supported; {instead}")
     if cluster.text("proxy-url"):
         raise ConfigError(f"{cluster.where}.proxy-url: not supported; give the API's own address")
+    insecure, ca_pem = bool(cluster.body.get("insecure-skip-tls-verify")), cluster.content(_CA)
+    if insecure and ca_pem is not None:
+        raise ConfigError(f"{cluster.where}: {_CA} and insecure-skip-tls-verify contradict each other")
     certificate, key_pem = user.content("client-certificate"), user.content("client-key")
     if (certificate is None) != (key_pem is None):
         raise ConfigError(f"{user.where}: client-certificate and client-key come together")
-    token = user.text("token")
+    plugin = None
+    if user.body.get("exec"):
+        if certificate is not None or user.text("token") or user.text("tokenFile"):
+            raise ConfigError(f"{user.where}: exec beside other credentials; leave one of them")
+        about = exec_plugin.cluster_info(cluster.body, ca_pem)
+        plugin = exec_plugin.parse(user.body["exec"], f"{user.where}.exec", user.path.parent, about)
     return Access(
-        server=server,
-        ca_pem=cluster.content("certificate-authority"),
-        insecure=bool(cluster.body.get("insecure-skip-tls-verify")),
+        server=_url(cluster.text("server"), f"{cluster.where}.server"),
+        ca_pem=ca_pem,
+        ca_file=cluster.source(_CA),
+        insecure=insecure,
         server_name=cluster.text("tls-server-name"),
-        token=token,
+        token=user.text("token"),
         # client-go: tokenFile, when given, wins over token
         token_file=user.file("tokenFile"),
         client_cert_pem=certificate,
+        client_cert_file=user.source("client-certificate"),
         client_key_pem=key_pem,
+        client_key_file=user.source("client-key"),
         username=user.text("username"),
         password=user.text("password"),
         namespace=namespace,
+        exec=plugin,
     )
+
+
+_CA = "certificate-authority"
+
+
+def _url(text: str, where: str) -> str:
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ConfigError(f"{where}: {text!r} is no http or https URL")
+    return text.rstrip("/")
 
 
 def _document(path: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """List, then watch, for ever: a faithful copy of one kind of object, as a stream of changes.
 
 `Reflector` is the protocol without input or output. It says what to ask next and turns answers into
-`Replace`, `Upsert` and `Delete`; `follow` is the loop that does the asking.
+`Replace`, `Upsert` and `Delete`; `follow.Follower` is the loop that does the asking.
 
     LISTING ──last page──> Replace, WATCHING        page with `continue`: ask for the next page
     LISTING ──410──> LISTING from the first page    the continue token is too old
@@ -9,37 +9,36 @@
     WATCHING ──ADDED, MODIFIED──> Upsert            ──DELETED──> Delete
     WATCHING ──BOOKMARK──> the version only         ──end of stream──> WATCHING from the last version
     WATCHING ──410, ERROR event──> LISTING          what was missed shows as a difference in Replace
+    WATCHING ──a version below the last──> LISTING  the API's database is an older one: restored from a copy
+    WATCHING ──API was away, or silent──> one object is listed for the version it shows; then as above
     any ──no answer, refusal──> the same again after a pause; everything known stays
 
-With `streaming` (KEP-3157) the list is a watch that begins with the objects there are, up to the
-bookmark annotated `k8s.io/initial-events-end`; a server that refuses it is asked for pages instead.
+The list is a watch that begins with the objects there are, up to the bookmark annotated
+`k8s.io/initial-events-end` (KEP-3157): the API server has it in memory and neither side ever holds it whole.
+A server that refuses it, or does not know it, is asked for pages instead, of a size that keeps a page's
+JSON within a few MiB.
 Sources: Kubernetes API concepts, "Efficient detection of changes"; client-go tools/cache.
 """
 
 from __future__ import annotations
 
-import asyncio
 import enum
 import logging
-import random
-import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeAlias, TypeVar
+from collections.abc import Sequence
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 
 from podlane.errors import ApiError, GoneError, NotFoundError
-from podlane.model.objects import KINDS, EndpointSlice, Object
+from podlane.model.objects import EndpointSlice
 from podlane.model.packed import Pile
-
-if TYPE_CHECKING:
-    from podlane.watch.http import ApiHttp
 
 log = logging.getLogger(__name__)
 
-PAGE_OBJECTS = 500
-WATCH_S = (300, 600)  # a random time within: the watches of a cluster's nodes must not end together
+PAGE_OBJECTS = (20, 100, 500)  # least, of the first page, most
+PAGE_BYTES = 2 * 1024 * 1024
+STREAM_SILENCE_S = 20.0
+"""A streaming list that sends nothing for so long is none: older servers take it for a plain watch."""
 INITIAL_EVENTS_END = "k8s.io/initial-events-end"
 
 PATHS = {
@@ -60,7 +59,7 @@ OPTIONAL = frozenset({"ServiceCIDR"})
 ANNOTATIONS = ("podlane.dev/", "service.kubernetes.io/", "kubernetes.io/", "endpoints.kubernetes.io/")
 
 Key: TypeAlias = tuple[str, str]  # (namespace, name)
-T = TypeVar("T", bound=Object)
+T = TypeVar("T")
 
 
 class Replace(NamedTuple, Generic[T]):
@@ -85,23 +84,26 @@ News: TypeAlias = Replace[T] | Upsert[T] | Delete
 
 
 class Source(NamedTuple):
-    """What to follow. Selectors in the API's own notation."""
+    """What to follow. Selectors in the API's own notation. collection: the path, if kind is none of PATHS."""
 
     kind: str
     label_selector: str = ""
     field_selector: str = ""
+    collection: str = ""
 
     @property
     def path(self) -> str:
-        return PATHS[self.kind]
+        return self.collection or PATHS[self.kind]
 
 
 class Request(NamedTuple):
-    """stream: the answer is a stream of events rather than one list."""
+    """stream: the answer is a stream of events rather than one list. silence_s: longest pause in it, 0 for the
+    client's own limit."""
 
     path: str
     query: dict[str, str]
     stream: bool
+    silence_s: float = 0.0
 
 
 class State(enum.Enum):
@@ -121,9 +123,11 @@ class _Head(msgspec.Struct):
     metadata: _Meta = msgspec.field(default_factory=_Meta)
 
 
-class _List(msgspec.Struct):
+class _List(msgspec.Struct, rename="camel"):
     items: list[msgspec.Raw] | None = None
     metadata: _Meta = msgspec.field(default_factory=_Meta)
+    api_version: str = ""
+    kind: str = ""
 
 
 class _Event(msgspec.Struct):
@@ -148,33 +152,42 @@ _FAILURE = msgspec.json.Decoder(_Failure)
 class Reflector(Generic[T]):
     """The protocol of one source.
 
+    kind: a Struct that has the fields somebody reads, or dict for objects as they are.
     version: resourceVersion of the last thing seen, "" before the first; synced: a full list has been
     handed out; malformed: objects the API has that could not be read, by (namespace, name). lists, watches:
     how many lists were completed, and watches begun.
     """
 
-    def __init__(self, source: Source, kind: type[T], *, streaming: bool = False) -> None:
+    def __init__(self, source: Source, kind: type[T], *, streaming: bool = True) -> None:
         self.source = source
         self.state = State.LISTING
         self.version = ""
         self.synced = False
         self.malformed: dict[Key, str] = {}
         self.lists = self.watches = 0
-        self._streaming = streaming
+        self._can_stream = self._streaming = streaming
         self._decoder = msgspec.json.Decoder(kind)
         self._continue = ""
-        self._collected: Pile[T] = Pile(kind)
+        self._page_objects = PAGE_OBJECTS[1]
+        self._collected: Pile[Any] = Pile(kind)  # type: ignore[type-var]
         self._kind = kind
+        self._doubtful = False
+        self._said_error = False
+
+    # --- asking ---
 
     def next_request(self, watch_s: int) -> Request:
         """What to ask now. watch_s: how long the server shall keep a watch open."""
+        self._said_error = False
         query = {}
         if self.source.label_selector:
             query["labelSelector"] = self.source.label_selector
         if self.source.field_selector:
             query["fieldSelector"] = self.source.field_selector
+        if self.state is State.WATCHING and self._doubtful:
+            return Request(self.source.path, query | {"limit": "1"}, stream=False)
         if self.state is State.LISTING and not self._streaming:
-            query["limit"] = str(PAGE_OBJECTS)
+            query["limit"] = str(self._page_objects)
             if self._continue:
                 query["continue"] = self._continue
             return Request(self.source.path, query, stream=False)
@@ -182,22 +195,36 @@ class Reflector(Generic[T]):
         self.watches += 1
         if self.state is State.WATCHING:
             query["resourceVersion"] = self.version
-        else:
-            self._collected = Pile(self._kind)
-            self.malformed.clear()
-            query |= {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
-        return Request(self.source.path, query, stream=True)
+            return Request(self.source.path, query, stream=True)
+        self._begin()
+        query |= {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
+        return Request(self.source.path, query, stream=True, silence_s=STREAM_SILENCE_S)
+
+    def doubt(self) -> None:
+        """The API was away, or a watch said nothing for long: its database may have been put back to an
+        older state, of which a watch from our version would hear nothing. It is asked before the watch goes on.
+        """
+        self._doubtful = self.state is State.WATCHING
+
+    # --- answers ---
 
     def page(self, body: bytes) -> Replace[T] | None:
         """One page of a list; the last one completes it. Raises msgspec.DecodeError."""
         answer = _LIST.decode(body)
+        if self.state is State.WATCHING:
+            self._doubtful = False
+            if _older(answer.metadata.resource_version, self.version):
+                self.state = State.LISTING
+            return None
         if not self._continue:
-            self._collected = Pile(self._kind)
-            self.malformed.clear()
+            self._begin()
         for raw in answer.items or ():
-            found = self._decode(raw, _HEAD.decode(raw).metadata)
+            found = self._decode(raw, _HEAD.decode(raw).metadata, answer)
             if found is not None:
                 self._collected.append(found)
+        least, _, most = PAGE_OBJECTS
+        fitting = self._page_objects * PAGE_BYTES // max(1, len(body))
+        self._page_objects = max(least, min(fitting, most))
         self._continue = answer.metadata.continue_
         return None if self._continue else self._complete(answer.metadata.resource_version)
 
@@ -205,28 +232,42 @@ class Reflector(Generic[T]):
         """One line of a watch. Raises ApiError for an ERROR event (see `refused`), DecodeError."""
         event = _EVENT.decode(line)
         if event.type == "ERROR":
+            self._said_error = True
             failure = _FAILURE.decode(event.object)
             kind = GoneError if failure.code == 410 else ApiError
             raise kind(failure.message or "the watch failed", code=failure.code, reason=failure.reason)
         meta = _HEAD.decode(event.object).metadata
+        if self.state is State.LISTING:
+            return self._initial(event, meta)
+        if _older(meta.resource_version, self.version):
+            raise GoneError(
+                f"after resourceVersion {self.version} came {meta.resource_version}: the API's database is "
+                "an older one"
+            )
         if event.type == "BOOKMARK":
-            if self.state is State.LISTING:
-                if (meta.annotations or {}).get(INITIAL_EVENTS_END) == "true":
-                    return self._complete(meta.resource_version)
-                return None
             self.version = meta.resource_version
             return None
         if event.type == "DELETED":
             self.version = meta.resource_version
             self.malformed.pop((meta.namespace, meta.name), None)
             return Delete((meta.namespace, meta.name))
+        if event.type not in ("ADDED", "MODIFIED"):
+            log.debug("%s: an event of type %r is not known here", self.source.kind, event.type)
+            return None
         found = self._decode(event.object, meta)
-        if self.state is State.LISTING:
+        self.version = meta.resource_version
+        return Upsert(found) if found is not None else None
+
+    def _initial(self, event: _Event, meta: _Meta) -> Replace[T] | None:
+        """An event of a streaming list."""
+        if event.type != "BOOKMARK":
+            found = self._decode(event.object, meta)
             if found is not None:
                 self._collected.append(found)
             return None
-        self.version = meta.resource_version
-        return Upsert(found) if found is not None else None
+        if (meta.annotations or {}).get(INITIAL_EVENTS_END) == "true":
+            return self._complete(meta.resource_version)
+        raise ApiError("a bookmark before the end of a streaming list: the API does not know them", code=422)
 
     def absent(self, error: ApiError) -> Replace[T] | None:
         """What an API that has no such kind holds of it; None when the error says anything else."""
@@ -245,34 +286,64 @@ class Reflector(Generic[T]):
             again = self.state is State.WATCHING or bool(self._continue)
             self.state, self._continue = State.LISTING, ""
             return again
-        if self.state is State.LISTING and self._streaming and error.code in (400, 422):
-            self._streaming = False
-            return True
-        if self.state is State.WATCHING and error.code in (400, 422, 500):
+        if self.state is State.LISTING:
+            return self._refused_list(error.code)
+        if error.code == 504:
+            self.doubt()  # "Too large resource version": of a server that lags, or of an older database
+        elif error.code in (400, 422) or (self._said_error and error.code not in (429, 503)):
             self.state = State.LISTING  # an ERROR event that is no 410: what it cost is unknown
         return False
+
+    def silent(self) -> bool:
+        """A stream was accepted and nothing came. True: ask again at once, in another way."""
+        return self.state is State.LISTING and self._refused_list(422)
+
+    def _refused_list(self, code: int) -> bool:
+        """A streaming list is asked for in pages instead; if it was for want of a right, this once."""
+        if not self._streaming or code not in (400, 403, 422):
+            return False
+        self._streaming = False
+        self._can_stream = self._can_stream and code == 403
+        return True
+
+    # --- collecting ---
+
+    def _begin(self) -> None:
+        self._collected = Pile(self._kind)  # type: ignore[type-var]
+        self.malformed.clear()
 
     def _complete(self, version: str) -> Replace[T]:
         self.version, self.state, self.synced = version, State.WATCHING, True
         self.lists += 1
-        objects, self._collected, self._continue = self._collected, Pile(self._kind), ""
+        self._streaming, self._doubtful = self._can_stream, False
+        objects, self._collected, self._continue = self._collected, Pile(self._kind), ""  # type: ignore[type-var]
         return Replace(objects, frozenset(self.malformed))
 
-    def _decode(self, raw: msgspec.Raw, meta: _Meta) -> T | None:
+    def _decode(self, raw: msgspec.Raw, meta: _Meta, page: _List | None = None) -> T | None:
         """None for an object that cannot be read: it is remembered by name, the others stand."""
         key = (meta.namespace, meta.name)
         try:
-            found = self._decoder.decode(raw)
+            found: Any = self._decoder.decode(raw)
         except msgspec.ValidationError as error:
             self.malformed[key] = str(error)
             about = {"object": f"{self.source.kind} {'/'.join(filter(None, key))}", "error": error}
             log.warning("%s cannot be read and is left out: %s", about["object"], error, extra=about)
             return None
         self.malformed.pop(key, None)
-        return _slim(found)
+        if not isinstance(found, dict):
+            return _slim(found)  # type: ignore[no-any-return]
+        if page is not None:  # a list says of what kind its items are, and they do not
+            kind = {"apiVersion": page.api_version, "kind": page.kind.removesuffix("List")}
+            return kind | found  # type: ignore[return-value]
+        return found
 
 
-def _slim(found: T) -> T:
+def _older(version: str, known: str) -> bool:
+    """Versions of other shapes than numbers say nothing (KEP-5504: of Kubernetes' own kinds they are)."""
+    return version.isdigit() and known.isdigit() and int(version) < int(known)
+
+
+def _slim(found: Any) -> Any:
     """Without the annotations nobody compiles from, and without endpoints' pods: addresses say it too."""
     if isinstance(found, EndpointSlice):
         for endpoint in found.endpoints or ():
@@ -284,100 +355,3 @@ def _slim(found: T) -> T:
         return found
     metadata = msgspec.structs.replace(found.metadata, annotations=kept)
     return msgspec.structs.replace(found, metadata=metadata)
-
-
-class Backoff:
-    """Pauses between tries: doubling with jitter, 0.8 to 30 s; quick before the first success.
-
-    A node that boots beside its API server should not wait out a second for a missed millisecond.
-    """
-
-    def __init__(self, rng: random.Random, first_s: float = 0.05, base_s: float = 0.8, most_s: float = 30.0):
-        self._rng = rng
-        self._base_s, self._most_s = base_s, most_s
-        self._next_s = first_s
-
-    def succeeded(self) -> None:
-        self._next_s = self._base_s
-
-    def next_s(self) -> float:
-        pause_s = self._next_s
-        self._next_s = min(pause_s * 2, self._most_s)
-        return min(pause_s * self._rng.uniform(1.0, 1.5), self._most_s)
-
-
-class Progress(NamedTuple):
-    """What a loop tells the one who started it. error: "" when the last exchange succeeded."""
-
-    reflector: Reflector[Object]
-    error: str
-
-
-async def follow(
-    source: Source,
-    api: ApiHttp,
-    deliver: Callable[[str, News[Object]], None],
-    progress: Callable[[Progress], None],
-    *,
-    rng: random.Random | None = None,
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    kinds: Mapping[str, type[Object]] = KINDS,
-) -> None:
-    """Without end: deliver(kind, news) for every change, progress(...) whenever something is known."""
-    rng = rng or random.Random()
-    reflector: Reflector[Object] = Reflector(source, kinds[source.kind])
-    backoff = Backoff(rng)
-    while True:
-        await _exchange(reflector, api, deliver, progress, backoff, rng, sleep)
-
-
-async def _exchange(
-    reflector: Reflector[Object],
-    api: ApiHttp,
-    deliver: Callable[[str, News[Object]], None],
-    progress: Callable[[Progress], None],
-    backoff: Backoff,
-    rng: random.Random,
-    sleep: Callable[[float], Awaitable[None]],
-) -> None:
-    """One request and its answer; pauses after what did not succeed."""
-    kind = reflector.source.kind
-    request = reflector.next_request(rng.randint(*WATCH_S))
-    began_s, heard = time.monotonic(), False
-    try:
-        if not request.stream:
-            page = reflector.page(await api.get(request.path, request.query))
-            if page is not None:
-                deliver(kind, page)
-            heard = True
-        else:
-            async with aclosing(api.lines(request.path, request.query)) as lines:
-                async for line in lines:
-                    if not line:
-                        progress(Progress(reflector, ""))
-                        continue
-                    news = reflector.event(line)
-                    heard = True
-                    backoff.succeeded()
-                    if news is not None:
-                        deliver(kind, news)
-                    progress(Progress(reflector, ""))
-    except ApiError as error:
-        nothing = reflector.absent(error)
-        if nothing is not None:
-            deliver(kind, nothing)
-        progress(Progress(reflector, "" if nothing is not None else str(error)))
-        if reflector.refused(error):
-            return
-        log.info("%s: %s", kind, error)
-    except msgspec.DecodeError as error:
-        # A half-written line of a server that died, or no API server at all.
-        progress(Progress(reflector, f"an answer that is no JSON of Kubernetes: {error}"))
-        log.info("%s: %s", kind, error)
-    else:
-        progress(Progress(reflector, ""))
-        # A watch that ends at once and says nothing would otherwise spin.
-        if heard or time.monotonic() - began_s >= 1.0:
-            backoff.succeeded()
-            return
-    await sleep(backoff.next_s())
