@@ -70,6 +70,10 @@ class Api:
         path, _, query = target.decode().partition("?")
         kind = next((k for k, p in PATHS.items() if p == path), "")
         asked = parse_qs(query)
+        if "sendInitialEvents" in asked:  # pages are what is measured
+            connection.sendall(b"HTTP/1.1 422 Unprocessable Entity\r\nContent-Length: 0\r\n\r\n")
+            connection.close()
+            return
         if "watch" in asked and kind:
             connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
             self._watches[kind] = connection

@@ -185,6 +185,13 @@ class FakeApi:
         since = int(parse_qs(query).get("resourceVersion", ["0"])[0] or 0)
         writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
         queue: asyncio.Queue[bytes] = asyncio.Queue()
+        if "sendInitialEvents=true" in query:
+            for obj in self._objects[kind].values():
+                queue.put_nowait(json.dumps({"type": "ADDED", "object": obj}).encode() + b"\n")
+            since = self._version
+            ended = {"resourceVersion": str(since), "annotations": {"k8s.io/initial-events-end": "true"}}
+            bookmark = {"type": "BOOKMARK", "object": {"kind": kind, "metadata": ended}}
+            queue.put_nowait(json.dumps(bookmark).encode() + b"\n")
         for version, told, line in self._told:
             if told == kind and version > since:
                 queue.put_nowait(line)

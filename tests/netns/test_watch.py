@@ -16,8 +16,9 @@ from podlane.lab.api import auth
 from podlane.lab.api.server import ApiServer
 from podlane.model.config import DEFAULT
 from podlane.watch import kubeconfig
+from podlane.watch.follow import Progress, follow
 from podlane.watch.http import ApiHttp, Unreachable
-from podlane.watch.reflector import Delete, Progress, Replace, Source, Upsert, follow
+from podlane.watch.reflector import Delete, Replace, Source, Upsert
 
 
 class Api:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from podlane.controller.client import Obj
+from podlane.controller.client import Event, Listed, Obj
 from podlane.controller.remote import HttpClient, path
 from podlane.errors import NotFoundError
 from podlane.model import pools
@@ -169,23 +169,33 @@ def test_the_client_lists_in_pages_and_watches_on(tmp_path: Path) -> None:
 
         async def story() -> None:
             client = HttpClient(ApiHttp(access))
-            listed, version = await client.list("services")
+            listed, _ = await client.list("services")
             assert [(s["apiVersion"], s["kind"], s["metadata"]["name"]) for s in listed] == [
                 ("v1", "Service", "kubernetes")
             ]
             made = await client.create("services", balancer("web"), "default")
             patched = await client.patch("services", "web", "default", {"metadata": {"labels": {"a": "b"}}})
             assert patched["metadata"]["labels"] == {"a": "b"}
+            seen: list[Listed | Event] = []
+            following = asyncio.create_task(client.follow("services", seen.append))
+            while not seen:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
             status = {"loadBalancer": {"ingress": [{"ip": "192.0.2.1", "ipMode": "VIP"}]}}
             await client.update("services", {**patched, "status": status}, subresource="status")
             await client.delete("services", "web", "default", uid=made["metadata"]["uid"])
-            seen = []
-            async for event in client.watch("services", since=version):
-                seen.append(event.type)
-                if event.type == "DELETED":
-                    assert event.object["status"] == status
-                    break
-            assert seen == ["ADDED", "MODIFIED", "MODIFIED", "DELETED"]
+            while len(seen) < 3:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            following.cancel()
+            first, changed, gone = seen
+            assert isinstance(first, Listed)
+            assert {(s["kind"], s["metadata"]["name"]) for s in first.objects} == {
+                ("Service", "kubernetes"),
+                ("Service", "web"),
+            }
+            assert isinstance(changed, Event)
+            assert changed.object["status"] == status
+            assert isinstance(gone, Event)
+            assert (gone.type, gone.object["metadata"]["name"]) == ("DELETED", "web")
             with pytest.raises(NotFoundError):
                 await client.get("services", "web", "default")
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from podlane.controller.client import Listed, follow
 from podlane.errors import ApiError, ConflictError, GoneError
 from podlane.lab.api.server import ApiServer
 from podlane.lab.client import Event, Obj
@@ -40,6 +41,9 @@ class Script:
         if isinstance(step, Exception):
             raise step
         return step  # type: ignore[no-any-return]
+
+    async def follow(self, resource: str, deliver: Callable[[Listed | Event], None]) -> None:
+        await follow(self, resource, deliver)
 
     async def watch(self, resource: str, *, since: str) -> AsyncIterator[Event]:
         self.watched_since.append(since)

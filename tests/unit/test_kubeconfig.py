@@ -102,7 +102,6 @@ def test_a_pod_finds_the_api_by_its_service_account(tmp_path: Path) -> None:
         (cluster(**{"certificate-authority": "nowhere"}), "nowhere: No such file or directory"),
         (cluster(**{"certificate-authority-data": "!"}), "certificate-authority-data: not base64"),
         (cluster(**{"proxy-url": "http://p"}), "proxy-url: not supported"),
-        (user(exec={"command": "aws"}), "users[0].exec: not supported; use a tokenFile"),
         (user(token=7), "users[0].token: expected text, found int"),
         (user(**{"client-key-data": "QQ=="}), "client-certificate and client-key come together"),
     ],

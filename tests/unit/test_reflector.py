@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
-import itertools
 import json
-import random
-from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 import pytest
 
-from podlane.errors import ApiError, GoneError, NotFoundError
-from podlane.model.objects import KINDS, Node, Object
+from podlane.errors import ApiError, GoneError
+from podlane.model.objects import Node
 from podlane.watch.http import Unreachable
 from podlane.watch.reflector import (
-    Backoff,
     Delete,
     News,
-    Progress,
     Reflector,
     Replace,
     Source,
     State,
     Upsert,
-    follow,
 )
 
 
@@ -68,9 +61,9 @@ def names(news: News[Node] | None) -> list[str]:
 
 
 def test_a_list_of_pages_becomes_one_replace() -> None:
-    reflector = Reflector(Source("Node", field_selector="metadata.name=a"), Node)
+    reflector = Reflector(Source("Node", field_selector="metadata.name=a"), Node, streaming=False)
     first = reflector.next_request(300)
-    assert first.query == {"fieldSelector": "metadata.name=a", "limit": "500"}
+    assert first.query == {"fieldSelector": "metadata.name=a", "limit": "100"}
     assert reflector.page(page(node("a"), more="token")) is None
     assert not reflector.synced
     assert reflector.next_request(300).query["continue"] == "token"
@@ -155,7 +148,6 @@ def test_a_streamed_list_ends_with_its_bookmark() -> None:
     reflector = Reflector(Source("Node"), Node, streaming=True)
     assert reflector.next_request(300).query["sendInitialEvents"] == "true"
     assert reflector.event(event("ADDED", node("a"))) is None
-    assert reflector.event(bookmark("5")) is None
     assert not reflector.synced
     assert names(reflector.event(bookmark("6", **{"k8s.io/initial-events-end": "true"}))) == ["a"]
     assert (reflector.state, reflector.version) == (State.WATCHING, "6")
@@ -198,110 +190,110 @@ def test_annotations_nobody_reads_are_dropped() -> None:
     assert news.objects[0].metadata.annotations == kept
 
 
-def test_pauses_begin_short_double_and_stay_below_the_most() -> None:
-    backoff = Backoff(random.Random(1))
-    pauses = [backoff.next_s() for _ in range(14)]
-    assert 0.05 <= pauses[0] <= 0.075
-    assert all(later > sooner for sooner, later in itertools.pairwise(pauses) if later < 20)
-    assert max(pauses) <= 30.0
-    backoff.succeeded()
-    assert 0.8 <= backoff.next_s() <= 1.2
+def test_a_bookmark_before_the_end_of_a_streamed_list_is_of_a_server_that_knows_none() -> None:
+    reflector = Reflector(Source("Node"), Node)
+    reflector.next_request(300)
+    reflector.event(event("ADDED", node("a")))
+    with pytest.raises(ApiError) as caught:
+        reflector.event(bookmark("5"))
+    assert reflector.refused(caught.value)
+    assert not reflector.next_request(300).stream
 
 
-class Script:
-    """An API that answers from a script: bytes for a list, a list of lines for a watch, or an error."""
-
-    def __init__(self, *answers: bytes | list[bytes | Exception] | Exception) -> None:
-        self.answers = list(answers)
-        self.asked: list[dict[str, str]] = []
-
-    def _next(self, query: Mapping[str, str]) -> Any:
-        self.asked.append(dict(query))
-        if not self.answers:
-            raise asyncio.CancelledError
-        answer = self.answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    async def get(self, path: str, query: Mapping[str, str]) -> bytes:
-        answer = self._next(query)
-        assert isinstance(answer, bytes)
-        return answer
-
-    async def lines(self, path: str, query: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
-        answer = self._next(query)
-        yield b""
-        for line in answer:
-            if isinstance(line, Exception):
-                raise line
-            yield line
+def test_a_streamed_list_that_says_nothing_is_asked_for_in_pages() -> None:
+    reflector = Reflector(Source("Node"), Node)
+    assert 0 < reflector.next_request(300).silence_s < 60
+    assert reflector.silent()
+    assert not reflector.next_request(300).stream
+    watching = listed("a")
+    assert watching.next_request(300).silence_s == 0
+    assert not watching.silent(), "a quiet watch is nothing strange"
 
 
-def run(script: Script, kind: str = "Node") -> tuple[list[News[Object]], list[float], list[Progress]]:
-    news: list[News[Object]] = []
-    pauses: list[float] = []
-    progress: list[Progress] = []
-
-    async def sleep(pause_s: float) -> None:
-        pauses.append(pause_s)
-
-    async def main() -> None:
-        await follow(
-            Source(kind),
-            script,  # type: ignore[arg-type]
-            lambda kind, each: news.append(each),
-            progress.append,
-            rng=random.Random(1),
-            sleep=sleep,
-            kinds=KINDS,
-        )
-
-    with pytest.raises(asyncio.CancelledError):
-        asyncio.run(main())
-    return news, pauses, progress
+def test_a_streamed_list_refused_for_want_of_a_right_is_tried_again_another_time() -> None:
+    reflector = Reflector(Source("Node"), Node)
+    assert reflector.refused(ApiError("may not watch", code=403))
+    assert not reflector.next_request(300).stream
+    assert not reflector.refused(ApiError("may not list", code=403)), "then it waits"
+    assert not reflector.next_request(300).stream
+    reflector.page(page(node("a")))
+    reflector.refused(GoneError("too old"))
+    assert reflector.next_request(300).stream
 
 
-def test_the_loop_keeps_everything_while_the_api_is_away() -> None:
-    away = Unreachable("nobody there")
-    script = Script(away, page(node("a")), [event("ADDED", node("b", "11")), away], away, [bookmark("12")])
-    news, pauses, progress = run(script)
-    assert [type(each) for each in news] == [Replace, Upsert]
-    assert len(pauses) == 3
-    assert pauses[0] < 0.1 < pauses[1]
-    assert [q.get("resourceVersion") for q in script.asked] == [None, None, "10", "11", "11", "12"]
-    assert {p.error for p in progress} == {"", "nobody there"}
+@pytest.mark.parametrize(("bytes_each", "limit"), [(100, 500), (8_000, 262), (500_000, 20)])
+def test_pages_are_as_many_objects_as_a_few_megabytes_hold(bytes_each: int, limit: int) -> None:
+    reflector = Reflector(Source("Node"), Node, streaming=False)
+    first = page(*(node(f"n{i}", labels={"a": ""}) for i in range(100)), more="token")
+    pad = b" " * max(0, 100 * bytes_each - len(first))
+    reflector.page(first + pad)
+    assert int(reflector.next_request(300).query["limit"]) == pytest.approx(limit, rel=0.05)
 
 
-def test_a_kind_that_an_older_api_lacks_is_none_until_it_is_there() -> None:
-    lacking = NotFoundError("the server could not find the requested resource")
-    script = Script(lacking, lacking, page(version="7"), [bookmark("8")])
-    news, pauses, progress = run(script, "ServiceCIDR")
-    assert [each.objects for each in news if isinstance(each, Replace)] == [[], [], []]
-    assert len(pauses) == 2
-    assert {p.error for p in progress} == {""}
-    assert all(p.reflector.synced for p in progress)
-    _, _, progress = run(Script(lacking))
-    assert progress[0].error
-    assert not progress[0].reflector.synced
+@pytest.mark.parametrize(
+    "line", [bookmark("9"), event("ADDED", node("b", "9")), event("DELETED", node("a", "3"))]
+)
+def test_a_version_below_the_last_is_an_older_database_and_listed_anew(line: bytes) -> None:
+    reflector = listed("a")
+    with pytest.raises(GoneError, match="an older one") as caught:
+        reflector.event(line)
+    assert reflector.refused(caught.value)
+    assert reflector.state is State.LISTING
 
 
-def test_the_loop_relists_after_gone_without_a_pause() -> None:
-    script = Script(page(node("a")), [error(410)], page(node("b"), version="50"), [bookmark("51")])
-    news, pauses, _ = run(script)
-    assert [type(each) for each in news] == [Replace, Replace]
-    assert pauses == []
+def test_versions_that_are_no_numbers_are_not_compared() -> None:
+    reflector = listed("a")
+    assert isinstance(reflector.event(event("ADDED", node("b", "abc"))), Upsert)
+    assert isinstance(reflector.event(event("ADDED", node("c", "1"))), Upsert)
 
 
-def test_a_watch_that_ends_at_once_is_not_asked_in_a_spin() -> None:
-    _, pauses, _ = run(Script(page(), [], [], []))
-    assert len(pauses) == 3
+@pytest.mark.parametrize(
+    ("shows", "state"), [("10", State.WATCHING), ("12", State.WATCHING), ("9", State.LISTING)]
+)
+def test_in_doubt_one_object_is_listed_for_the_version_it_shows(shows: str, state: State) -> None:
+    reflector = listed("a")
+    reflector.doubt()
+    request = reflector.next_request(300)
+    assert (request.stream, request.query) == (False, {"limit": "1"})
+    assert reflector.page(page(node("b"), version=shows, more="token")) is None
+    assert (reflector.state, reflector.version) == (state, "10")
+    assert "continue" not in reflector.next_request(300).query
+    assert reflector.next_request(300).stream
 
 
-def test_a_broken_line_resumes_from_the_last_good_one() -> None:
-    script = Script(page(), [event("ADDED", node("a", "11")), b'{"type": "ADD'], [bookmark("12")])
-    news, pauses, progress = run(script)
-    assert len(news) == 2
-    assert len(pauses) == 1
-    assert script.asked[2]["resourceVersion"] == "11"
-    assert any("no JSON" in p.error for p in progress)
+def test_who_has_not_listed_yet_has_no_doubts() -> None:
+    reflector = Reflector(Source("Node"), Node, streaming=False)
+    reflector.doubt()
+    assert reflector.next_request(300).query["limit"] == "100"
+
+
+@pytest.mark.parametrize("code", [429, 500, 502, 503])
+def test_a_watch_that_is_refused_for_the_moment_goes_on_from_its_version(code: int) -> None:
+    reflector = listed("a")
+    reflector.next_request(300)
+    assert not reflector.refused(ApiError("later", code=code))
+    assert reflector.next_request(300).query["resourceVersion"] == "10"
+
+
+def test_a_version_that_is_too_large_is_a_doubt() -> None:
+    reflector = listed("a")
+    reflector.next_request(300)
+    assert not reflector.refused(ApiError("Too large resource version: 10, current: 5", code=504))
+    assert reflector.next_request(300).query == {"limit": "1"}
+
+
+def test_an_event_of_a_type_of_tomorrow_is_left_out() -> None:
+    reflector = listed("a")
+    assert reflector.event(event("COMPACTED", node("a", "11"))) is None
+    assert reflector.version == "10"
+
+
+def test_objects_as_they_are() -> None:
+    reflector = Reflector(Source("things", collection="/apis/x/v1/things"), dict, streaming=False)
+    assert reflector.next_request(300).path == "/apis/x/v1/things"
+    body = {"apiVersion": "x/v1", "kind": "ThingList", "metadata": {"resourceVersion": "3"}}
+    news = reflector.page(json.dumps(body | {"items": [{"metadata": {"name": "a"}, "any": [1]}]}).encode())
+    assert isinstance(news, Replace)
+    assert list(news.objects) == [
+        {"apiVersion": "x/v1", "kind": "Thing", "metadata": {"name": "a"}, "any": [1]}
+    ]

@@ -15,8 +15,8 @@ import msgspec
 
 from podlane.errors import ApiError
 from podlane.model.objects import Node
+from podlane.watch.backoff import Backoff
 from podlane.watch.http import ApiHttp
-from podlane.watch.reflector import Backoff
 
 log = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
@@ -47,8 +48,10 @@ from podlane.kernel.nft import policy_chains, skeleton
 from podlane.model.config import LinkMode, NetworkConfig
 from podlane.model.local import Attachment
 from podlane.model.objects import Object
+from podlane.watch.backoff import Gate
+from podlane.watch.follow import Progress, follow
 from podlane.watch.http import ApiHttp
-from podlane.watch.reflector import News, Progress, follow
+from podlane.watch.reflector import News
 
 log = logging.getLogger(__name__)
 
@@ -164,8 +167,11 @@ class Agent:
                     stack.callback(driver.close)
             tasks: list[asyncio.Task[Any]] = [asyncio.create_task(self.reconciler.run(), name="reconciler")]
             tasks.append(asyncio.create_task(self._events.run(), name="events"))
+            gate = Gate(random.Random())
             tasks += [
-                asyncio.create_task(follow(source, self._api, self._deliver, self._heard), name=source.kind)
+                asyncio.create_task(
+                    follow(source, self._api, self._deliver, self._heard, gate=gate), name=source.kind
+                )
                 for source in self._sources
             ]
             tasks.append(asyncio.create_task(self._announcer.run(), name="announcer"))

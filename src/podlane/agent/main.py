@@ -65,7 +65,7 @@ def main(options: AgentOptions) -> None:
         standalone.main(options)
         return
     config = read_config(options.config)
-    access = kubeconfig.load(options.kubeconfig or None, options.context)
+    access = kubeconfig.load(options.kubeconfig or None, options.context, options.api_servers)
     Path(options.state_dir).mkdir(parents=True, exist_ok=True)
     collector.relax()
     asyncio.run(_main(options, config, access))

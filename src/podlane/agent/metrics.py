@@ -98,6 +98,8 @@ class AgentMetrics:
         for name, help_, of in (
             ("watch_lists_total", "Whole lists taken over.", "lists"),
             ("watch_requests_total", "Watches begun.", "watches"),
+            ("watch_pauses_total", "Tries that were put off.", "pauses"),
+            ("watch_paused_seconds_total", "Time that tries were put off for.", "paused_s"),
         ):
             samples = [({"kind": kind}, float(getattr(each, of))) for kind, each in watched]
             yield Metric(name, "counter", help_, samples)

@@ -30,8 +30,8 @@ from podlane.compile.tables import Table
 from podlane.errors import ApiError, NotFoundError
 from podlane.kernel.driver import Failure
 from podlane.model.objects import Node
+from podlane.watch.backoff import Backoff
 from podlane.watch.http import ApiHttp
-from podlane.watch.reflector import Backoff
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ __all__ = ["CONFIG_PATH", "AgentOptions", "parse"]
 
 
 class AgentOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """config: NetworkConfig file; at its default it may be absent. metrics_address: IP:PORT, "" for none.
+    """api_servers: URLs instead of the kubeconfig's one, each as good as the others.
+    config: NetworkConfig file; at its default it may be absent. metrics_address: IP:PORT, "" for none.
 
     host_local_dir: where pods of another plugin have their leases, which are not given out; "" for none.
     agent_socket: unix HTTP (/healthz /livez /readyz /metrics /status /tables). services: ClusterIP and node
@@ -27,6 +28,7 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     node_name: str
     kubeconfig: str = ""
     context: str = ""
+    api_servers: list[str] = []
     config: str = CONFIG_PATH
     state_dir: str = "/var/lib/podlane"
     cni_socket: str = "/run/podlane/cni.sock"

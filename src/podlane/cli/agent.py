@@ -10,6 +10,12 @@ ON_OFF = click.Choice(["on", "off"])
     "--kubeconfig", metavar="FILE", default="", help="How to reach the API; unset: as kubectl does."
 )
 @click.option("--context", default="", help="Context of the kubeconfig.")
+@click.option(
+    "--api-server",
+    metavar="URL",
+    multiple=True,
+    help="Instead of the kubeconfig's server; may be given several times.",
+)
 @click.option("--node-name", required=True, help="Name of this node's Node object.")
 @click.option("--config", metavar="FILE", default="/etc/podlane/config.yaml", help="NetworkConfig.")
 @click.option("--state-dir", metavar="DIR", default="/var/lib/podlane", help="Address leases.")
@@ -39,6 +45,7 @@ ON_OFF = click.Choice(["on", "off"])
 def command(
     kubeconfig: str,
     context: str,
+    api_server: tuple[str, ...],
     node_name: str,
     config: str,
     state_dir: str,
@@ -79,6 +86,7 @@ def command(
             node_name=node_name,
             kubeconfig=kubeconfig,
             context=context,
+            api_servers=list(api_server),
             config=config,
             state_dir=state_dir,
             cni_socket=cni_socket,

@@ -8,6 +8,12 @@ import click
     "--kubeconfig", metavar="FILE", default="", help="How to reach the API; unset: as kubectl does."
 )
 @click.option("--context", metavar="NAME", default="", help="Context of the kubeconfig.")
+@click.option(
+    "--api-server",
+    metavar="URL",
+    multiple=True,
+    help="Instead of the kubeconfig's server; may be given several times.",
+)
 @click.option("--config", metavar="FILE", default="/etc/podlane/config.yaml", help="NetworkConfig.")
 @click.option("--metrics-address", metavar="IP:PORT", default="", help="HTTP: /healthz /readyz /metrics.")
 @click.option(
@@ -28,6 +34,7 @@ import click
 def command(
     kubeconfig: str,
     context: str,
+    api_server: tuple[str, ...],
     config: str,
     metrics_address: str,
     lease_duration: int,
@@ -45,6 +52,7 @@ def command(
         ControllerOptions(
             kubeconfig=kubeconfig,
             context=context,
+            api_servers=api_server,
             config=config,
             metrics_address=metrics_address,
             lease_duration_s=lease_duration,

@@ -35,6 +35,7 @@ class ControllerOptions(Struct, frozen=True, kw_only=True):
 
     kubeconfig: str = ""
     context: str = ""
+    api_servers: tuple[str, ...] = ()
     config: str = CONFIG_PATH
     metrics_address: str = ""
     lease_duration_s: int = DURATION_S
@@ -112,7 +113,7 @@ class Daemon:
 def main(options: ControllerOptions) -> None:
     """Raises ConfigError before anything is done."""
     config = configuration.read(options.config)
-    access = kubeconfig.load(options.kubeconfig or None, options.context)
+    access = kubeconfig.load(options.kubeconfig or None, options.context, options.api_servers)
     asyncio.run(_main(options, config, access))
 
 

@@ -8,10 +8,10 @@ request that was on its way already, is held by the object's resourceVersion: Co
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
-from podlane.controller.client import ApiClient, Event, Obj
+from podlane.controller.client import ApiClient, Obj
 from podlane.errors import ApiError
 
 
@@ -24,10 +24,7 @@ class Fenced:
 
     def __init__(self, client: ApiClient, holds: Callable[[], bool]) -> None:
         self._client, self._holds = client, holds
-        self.get, self.list = client.get, client.list
-
-    def watch(self, resource: str, namespace: str = "", **more: Any) -> AsyncIterator[Event]:
-        return self._client.watch(resource, namespace, **more)
+        self.get, self.list, self.follow = client.get, client.list, client.follow
 
     async def create(self, resource: str, obj: Obj, namespace: str = "") -> Obj:
         self._ask("create", resource)

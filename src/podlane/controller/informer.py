@@ -22,8 +22,8 @@ import time
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from podlane.controller.client import ApiClient, Obj
-from podlane.errors import ApiError, ConflictError, GoneError
+from podlane.controller.client import RETRY_FIRST_S, RETRY_LAST_S, ApiClient, Event, Listed, Obj
+from podlane.errors import ApiError, ConflictError
 from podlane.observe.exposition import WORK_BUCKETS_S, Histogram
 
 log = logging.getLogger(__name__)
@@ -32,8 +32,6 @@ Key: TypeAlias = tuple[str, str]
 """(namespace, name)"""
 Handler: TypeAlias = Callable[[Obj | None, Obj | None], None]
 """Called with (old, new): None for what was or is not there. Must not block."""
-
-RETRY_FIRST_S, RETRY_LAST_S = 0.005, 5.0
 
 
 def key_of(obj: Obj) -> Key:
@@ -172,15 +170,20 @@ class Informer:
             yield self._nodes, obj.get("spec", {}).get("nodeName") or ""
 
     def replace(self, objects: Iterable[Obj], version: int) -> None:
-        """A list as of version: handlers hear only of differences. Own newer writes stay."""
+        """A list as of version: handlers hear only of differences. Own newer writes stay.
+
+        A version below those seen is of a database put back to an older state: what is newer is no more.
+        """
         listed = {key_of(obj): obj for obj in objects}
+        rewound = version < self._version
         for key, old in list(self._objects.items()):
             new = listed.get(key)
             if new is None or new["metadata"].get("uid") != old["metadata"].get("uid"):
-                self._remove(key, version)
-        for obj in listed.values():
-            self._upsert(obj)
-        self._version = max(self._version, version)
+                self._remove(key, version_of(old) if rewound else version)
+        for key, obj in listed.items():
+            known = self._objects.get(key)
+            self._upsert(obj, again=rewound and known is not None and version_of(known) != version_of(obj))
+        self._version = version if rewound else max(self._version, version)
 
     def clear(self) -> None:
         """There are none any more."""
@@ -190,24 +193,15 @@ class Informer:
     # --- the loop ---
 
     async def run(self) -> None:
-        """Lists and watches until cancelled. Lists again after 410 or any other refusal."""
-        delay_s = 0.0
-        while True:
-            await asyncio.sleep(delay_s)
-            try:
-                objects, version = await self._client.list(self.resource)
-                self.replace(objects, int(version))
-                self.synced.set()
-                async for event in self._client.watch(self.resource, since=version):
-                    delay_s = 0.0
-                    self._event(event.type, event.object)
-                # An orderly end (a server that stops) is followed by a list, but not in a tight loop.
-                delay_s = RETRY_FIRST_S
-            except GoneError:
-                delay_s = 0.0
-            except ApiError as error:
-                delay_s = min(max(2 * delay_s, RETRY_FIRST_S), RETRY_LAST_S)
-                log.warning("watch of %s: %s; again in %.3f s", self.resource, error, delay_s)
+        """Follows the resource until cancelled."""
+        await self._client.follow(self.resource, self._heard)
+
+    def _heard(self, news: Listed | Event) -> None:
+        if isinstance(news, Listed):
+            self.replace(news.objects, news.version)
+            self.synced.set()
+        else:
+            self._event(*news)
 
     def _event(self, kind: str, obj: Obj) -> None:
         version = version_of(obj)

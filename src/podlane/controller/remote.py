@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing
+import random
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
 import msgspec
 
-from podlane.controller.client import Event, Obj
-from podlane.errors import ApiError, GoneError
+from podlane.controller.client import Event, Listed, Obj
+from podlane.errors import ApiError
 from podlane.model import pools
+from podlane.watch.backoff import Gate
+from podlane.watch.follow import Follower
 from podlane.watch.http import ApiHttp
+from podlane.watch.reflector import Delete, News, Replace, Source, Upsert
 
 PAGE_OBJECTS: Final = 500
-WATCH_S: Final = 290
 MERGE_PATCH: Final = "application/merge-patch+json"
 
 
@@ -44,10 +46,11 @@ def path(resource: str, namespace: str = "", name: str = "", subresource: str = 
 
 
 class HttpClient:
-    """podlane.controller.client.ApiClient. Watches go on from where the server ended them in good order."""
+    """podlane.controller.client.ApiClient."""
 
     def __init__(self, http: ApiHttp) -> None:
         self._http = http
+        self._gate = Gate(random.Random())
 
     @property
     def requests(self) -> Mapping[tuple[str, ...], int]:
@@ -105,33 +108,25 @@ class HttpClient:
             options["preconditions"] = {"uid": uid}
         await self._http.delete(path(resource, namespace, name), _body(options))
 
-    async def watch(
-        self,
-        resource: str,
-        namespace: str = "",
-        *,
-        since: str,
-        label_selector: str = "",
-        field_selector: str = "",
-    ) -> AsyncIterator[Event]:
-        query = _selectors(label_selector, field_selector)
-        query |= {"watch": "1", "allowWatchBookmarks": "true", "timeoutSeconds": str(WATCH_S)}
-        while True:
-            query["resourceVersion"] = since
-            heard = False
-            async with aclosing(self._http.lines(path(resource, namespace), query)) as lines:
-                async for line in lines:
-                    if not line:
-                        continue
-                    event = _object(line)
-                    obj = event["object"]
-                    if event["type"] == "ERROR":
-                        raise _failure(obj)
-                    since, heard = obj["metadata"]["resourceVersion"], True
-                    if event["type"] != "BOOKMARK":
-                        yield Event(event["type"], obj)
-            if not heard:
-                return  # a server that ends watches at once: the caller lists anew, after a pause
+    async def follow(self, resource: str, deliver: Callable[[Listed | Event], None]) -> None:
+        """Without end. Events are of type MODIFIED, or DELETED with name and version only."""
+
+        def heard(news: News[Obj]) -> None:
+            version = follower.reflector.version
+            match news:
+                case Replace(objects):
+                    deliver(Listed(objects, _number(version)))
+                case Upsert(obj):
+                    deliver(Event("MODIFIED", obj))
+                case Delete((namespace, name)):
+                    meta = {"namespace": namespace, "name": name, "resourceVersion": version}
+                    deliver(Event("DELETED", {"metadata": meta}))
+
+        source = Source(resource, collection=path(resource))
+        follower: Follower[Obj] = Follower(
+            source, dict, self._http, heard, lambda error: None, gate=self._gate
+        )
+        await follower.run()
 
 
 def _selectors(label: str, field: str) -> dict[str, str]:
@@ -154,10 +149,5 @@ def _object(body: bytes) -> Obj:
     return found
 
 
-def _failure(status: Obj) -> ApiError:
-    kind = GoneError if status.get("code") == 410 else ApiError
-    return kind(
-        status.get("message") or "the watch failed",
-        code=int(status.get("code") or 500),
-        reason=status.get("reason"),
-    )
+def _number(version: str) -> int:
+    return int(version) if version.isdigit() else 0

@@ -6,12 +6,8 @@ ones. Import-cheap: http.client and ssl, no asyncio.
 
 from __future__ import annotations
 
-import base64
-import contextlib
 import http.client
-import os
 import ssl
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +20,6 @@ from podlane import __version__
 from podlane.errors import (
     AlreadyExistsError,
     ApiError,
-    ConfigError,
     ConflictError,
     GoneError,
     InvalidError,
@@ -35,6 +30,7 @@ from podlane.lab.api.resources import Catalog, Resource, resource
 from podlane.lab.apply import Applied, apply_objects, delete_objects
 from podlane.lab.client import Obj
 from podlane.watch import kubeconfig
+from podlane.watch.credentials import Credentials
 from podlane.watch.kubeconfig import Access
 
 __all__ = ["Applied", "Client", "apply_objects", "delete_objects"]
@@ -60,7 +56,7 @@ class Client:
         url = urlsplit(access.server)
         self._host, self._prefix = url.hostname or "", url.path.rstrip("/")
         self._port = url.port or (443 if url.scheme == "https" else 80)
-        self._tls = _tls(access) if url.scheme == "https" else None
+        self._credentials = Credentials(access)
         self._connection: http.client.HTTPConnection | None = None
         self._catalog = Catalog()
         self._asked: set[str] = set()
@@ -230,26 +226,16 @@ class Client:
         return answer.status, answer.read()
 
     def _connect(self) -> http.client.HTTPConnection:
-        if self._tls is None:
+        tls = self._credentials.tls()
+        if tls is None:
             return http.client.HTTPConnection(self._host, self._port, timeout=_TIMEOUT_S)
         name = self._access.server_name or self._host
-        return _Named(self._host, self._port, timeout=_TIMEOUT_S, context=self._tls, name=name)
+        return _Named(self._host, self._port, timeout=_TIMEOUT_S, context=tls, name=name)
 
     def _headers(self) -> dict[str, str]:
+        self._credentials.refresh()
         headers = {"Accept": "application/json", "User-Agent": f"podlane/{__version__}"}
-        access = self._access
-        token = access.token
-        if access.token_file:
-            try:
-                token = Path(access.token_file).read_text().strip()
-            except OSError as error:
-                raise ConfigError(f"token file {access.token_file}: {error.strerror}") from None
-        if token:
-            headers["Authorization"] = f"Bearer {token}"
-        elif access.username:
-            pair = f"{access.username}:{access.password}".encode()
-            headers["Authorization"] = f"Basic {base64.b64encode(pair).decode()}"
-        return headers
+        return headers | self._credentials.headers()
 
     def _unreachable(self, error: Exception) -> LabError:
         why = str(error) or type(error).__name__
@@ -275,38 +261,6 @@ def refusal(code: int, body: bytes) -> ApiError:
         reason=reason,
         details=status.get("details"),
     )
-
-
-# --- TLS ------------------------------------------------------------------------------------------
-
-
-def _tls(access: Access) -> ssl.SSLContext:
-    """Raises ConfigError for certificates that cannot be used."""
-    try:
-        if access.ca_pem is None:
-            context = ssl.create_default_context()
-        else:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            context.load_verify_locations(cadata=access.ca_pem.decode("ascii"))
-        if access.insecure:
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        if access.client_cert_pem and access.client_key_pem:
-            _load_pair(context, access.client_cert_pem + b"\n" + access.client_key_pem)
-    except (ssl.SSLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"certificates for {access.server}: {error}") from None
-    return context
-
-
-def _load_pair(context: ssl.SSLContext, pem: bytes) -> None:
-    """OpenSSL reads files only: one that nobody else can read, for a moment."""
-    descriptor, path = tempfile.mkstemp()
-    try:
-        os.write(descriptor, pem)
-        context.load_cert_chain(path)
-    finally:
-        os.close(descriptor)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
 
 
 class _Named(http.client.HTTPSConnection):

@@ -1,7 +1,7 @@
 """Pauses between tries, so that a server that comes back is not asked by all its clients at once.
 
-    Backoff   one reader's own pauses: doubling, jittered, never shorter than what the server asked for
-    Gate      all readers of one process: while nobody can be connected to, one of them tries, for all
+Backoff   one reader's own pauses: doubling, jittered, never shorter than what the server asked for
+Gate      all readers of one process: while nobody can be connected to, one of them tries, for all
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Backoff:
         self._next_s = self._base_s
 
     def next_s(self, asked_s: float = 0.0) -> float:
-        """asked_s: Retry-After of the server. It is kept, and a bit more so that not all come back at once."""
+        """asked_s: Retry-After of the server. Kept, and a bit more: not all shall come back at once."""
         pause_s = self._next_s
         self._next_s = min(max(2 * pause_s, self._base_s / 2), self._most_s)
         pause_s *= self._rng.uniform(0.5, 1.0)

@@ -50,7 +50,7 @@ def _stamp(at: datetime) -> str:
 
 
 def _certificate(der: bytes) -> Certificate:
-    """Certificate ::= { tbsCertificate ::= { [0] version, serial, signature, issuer, validity, subject, ... } }"""
+    """Certificate: { tbsCertificate: { [0] version, serial, signature, issuer, validity, subject, ... } }"""
     fields = [f for f in _members(_only(_only(der))) if f[0] != _EXPLICIT_0]
     validity, subject = fields[3][1], fields[4][1]
     begins, ends = (_time(*f) for f in _members(validity))

@@ -36,7 +36,7 @@ _Stamp = tuple[tuple[int, int, int], ...]
 
 
 class Credentials:
-    """now_s: seconds that only run forward; wall_s: seconds since 1970. Methods may be called from any thread."""
+    """now_s: seconds that only run forward; wall_s: seconds since 1970. For any thread."""
 
     def __init__(
         self,

@@ -51,7 +51,6 @@ class Follower(Generic[T]):
     """Follows one source: deliver(news) for every change, progress(error) whenever something is known.
 
     gate: shared by the followers of one API. Both callbacks are called on the loop and must not block.
-    pauses, paused_s: how often and for how long in all a try was put off.
     """
 
     def __init__(
@@ -72,7 +71,6 @@ class Follower(Generic[T]):
         self._gate = gate or Gate(self._rng, sleep)
         self._backoff = Backoff(self._rng)
         self._said = ""
-        self.pauses, self.paused_s = 0, 0.0
 
     async def run(self) -> None:
         """Without end."""
@@ -81,7 +79,8 @@ class Follower(Generic[T]):
                 await self._gate.through(self)
                 pause_s = await self._exchange()
                 if pause_s:
-                    self.pauses, self.paused_s = self.pauses + 1, self.paused_s + pause_s
+                    self.reflector.pauses += 1
+                    self.reflector.paused_s += pause_s
                     await self._sleep(pause_s)
         finally:
             self._gate.left(self)

@@ -169,7 +169,7 @@ class ApiHttp:
             raise self._unreachable(f"{error}{self._advice(error.__cause__)}", connected=True) from error
 
     async def _first_answer(self, stack: AsyncExitStack, question: _Question) -> tuple[str, Response]:
-        """(server, its answer): of the first that can be connected to. The answer is open as long as stack."""
+        """(server, its answer): of the first that can be connected to. It is open as long as stack."""
         missed: list[str] = []
         for url in self._servers.order():
             try:

@@ -52,7 +52,7 @@ class Response:
         return b"".join([chunk async for chunk in self.chunks()])
 
     async def chunks(self, silence_timeout_s: float | None = None) -> AsyncGenerator[bytes, None]:
-        """Raises HttpError when the body ends early, SilenceError when nothing comes for silence_timeout_s."""
+        """Raises HttpError when the body ends early, SilenceError after silence_timeout_s of nothing."""
         if self.headers.get("transfer-encoding", "").lower() == "chunked":
             while size := await self._chunk_size(silence_timeout_s):
                 async for part in self._exactly(size, silence_timeout_s):

@@ -97,8 +97,8 @@ class Source(NamedTuple):
 
 
 class Request(NamedTuple):
-    """stream: the answer is a stream of events rather than one list. silence_s: longest pause in it, 0 for the
-    client's own limit."""
+    """stream: the answer is a stream of events rather than one list. silence_s: longest pause in it, 0
+    for the client's own limit."""
 
     path: str
     query: dict[str, str]
@@ -155,7 +155,8 @@ class Reflector(Generic[T]):
     kind: a Struct that has the fields somebody reads, or dict for objects as they are.
     version: resourceVersion of the last thing seen, "" before the first; synced: a full list has been
     handed out; malformed: objects the API has that could not be read, by (namespace, name). lists, watches:
-    how many lists were completed, and watches begun.
+    how many lists were completed, and watches begun; pauses, paused_s: how often and for how long in all the
+    loop put a try off.
     """
 
     def __init__(self, source: Source, kind: type[T], *, streaming: bool = True) -> None:
@@ -164,12 +165,13 @@ class Reflector(Generic[T]):
         self.version = ""
         self.synced = False
         self.malformed: dict[Key, str] = {}
-        self.lists = self.watches = 0
+        self.lists = self.watches = self.pauses = 0
+        self.paused_s = 0.0
         self._can_stream = self._streaming = streaming
         self._decoder = msgspec.json.Decoder(kind)
         self._continue = ""
         self._page_objects = PAGE_OBJECTS[1]
-        self._collected: Pile[Any] = Pile(kind)  # type: ignore[type-var]
+        self._collected: Pile[Any] = Pile(kind)
         self._kind = kind
         self._doubtful = False
         self._said_error = False
@@ -202,7 +204,7 @@ class Reflector(Generic[T]):
 
     def doubt(self) -> None:
         """The API was away, or a watch said nothing for long: its database may have been put back to an
-        older state, of which a watch from our version would hear nothing. It is asked before the watch goes on.
+        older state, of which a watch from our version would hear nothing. Asked before the watch goes on.
         """
         self._doubtful = self.state is State.WATCHING
 
@@ -309,14 +311,14 @@ class Reflector(Generic[T]):
     # --- collecting ---
 
     def _begin(self) -> None:
-        self._collected = Pile(self._kind)  # type: ignore[type-var]
+        self._collected = Pile(self._kind)
         self.malformed.clear()
 
     def _complete(self, version: str) -> Replace[T]:
         self.version, self.state, self.synced = version, State.WATCHING, True
         self.lists += 1
         self._streaming, self._doubtful = self._can_stream, False
-        objects, self._collected, self._continue = self._collected, Pile(self._kind), ""  # type: ignore[type-var]
+        objects, self._collected, self._continue = self._collected, Pile(self._kind), ""
         return Replace(objects, frozenset(self.malformed))
 
     def _decode(self, raw: msgspec.Raw, meta: _Meta, page: _List | None = None) -> T | None:
@@ -335,7 +337,7 @@ class Reflector(Generic[T]):
         if page is not None:  # a list says of what kind its items are, and they do not
             kind = {"apiVersion": page.api_version, "kind": page.kind.removesuffix("List")}
             return kind | found  # type: ignore[return-value]
-        return found
+        return found  # type: ignore[return-value]
 
 
 def _older(version: str, known: str) -> bool:

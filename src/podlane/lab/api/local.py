@@ -6,8 +6,9 @@ own and shared by everybody; objects that go in are copied.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
+from podlane.controller.client import Listed, follow
 from podlane.lab.api import patch as patches
 from podlane.lab.api import subresources
 from podlane.lab.api.deletion import DeleteOptions
@@ -90,3 +91,6 @@ class LocalClient:
                     yield Event(delivery.type, delivery.record.obj)
         finally:
             watcher.close()
+
+    async def follow(self, resource: str, deliver: Callable[[Listed | Event], None]) -> None:
+        await follow(self, resource, deliver)
