@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -232,6 +234,120 @@ def test_a_pool_that_says_nonsense_says_so() -> None:
         await lab.until(lambda: condition(lab, "odd").get("reason") == "Invalid")
         assert "comes after the last" in condition(lab, "odd")["message"]
         await lab.until(lambda: [reason for reason, _ in said(lab, "odd")] == ["Invalid"])
+
+    run(story)
+
+
+def test_a_pool_of_which_nothing_is_left_says_so_once() -> None:
+    async def story(lab: Cluster) -> None:
+        await make_pool(lab, "tiny", "192.0.2.1-192.0.2.2", announce=["bgp"])
+        for name in ("a", "b", "c"):
+            await lab.create("services", balancer(name))
+        await lab.until(lambda: ("Exhausted", f"all 2 {EXHAUSTED}") in said(lab, "tiny"))
+        # And nobody would be told of its addresses.
+        conditions = {c["type"]: c for c in lab.one(pools.RESOURCE, "tiny", "")["status"]["conditions"]}
+        assert (conditions["Ready"]["status"], conditions["Announced"]["reason"]) == ("True", "NoPeers")
+        assert [reason for reason, _ in said(lab, "tiny")].count("NoPeers") == 1
+        annotations = lab.one("services", "a")["metadata"]["annotations"]
+        assert annotations[pools.ANNOUNCED_BY] == "bgp"
+        await lab.edit(pools.RESOURCE, "tiny", {"spec": {"announce": ["l2", "bgp"]}}, "")
+        await lab.until(lambda: '"l2,bgp"' in json.dumps(lab.one("services", "a")["metadata"]["annotations"]))
+        await lab.until(lambda: "True" in str(lab.one(pools.RESOURCE, "tiny", "")["status"]["conditions"][1]))
+
+    run(story)
+
+
+EXHAUSTED = "IPv4 addresses are given; add a range to spec.addresses"
+
+
+def test_what_agents_said_goes_with_the_address_and_with_the_node() -> None:
+    async def story(lab: Cluster) -> None:
+        await make_pool(lab, "public", "192.0.2.0/29")
+        await lab.create("services", balancer("web"))
+        await lab.until(lambda: ingress(lab, "web") == ["192.0.2.0"])
+        await lab.node("node-2")
+
+        def conditions() -> list[Obj]:
+            found: list[Obj] = lab.one("services", "web")["status"].get("conditions") or []
+            return found
+
+        async def say(message: str) -> None:
+            said = {"type": "podlane.dev/AnnouncedIPv4", "status": "True", "reason": "Layer2"}
+            said |= {"message": message, "lastTransitionTime": "2026-01-01T00:00:00Z"}
+            other = {**said, "type": "example.com/Other"}
+            patch = {"status": {"conditions": [said, other]}}
+            await lab.client.patch("services", "web", "default", patch, subresource="status")
+            await lab.settled()
+
+        await say("node-2 answers for 192.0.2.0")
+        assert len(conditions()) == 2
+        await lab.client.delete("nodes", "node-2")
+        await lab.until(lambda: [c["type"] for c in conditions()] == ["example.com/Other"])
+        # An agent that lives on without its Node says so again, and there it stays: no quarrel.
+        await say("node-2 answers for 192.0.2.0")
+        assert len(conditions()) == 2
+        await say("node-1 answers for 192.0.2.5")
+        assert [c["type"] for c in conditions()] == ["example.com/Other"], "the service has another address"
+        # One that changes its type keeps nothing of ours.
+        await say("node-1 answers for 192.0.2.0")
+        await lab.edit("services", "web", {"spec": {"type": "ClusterIP"}})
+        await lab.until(lambda: marks(lab, "web") == ([], None))
+        await lab.until(lambda: [c["type"] for c in conditions()] == ["example.com/Other"])
+        assert ingress(lab, "web") == []
+        annotations = lab.one("services", "web")["metadata"].get("annotations") or {}
+        assert not {pools.ANNOUNCED_BY, pools.ANNOUNCING_NODES} & annotations.keys()
+
+    run(story)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_leaders_that_end_at_any_moment_give_no_address_twice(seed: int) -> None:
+    """Services come, go, share and change their type while controllers begin and end."""
+
+    async def story(lab: Cluster) -> None:
+        chance = random.Random(seed)
+        await make_pool(lab, "four", "192.0.2.0/28", "2001:db8::/124")
+        await make_pool(lab, "more", "198.51.100.0/29", namespaceQuota=5)
+
+        async def come_and_go() -> None:
+            names: list[str] = []
+            for number in range(40):
+                names.append(f"s{number}")
+                share = {pools.SHARING_KEY: "k"} if chance.random() < 0.3 else {}
+                families = chance.choice(["SingleStack", "PreferDualStack"])
+                made = balancer(names[-1], share, ipFamilyPolicy=families)
+                made["spec"]["ports"] = [{"port": 100 + number}]
+                await lab.create("services", made)
+                if len(names) > 12:
+                    name = names.pop(chance.randrange(len(names)))
+                    if chance.random() < 0.5:
+                        await lab.client.delete("services", name, "default")
+                    else:
+                        await lab.edit("services", name, {"spec": {"type": "ClusterIP"}})
+                await asyncio.sleep(chance.choice([0, 0.002]))
+
+        services = asyncio.create_task(come_and_go())
+        while not services.done():
+            await asyncio.sleep(chance.uniform(0, 0.03))
+            await lab.manager.stop()
+            lab.start_manager()
+        await services
+        await lab.settled()
+        holders: dict[str, list[Obj]] = {}
+        for each in lab.all("services"):
+            balanced = each["spec"]["type"] == "LoadBalancer"
+            found = each["status"]["loadBalancer"].get("ingress") or []
+            assert bool(found) is bool(marks(lab, each["metadata"]["name"])[1]) is balanced, each
+            for entry in found:
+                holders.setdefault(entry["ip"], []).append(each)
+        for where, those in holders.items():
+            keys = {(s["metadata"].get("annotations") or {}).get(pools.SHARING_KEY) for s in those}
+            assert len(those) == 1 or keys == {"k"}, (where, [s["metadata"]["name"] for s in those])
+
+        def assigned() -> Any:
+            return lab.one(pools.RESOURCE, "four", "").get("status", {}).get("assignedIPv4")
+
+        await lab.until(lambda: assigned() == sum(where.startswith("192.0.2.") for where in holders))
 
     run(story)
 

@@ -54,13 +54,12 @@ class Daemon:
         self._manager = Manager(Fenced(client, self._election.holds), config, make=self._make)
 
     def _make(self, context: Context) -> list[Runnable]:
-        balancers, statuses = load_balancers.make(context)
-        assert isinstance(balancers, LoadBalancers)
-        self._balancers = balancers
+        found = load_balancers.make(context)
+        self._balancers = next(each for each in found if isinstance(each, LoadBalancers))
         allocate = self._config.controller.allocate_node_cidrs
         self._prefixes = NodePrefixes(context) if allocate else None
         claims = NodeClaims(context, allocated=allocate)
-        return [balancers, statuses, claims, *([self._prefixes] if self._prefixes else [])]
+        return [*found, claims, *([self._prefixes] if self._prefixes else [])]
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until stop is set, or raises what ended it."""

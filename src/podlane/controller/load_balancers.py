@@ -14,16 +14,13 @@ import json
 from collections.abc import Callable
 from typing import ClassVar, Final
 
+from podlane.controller.addresses_announced import Announced, outdated
 from podlane.controller.allocation import Addresses, Claim, Given, RefusedError
 from podlane.controller.client import Obj
 from podlane.controller.context import Context, Controller, Runnable
 from podlane.controller.informer import Key, key_of
-from podlane.controller.meta import (
-    annotations_of,
-    is_deleting,
-    labels_of,
-    with_condition,
-)
+from podlane.controller.meta import annotations_of, is_deleting, labels_of
+from podlane.controller.pool_statuses import PoolStatuses
 from podlane.errors import ConfigError
 from podlane.model import pools
 from podlane.model.addresses import Address, Family, address, family_of
@@ -38,7 +35,6 @@ from podlane.model.pools import (
 
 COMPONENT: Final = "podlane-controller"
 POOLS, NODES = "pools", "nodes"
-_MOST: Final = 2**53 - 1  # what every JSON reader takes for an integer
 
 # The same said with the annotations of MetalLB, so that manifests written for it work.
 _ALIASES: Final = {
@@ -195,7 +191,7 @@ class LoadBalancers(Controller):
         self._freed(self.addresses.release(key_of(service)))
         if not _touched(service):
             return  # of another controller, or of none
-        if _balanced(service) and ingress_of(service):
+        if ingress_of(service):  # of another type by now, too
             service = await self._ingress(service, [])
         await self._mark(service, {})
 
@@ -204,7 +200,7 @@ class LoadBalancers(Controller):
         status = dict(service.get("status") or {})
         status["loadBalancer"] = {"ingress": ingress} if ingress else {}
         there = {i["ip"] for i in ingress}
-        conditions = [c for c in status.pop("conditions", None) or () if not _outdated(c, there)]
+        conditions = [c for c in status.pop("conditions", None) or () if not outdated(c, there)]
         if conditions:
             status["conditions"] = conditions
         return await self.context.status("services", service, status)
@@ -283,67 +279,14 @@ def _touched(service: Obj) -> bool:
     return ALLOCATED_FROM in annotations_of(service)
 
 
-def _outdated(condition: Obj, there: set[str]) -> bool:
-    if condition.get("type") not in pools.ANNOUNCED.values():
-        return False
-    told = pools.announcer(condition.get("message") or "")
-    return told is None or str(told[1]) not in there
-
-
 def _own_addresses(node: Obj) -> list[Address]:
     addresses = (node.get("status") or {}).get("addresses") or ()
     return pools.addresses(a["address"] for a in addresses if a.get("type") in ("InternalIP", "ExternalIP"))
 
 
-# --- pools ----------------------------------------------------------------------------------------
-
-
-class PoolStatuses(Controller):
-    """Writes what of each pool is used, and whether it can be."""
-
-    resource: ClassVar[str] = pools.RESOURCE
-    settle_s: ClassVar[float] = 0.1
-
-    def __init__(self, context: Context, balancers: LoadBalancers) -> None:
-        self._balancers = balancers
-        super().__init__(context)
-        balancers.used = lambda name: self.soon(("", name))
-
-    def changed(self, old: Obj | None, new: Obj | None) -> None:
-        if new is not None and (old is None or old.get("spec") != new.get("spec")):
-            self.soon(key_of(new))
-
-    async def reconcile(self, key: Key) -> float | None:
-        document = self.objects.get(key[1])
-        if document is None:
-            return None
-        addresses, name = self._balancers.addresses, key[1]
-        pool = addresses.pools.get(name)
-        status: Obj = {}
-        for family in Family if pool is not None else ():
-            use = addresses.use(pool, family)  # type: ignore[arg-type]  # not None, as the line above has it
-            status |= {f"assigned{family}": use.assigned, f"available{family}": min(use.available, _MOST)}
-        why = self._balancers.faults.get(name) or addresses.refused.get(name)
-        before = (document.get("status") or {}).get("conditions") or []
-        reason = "InUse" if why is None else "Invalid" if name in self._balancers.faults else "Overlaps"
-        conditions = with_condition(
-            before,
-            "Ready",
-            "True" if why is None else "False",
-            reason,
-            why or "its addresses may be given to services",
-            self.context.now(),
-        )
-        old = next((c for c in before if c.get("type") == "Ready"), None)
-        if why is not None and (old is None or old.get("message") != why):
-            self.context.events.warning("LoadBalancerPool", document, reason, why, COMPONENT)
-        await self.context.status(self.resource, document, {**status, "conditions": conditions})
-        return None
-
-
 def make(context: Context) -> list[Runnable]:
     balancers = LoadBalancers(context)
-    return [balancers, PoolStatuses(context, balancers)]
+    return [balancers, PoolStatuses(context, balancers), Announced(context)]
 
 
 __all__ = ["NODES", "POOLS", "LoadBalancers", "PoolStatuses", "make", "server_of"]
