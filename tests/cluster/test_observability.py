@@ -16,6 +16,7 @@ from prometheus_client.metrics_core import Metric
 
 from podlane.lab import agents
 from podlane.lab.paths import LabPaths
+from podlane.lab.rest import STRATEGIC_PATCH, Client
 from tests.cluster.conftest import PODLANE, Lab, until
 from tests.monitoring import documented, lint, names, parse, wanted
 
@@ -188,6 +189,47 @@ _KNOCK = "import socket; s = socket.socket(); s.setblocking(False); s.connect_ex
 def test_a_question_that_is_none(lab: Lab) -> None:
     with pytest.raises(Exception, match=r"\?namespace=NS, and no service"):
         told(lab, "node-1", "/metrics/services?service=web")
+
+
+def test_the_status_of_a_cluster_is_what_its_api_says(lab: Lab) -> None:
+    def asked(check: bool = True) -> dict[str, Any]:
+        command = (
+            "status",
+            "--kubeconfig",
+            lab.kubeconfig,
+            "--agent-socket",
+            str(socket_of_one),
+            "-o",
+            "json",
+        )
+        found: dict[str, Any] = json.loads(lab.podlane(*command, check=check).stdout)
+        return found
+
+    socket_of_one = LabPaths(lab.name).agent_socket("node-1")
+
+    def calm() -> dict[str, Any] | None:
+        """A session that was not there at the agent's start is no trouble at its second look."""
+        found = asked(check=False)
+        said = [c["type"] for node in found["nodes"] for c in node["conditions"]]
+        return found if said.count("podlane.dev/Degraded") == len(NODES) else None
+
+    status = until(calm)
+    assert (status["kind"], status["ready"], status["problems"]) == ("ClusterStatus", True, [])
+    version = lab.podlane("version").stdout.split()[-1]
+    for node in status["nodes"]:
+        assert (node["agent"]["version"], node["agent"]["backend"]) == (version, "bgp")
+        conditions = {c["type"]: c["status"] for c in node["conditions"]}
+        assert conditions["NetworkUnavailable"] == conditions["podlane.dev/Degraded"] == "False"
+    assert len({node["agent"]["config"] for node in status["nodes"]}) == 1
+    assert status["controller"]["leader"]
+    assert status["here"]["node"] == "node-1"
+    text = lab.podlane("status", "--kubeconfig", lab.kubeconfig, "--agent-socket", str(socket_of_one)).stdout
+    assert "agent here (node-1): generation" in text
+    trouble = {"type": "podlane.dev/Nonsense", "status": "True", "reason": "Tried", "message": "by a test"}
+    with Client.from_kubeconfig(lab.kubeconfig) as client:
+        body = {"status": {"conditions": [trouble]}}
+        client.request("PATCH", "/api/v1/nodes/node-2/status", body, content_type=STRATEGIC_PATCH)
+    assert asked(check=False)["problems"] == ["node node-2: podlane.dev/Nonsense Tried: by a test"]
 
 
 def test_json_of_the_status_stays(lab: Lab) -> None:

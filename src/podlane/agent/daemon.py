@@ -20,6 +20,7 @@ from podlane.agent.announcements import Announcements
 from podlane.agent.announcer import Announcer
 from podlane.agent.attachments import Attachments, concerns
 from podlane.agent.complaints import Complaint, complaints
+from podlane.agent.degradation import Degradation, degraded
 from podlane.agent.events import Events
 from podlane.agent.health_checks import HealthChecks
 from podlane.agent.intake import Versions, changes, sources
@@ -27,7 +28,7 @@ from podlane.agent.metrics import AgentMetrics
 from podlane.agent.metrics_page import MetricsPage
 from podlane.agent.monitor import Monitor
 from podlane.agent.node_conditions import Availability, NodeConditions, lacking
-from podlane.agent.options import AgentOptions
+from podlane.agent.options import AgentOptions, facts_of
 from podlane.agent.pin_monitor import PinMonitor
 from podlane.agent.proxy import Proxy
 from podlane.agent.rebalancing import Rebalancing
@@ -45,6 +46,7 @@ from podlane.kernel.announce.driver import AnnounceDriver
 from podlane.kernel.bpf.sockets import SocketDriver
 from podlane.kernel.driver import Driver, Failure
 from podlane.kernel.nft import policy_chains, skeleton
+from podlane.model.agents import AGENT_ANNOTATION
 from podlane.model.config import LinkMode, NetworkConfig
 from podlane.model.local import Attachment
 from podlane.model.objects import Object
@@ -90,6 +92,9 @@ class Agent:
         self._announcer = Announcer(api, lambda: self.compiler.view.me.node)
         self.conditions = NodeConditions(api, lambda: self.compiler.view.me.node)
         self._availability = Availability(self.conditions, lambda: self.ready, self._lacking)
+        self._degradation = Degradation(
+            self.conditions, lambda: degraded(self.compiler, self.reconciler.failures)
+        )
         self._announcements = Announcements(options.node_name, self.compiler.view, api)
         self._attachments = Attachments(
             options, self.compiler, self.attachment_changed, self._node_listed, self.counted.answered
@@ -177,6 +182,7 @@ class Agent:
             tasks.append(asyncio.create_task(self._announcer.run(), name="announcer"))
             tasks.append(asyncio.create_task(self.conditions.run(), name="node conditions"))
             tasks.append(asyncio.create_task(self._availability.run(), name="availability"))
+            tasks.append(asyncio.create_task(self._degradation.run(), name="degradation"))
             rebalancing = self._rebalancing.run(self.reconciler.submit)
             tasks.append(asyncio.create_task(rebalancing, name="rebalancing"))
             tasks.append(asyncio.create_task(self._announcements.run(), name="announcements"))
@@ -331,7 +337,9 @@ class Agent:
             self._install_refused = str(error)
             log.warning("%s", error)
         log.info("node %s holds what the API says", self.options.node_name)
+        self._announcer.say({AGENT_ANNOTATION: facts_of(self.options, self.config).annotation})
         self._availability.settled()
+        self._degradation.settled()
 
     def _lacking(self) -> list[str]:
         """What of this node's own network is not there, as sentences."""

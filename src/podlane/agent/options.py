@@ -6,8 +6,11 @@ from typing import Any
 
 import msgspec
 
+from podlane import __version__
 from podlane.cni.address_files import DATA_DIR
 from podlane.errors import ConfigError
+from podlane.model.agents import AgentFacts, digest
+from podlane.model.config import NetworkConfig
 from podlane.watch.configuration import CONFIG_PATH
 
 __all__ = ["CONFIG_PATH", "AgentOptions", "parse"]
@@ -47,6 +50,18 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     pod_cidrs: list[str] = []
     log_level: str = "info"
     log_format: str = "text"
+
+
+def facts_of(options: AgentOptions, config: NetworkConfig) -> AgentFacts:
+    """What the agent says of itself at its Node."""
+    return AgentFacts(
+        version=__version__,
+        backend=str(config.backend.type),
+        config=digest(config),
+        families=[str(family) for family in config.ip_families],
+        services=options.services,
+        policy=options.policy,
+    )
 
 
 def parse(options: dict[str, Any]) -> AgentOptions:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
@@ -9,14 +10,43 @@ import click
 @click.command()
 @click.argument("name", required=False)
 @click.option("--lab", metavar="NAME", help="Which lab (default: lab); the same as NAME.")
+@click.option("--kubeconfig", metavar="FILE", help="A cluster that is no lab.")
+@click.option("--context", metavar="NAME", help="Context of the kubeconfig.")
+@click.option(
+    "--agent-socket",
+    metavar="PATH",
+    default="/run/podlane/agent.sock",
+    show_default=True,
+    help="Of a cluster: where the agent of this node answers, if there is one.",
+)
 @click.option(
     "-o", "--output", type=click.Choice(["text", "json"]), default="text", help="Form of the answer."
 )
-def command(name: str | None, lab: str | None, output: str) -> None:
-    """Show lab NAME: its nodes, what their agents hold, its pods.
+def command(
+    name: str | None,
+    lab: str | None,
+    kubeconfig: str | None,
+    context: str | None,
+    agent_socket: str,
+    output: str,
+) -> None:
+    """Show lab NAME: its nodes, what their agents hold, its pods. Or a cluster: its nodes, agents and their
+    versions, the network's conditions, who leads, and load-balancer pools, from what the API says.
 
-    Exits 1 when an agent is not ready or a row is refused. Example: podlane status -o json
+    Exits 1 when something is wrong: an agent is not ready, a row is refused, nobody leads.
+
+    \b
+    Examples:
+      podlane status -o json
+      podlane status --kubeconfig ~/.kube/config --context production
     """
+    from podlane.errors import UsageError
+
+    if kubeconfig is not None or context is not None:
+        if name or lab:
+            raise UsageError("give a lab's NAME, or --kubeconfig and --context, not both")
+        _cluster(kubeconfig, context or "", Path(agent_socket), output)
+        return
     from podlane.lab import record
     from podlane.lab.status import gather
 
@@ -26,6 +56,22 @@ def command(name: str | None, lab: str | None, output: str) -> None:
     else:
         _print(status)
     if not status["ready"]:
+        raise SystemExit(1)
+
+
+def _cluster(kubeconfig: str | None, context: str, socket: Path, output: str) -> None:
+    from podlane.lab.cluster_status import gather
+    from podlane.lab.rest import Client
+    from podlane.observe.cluster_text import lines
+
+    with Client.from_kubeconfig(kubeconfig, context) as client:
+        status = gather(client, socket)
+    if output == "json":
+        click.echo(status.json())
+    else:
+        for line in lines(status):
+            click.echo(line)
+    if not status.ready:
         raise SystemExit(1)
 
 

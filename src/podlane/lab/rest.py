@@ -67,6 +67,10 @@ class Client:
         return cls(kubeconfig.load(path, context))
 
     @property
+    def server(self) -> str:
+        return self._access.server
+
+    @property
     def namespace(self) -> str:
         """Of the kubeconfig's context."""
         return self._access.namespace
