@@ -63,7 +63,7 @@ class TestNode:
     def __init__(self, number: int, families: list[str], where: Path, extra: dict[str, Any]) -> None:
         self.number, self.name, self.families = number, f"node-{number}", families
         self.fd = netns.new()
-        self.dir = where / self.name
+        self.dir = self.sockets = where / self.name
         self.dir.mkdir()
         self.pods: dict[str, int] = {}
         self.process: subprocess.Popen[bytes] | None = None
@@ -117,9 +117,9 @@ class TestNode:
         command += ["--config", str(self.dir / "config.yaml"), "--state-dir", str(self.dir / "state")]
         command += [
             "--cni-socket",
-            str(self.dir / "cni.sock"),
+            str(self.sockets / "cni.sock"),
             "--agent-socket",
-            str(self.dir / "agent.sock"),
+            str(self.sockets / "agent.sock"),
         ]
         command += list(flags)
         fd = self.fd
@@ -136,7 +136,7 @@ class TestNode:
         return status
 
     def get(self, path: str) -> tuple[int, bytes]:
-        connection = UnixConnection(self.dir / "agent.sock")
+        connection = UnixConnection(self.sockets / "agent.sock")
         try:
             connection.request("GET", path)
             answer = connection.getresponse()
@@ -186,7 +186,7 @@ class TestNode:
         os.close(fd)
 
     def cni(self, verb: str, name: str, fd: int) -> dict[str, Any]:
-        call = cni.call(self.dir / "cni.sock", verb, netns_fd=fd, container_id=name, config=CNI_CONFIG)
+        call = cni.call(self.sockets / "cni.sock", verb, netns_fd=fd, container_id=name, config=CNI_CONFIG)
         return asyncio.run(call)
 
     def close(self) -> None:
