@@ -2,7 +2,7 @@
 # Both install what they need (scripts/setup.sh) and may be run any number of times.
 PY := .venv/bin/python
 
-.PHONY: setup demo test unit lint bench lock manifests install clean
+.PHONY: setup demo test unit lint bench soak lock manifests install clean
 setup:            ## Debian packages, .venv from the pinned requirements, generated schemas, the CNI shim
 	@scripts/setup.sh
 
@@ -24,6 +24,11 @@ lint: setup       ## style, types, import rules
 
 bench: setup      ## what things cost, as ratios against a peer or the bare kernel
 	@$(PY) -m tests.bench
+
+soak: setup       ## for an hour: many more generated cases, and labs in which something goes wrong every few seconds
+	@PODLANE_POLICY_CASES=150 $(PY) -m pytest tests/netns/test_policy_packets.py --timeout 3600
+	@for backend in vxlan host-gw bgp wireguard ipip; do \
+	  $(PY) -m tests.soak --minutes 8 --set backend.type=$$backend || exit 1; done
 
 lock:             ## remake the hash-pinned locks from requirements*.in (needs pip-tools on PATH)
 	pip-compile --generate-hashes --no-emit-index-url --no-emit-trusted-host --strip-extras --allow-unsafe -q --no-header -o requirements.txt requirements.in

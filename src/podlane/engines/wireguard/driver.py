@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 TABLES: Final = (Table.TUNNELS, Table.TUNNEL_PEERS)
 KEY_FILE: Final = "wireguard.key"
 DISCARD: Final = 9  # the port, RFC 863
+PATIENCE_S: Final = 0.5  # a node of the lesser key that is there begins at once
 
 
 class WireguardDriver:
@@ -47,6 +49,7 @@ class WireguardDriver:
         self._process = WireguardProcess(directory, DEVICE)
         self._desired: dict[Table, dict[Any, Any]] = {table: {} for table in TABLES}
         self._rt = Rtnl()
+        self._silent_since_s: dict[str, float] = {}
 
     @property
     def tables(self) -> tuple[Table, ...]:
@@ -97,9 +100,14 @@ class WireguardDriver:
         Left to traffic, both may begin at once: each then answers the other, drops its own beginning and
         waits five seconds. And a beginning that came before the other knew this key is not repeated sooner,
         so the peer is configured anew, which forgets it.
+
+        The other begins when nobody did for a while: it may have lost its tunnel alone. A node of the lesser
+        key then still has one that stands, and would send into it for 15 seconds before it asks.
         """
         silent = [key for key in self._process.silent() if key in peers]
-        mine = [key for key in silent if self.public < key]
+        now_s = time.monotonic()
+        self._silent_since_s = {key: self._silent_since_s.get(key, now_s) for key in silent}
+        mine = [key for key in silent if self.public < key or self._silent_since_s[key] < now_s - PATIENCE_S]
         if mine:
             self._process.write(uapi.changes({}, mine) + uapi.changes({key: peers[key] for key in mine}, ()))
             for key in mine:
