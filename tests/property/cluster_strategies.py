@@ -165,6 +165,7 @@ def pods(draw: st.DrawFn, namespace: str, name: str) -> Pod:
             name=name,
             namespace=namespace,
             uid=f"{namespace}-{name}",
+            labels=draw(st.sampled_from([{}, {"app": "a"}, {"app": "b"}, {"app": "a", "tier": "1"}])),
             annotations=draw(st.sampled_from([{}, {}, {"podlane.dev/weight": "3"}])),
         ),
         spec=PodSpec(node_name=draw(st.sampled_from(["", *NODES])), host_network=draw(st.booleans())),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from podlane.model.objects import EndpointSlice, Service
-from podlane.model.packed import Pile, Shelf
-from tests.property.cluster_strategies import services, slices
+from podlane.model.objects import EndpointSlice, Pod, Service
+from podlane.model.packed import LabelledShelf, Pile, Shelf
+from tests.property.cluster_strategies import pods, services, slices
 
 
 @given(st.lists(services("default", "web") | services("other", "web"), max_size=4))
@@ -23,6 +23,21 @@ def test_a_shelf_is_a_mapping(found: list[Service]) -> None:
         assert shelf == plain
         assert key not in shelf
         assert shelf.get(key) is None
+
+
+@given(st.lists(st.tuples(st.booleans(), pods("default", "a") | pods("other", "b")), max_size=8))
+def test_labels_that_many_have_are_theirs_all_the_same(history: list[tuple[bool, Pod]]) -> None:
+    shelf, plain = LabelledShelf(Pod), dict[tuple[str, str], Pod]()
+    for stays, each in history:
+        if stays:
+            shelf[each.key] = plain[each.key] = each
+        elif each.key in plain:
+            del shelf[each.key], plain[each.key]
+        assert shelf == plain
+        assert all(shelf.holds(key, value) for key, value in plain.items())
+        assert shelf.holds(each.key, each) == (plain.get(each.key) == each)
+    shelf.clear()
+    assert not shelf._labels, "labels that nobody has are kept"
 
 
 @given(st.lists(slices("default", "web-1"), max_size=4))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ipaddress
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from podlane.compile.tables import Backend
 from podlane.errors import ConfigError
-from podlane.model.addresses import address, packed
+from podlane.model.addresses import Prefix, address, overlap, packed
 
 digits = st.text("0123456789", max_size=4)
 quads = st.lists(digits, min_size=3, max_size=5).map(".".join)
@@ -44,3 +46,17 @@ def test_an_endpoint_is_its_octets(where: object, port: int) -> None:
 def test_the_order_is_that_of_address_and_port(ends: list[tuple[object, int]]) -> None:
     backends = [Backend(address(str(where)), port) for where, port in ends]
     assert sorted(backends) == sorted(backends, key=lambda b: (b.address, b.port))
+
+
+prefixes = st.ip_addresses().flatmap(
+    lambda where: st.integers(0, where.max_prefixlen).map(
+        lambda bits: ipaddress.ip_network((where, bits), strict=False)
+    )
+)
+
+
+@given(prefixes, prefixes)
+def test_prefixes_overlap_as_the_library_says(one: Prefix, other: Prefix) -> None:
+    assert overlap(one, other) == (one.version == other.version and one.overlaps(other))
+    assert overlap(one, one)
+    assert overlap(one, one.supernet()) if one.prefixlen else True

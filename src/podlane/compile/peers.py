@@ -21,7 +21,7 @@ from podlane.compile.vxlan import Vxlan
 from podlane.compile.ways import Here, Peer, Way
 from podlane.compile.wireguard import WireguardTunnel
 from podlane.errors import ConfigError
-from podlane.model.addresses import Family, Prefix, host_prefix
+from podlane.model.addresses import Family, Prefix, host_prefix, overlap
 from podlane.model.backends import BackendType
 from podlane.model.local import Underlay
 from podlane.model.objects import Node
@@ -94,7 +94,7 @@ def _peer(name: str, view: View) -> Rows | Compiled:
     for family, prefix in theirs.items():
         if (own := here.pods.get(family)) is None:
             continue  # no pod here speaks it
-        if prefix.overlaps(own):
+        if overlap(prefix, own):
             refused.append(f"node {name}: podCIDR {prefix} overlaps this node's own {own}")
         else:
             pods[family] = prefix
@@ -149,6 +149,20 @@ def _way(view: View) -> Way:
 
 def _here(view: View) -> Here | None:
     """None while the node or its uplink is not known. Raises ConfigError with what the Node lacks."""
+    found = view.of_me(_here_or_why)
+    if isinstance(found, str):
+        raise ConfigError(found)
+    return found
+
+
+def _here_or_why(view: View) -> Here | str | None:
+    try:
+        return _find_here(view)
+    except ConfigError as error:
+        return str(error)
+
+
+def _find_here(view: View) -> Here | None:
     node, underlay = view.me.node, view.me.underlay
     if node is None or underlay is None:
         return None
@@ -161,7 +175,16 @@ def _here(view: View) -> Here | None:
         raise ConfigError(f"spec.podCIDRs: {error}") from None
     if not pods:
         raise ConfigError("no podCIDR yet; the controller gives one, or the cluster's own IPAM")
-    return Here(view.config, node, underlay, outer, pods, link_mtu_bytes(view))
+    return Here(
+        view.config,
+        node,
+        underlay,
+        outer,
+        pods,
+        link_mtu_bytes(view),
+        {family: facts.own_address(node, underlay, family) for family in Family},
+        {family: facts.source_address(node, underlay, family) for family in Family},
+    )
 
 
 def _moved(change: Change) -> bool:

@@ -98,7 +98,7 @@ def compile_unit(key: UnitKey, view: View) -> Rows | Compiled:
     return compile_service(
         service,
         view.slices_of(key.namespace, key.name),
-        here=place_of(view.me.name, view.me.node),
+        here=view.of_me(_place),
         families=view.config.ip_families,
         config=view.config.services,
         shares=view.shares.get(key_of_unit),
@@ -123,6 +123,10 @@ def place_of(name: str, node: Node | None) -> Place:
     if node is None:
         return Place(name)
     return Place(name, node.metadata.labels.get(ZONE_LABEL, ""), tuple(facts.internal_addresses(node)))
+
+
+def _place(view: View) -> Place:
+    return place_of(view.me.name, view.me.node)
 
 
 def ours(service: Service) -> bool:

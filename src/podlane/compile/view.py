@@ -10,7 +10,8 @@ underlay's link, the configuration itself).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
+from sys import intern
 from types import MappingProxyType
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
@@ -32,7 +33,7 @@ from podlane.model.objects import (
     Service,
     ServiceCIDR,
 )
-from podlane.model.packed import Shelf
+from podlane.model.packed import LabelledShelf, Shelf
 from podlane.model.pools import announced, pool_addresses
 
 # Kinds of changes that are no API object.
@@ -103,7 +104,7 @@ class View:
         self._node_name = node_name
         self._nodes: dict[str, Node] = {}
         self._namespaces: dict[str, Namespace] = {}
-        self._pods = Shelf(Pod)
+        self._pods = LabelledShelf(Pod)
         self._services = Shelf(Service)
         self._slices = Shelf(EndpointSlice)
         self._service_cidrs: dict[str, ServiceCIDR] = {}
@@ -111,6 +112,7 @@ class View:
         self._attachments: dict[Key, Attachment] = {}
         self._shares: dict[Key, Shares] = {}
         self._underlay: Underlay | None = None
+        self._of_me: dict[Callable[[View], Any], Any] = {}
         self._pods_here: set[Key] = set()
         self._pods_by_address: _Index[str] | None = None  # as soon as somebody asks
         self._slices_by_service: _Index[Key] = _Index()
@@ -141,6 +143,15 @@ class View:
     def nodes_at(self, where: Address) -> list[Node]:
         """The nodes with this InternalIP, in order of name."""
         return [self._nodes[name] for _, name in sorted(self._nodes_by_address.get(str(where)))]
+
+    def of_me(self, work_out: Callable[[View], V]) -> V:
+        """What follows from the configuration, this node's Node and its uplink alone: asked for every unit,
+        and worked out once for each state of them."""
+        try:
+            found: V = self._of_me[work_out]
+        except KeyError:
+            found = self._of_me[work_out] = work_out(self)
+        return found
 
     @property
     def me(self) -> Me:
@@ -204,19 +215,26 @@ def key_of(kind: str, value: Any) -> Any:
     return value.key
 
 
+def _shared(key: Any) -> Any:
+    """With the one text that all objects of a namespace have for it."""
+    return (intern(key[0]), key[1]) if isinstance(key, tuple) else key
+
+
 class Objects(View):
     """The View its owner may write to."""
 
     def put(self, change: Change) -> Change | None:
         """Store change.new, or forget change.old. Returns what really changed, None for nothing."""
         kind, new = change.kind, change.new
+        if kind in (CONFIG, UNDERLAY) or (kind == "Node" and change.name == self._node_name):
+            self._of_me.clear()
         if kind == CONFIG:
             return change
         if kind == UNDERLAY:
             old, self._underlay = self._underlay, new
             return None if old == new else Change(kind, old, new)
         table = self._table(kind)
-        key = key_of(kind, change.object)
+        key = _shared(key_of(kind, change.object))
         if new is not None and isinstance(table, Shelf) and table.holds(key, new):
             return None
         known = table.get(key)

@@ -18,7 +18,10 @@ from podlane.model.objects import Node
 
 
 class Here(NamedTuple):
-    """This node. pods: its own CIDRs, primary first. outer: of tunnels. mtu_bytes: of pods' links."""
+    """This node. pods: its own CIDRs, primary first. outer: of tunnels. mtu_bytes: of pods' links.
+
+    addresses: where others send what is for this node. sources: what it sends to pods from itself.
+    """
 
     config: NetworkConfig
     node: Node
@@ -26,14 +29,14 @@ class Here(NamedTuple):
     outer: Family
     pods: Mapping[Family, Prefix]
     mtu_bytes: int
+    addresses: Mapping[Family, Address | None]
+    sources: Mapping[Family, Address | None]
 
     def address(self, family: Family) -> Address | None:
-        """Where others send what is for this node."""
-        return facts.own_address(self.node, self.underlay, family)
+        return self.addresses[family]
 
     def source(self, family: Family) -> Address | None:
-        """What the node itself sends to pods from."""
-        return facts.source_address(self.node, self.underlay, family)
+        return self.sources[family]
 
     def reaches(self, address: Address) -> bool:
         """Whether it is on a subnet of the uplink: no router stands between."""

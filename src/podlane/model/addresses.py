@@ -98,6 +98,14 @@ def host_prefix(value: Address) -> Prefix:
     return IPv6Network((int(value), value.max_prefixlen))
 
 
+def overlap(one: Prefix, other: Prefix) -> bool:
+    """As `one.overlaps(other)`, which leaves each of them half a kilobyte larger."""
+    if one.version != other.version:
+        return False
+    differ = int(one.network_address) ^ int(other.network_address)
+    return not differ >> one.max_prefixlen - min(one.prefixlen, other.prefixlen)
+
+
 def loose_prefix(text: str) -> Prefix:
     """A CIDR as old objects may write it: with leading zeros or host bits. Raises ConfigError."""
     where, bits = address(text.partition("/")[0]), text.partition("/")[2]
