@@ -61,6 +61,9 @@ class FakeApi:
     def put(self, kind: str, name: str, **body: Any) -> None:
         self._change(lambda: self._put(kind, name, body))
 
+    def node(self, name: str) -> Obj:
+        return self._objects["Node"][name]
+
     def conditions(self, node: str) -> dict[str, Obj]:
         """Of a Node, by type."""
         return {c["type"]: c for c in self._objects["Node"][node].get("status", {}).get("conditions", ())}

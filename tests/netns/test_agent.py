@@ -325,6 +325,32 @@ def test_a_node_whose_address_no_link_has_is_told_so_and_recovers(tmp_path: Path
         one.wait_ready()
 
 
+def test_a_node_that_another_machine_has_registered_too_is_told_and_not_written(tmp_path: Path) -> None:
+    """Two machines of one name: the Node shows what the other one says."""
+    theirs = {"addresses": [{"type": "InternalIP", "address": "172.30.1.77"}]}
+    underlay = {"podlane.dev/underlay": "said by another"}
+    with running(tmp_path, "IPv4") as (api, one, two):
+        pod, far = one.add_pod("a"), two.add_pod("b")
+        api.put("Node", "node-1", metadata={"annotations": underlay}, spec=one.object["spec"], status=theirs)
+        wait_until(
+            lambda: "no link of this node has 172.30.1.77" in str(one.status().get("refused")), "it is told"
+        )
+        told = wait_until(
+            lambda: [e for e in api.events.values() if e["involvedObject"]["name"] == "node-1"], "an Event"
+        )
+        assert "no link of this node has 172.30.1.77" in told[0]["message"]
+        time.sleep(0.3)
+        assert api.node("node-1")["metadata"]["annotations"] == underlay, "nobody begins a quarrel"
+        # What was there goes on.
+        assert_reaches(one.pods["a"], one.fd, "172.30.1.1", pod["IPv4"])
+        api.put("Node", "node-1", metadata={"annotations": underlay}, **one.object)
+        wait_until(
+            lambda: api.node("node-1")["metadata"]["annotations"] != underlay, "it speaks for itself again"
+        )
+        one.wait_ready()
+        assert_reaches(one.pods["a"], two.pods["b"], far["IPv4"], pod["IPv4"])
+
+
 def test_an_uplink_that_vanishes_and_comes_back_is_built_upon_again(tmp_path: Path) -> None:
     with running(tmp_path) as (_, one, two):
         near, far = one.add_pod("near"), two.add_pod("far")

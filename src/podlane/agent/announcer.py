@@ -31,6 +31,8 @@ class Announcer:
         self._api, self._node = api, node
         self._wanted: dict[str, str] = {}
         self._changed = asyncio.Event()
+        self.entitled = True
+        """Whether the Node is known to be this machine's own; otherwise nothing is written."""
         self.error = ""
 
     def say(self, annotations: Mapping[str, str]) -> None:
@@ -69,7 +71,7 @@ class Announcer:
 
     def _missing(self) -> dict[str, str]:
         node = self._node()
-        if node is None:
+        if node is None or not self.entitled:
             return {}
         there = node.metadata.annotations
         return {name: text for name, text in self._wanted.items() if there.get(name) != text}

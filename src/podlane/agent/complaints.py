@@ -1,6 +1,7 @@
 """What could not be done of an object, to be told at the object itself as an Event. Pure.
 
 could not be compiled       the sentences of the compiler; every node finds the same: one Event
+of this node                what of its own Node cannot be compiled, and an address that none of its links has
 another, older object has   what two Services claim, an external address and port, say: one Event
 the kernel refuses a row    this node's own trouble: an Event for each node
 """
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 from podlane.compile.engine import Compiler
+from podlane.compile.peers import OWN
 from podlane.compile.store import Contradiction, UnitKey
 from podlane.compile.tables import FrontendKey, HealthCheckKey, ListKey, NodePortKey, Table
 from podlane.kernel.driver import Failure
@@ -25,6 +27,7 @@ _KINDS: Final = {
     ("node", "node"): "Node",
     ("node", "service-cidr"): "ServiceCIDR",
     ("policy", "policy"): "NetworkPolicy",
+    ("pods", "pod"): "Pod",
 }
 
 
@@ -44,8 +47,12 @@ class Complaint(NamedTuple):
         return hashlib.sha256("\0".join(self).encode()).hexdigest()[:16]
 
 
-def complaints(compiler: Compiler, failures: Iterable[Failure]) -> set[Complaint]:
+def complaints(compiler: Compiler, failures: Iterable[Failure], uplink: str = "") -> set[Complaint]:
+    """uplink: why none was found, "" if one was."""
     found: set[Complaint] = set()
+    me = compiler.view.me
+    own = [*compiler.refused.get(OWN, ()), *([uplink] if uplink and me.node is not None else [])]
+    found.update(Complaint("Node", "", me.name, NOT_PROGRAMMED, sentence, me.name) for sentence in own)
     for unit, sentences in compiler.refused.items():
         found.update(_about(unit, NOT_PROGRAMMED, sentence) for sentence in sentences if _kind(unit))
     for contradiction in compiler.contradictions:

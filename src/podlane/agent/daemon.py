@@ -99,7 +99,7 @@ class Agent:
         self._attachments = Attachments(
             options, self.compiler, self.attachment_changed, self._node_listed, self.counted.answered
         )
-        self._uplink = Uplink(self.compiler, self.reconciler, self._announcer, self._settings)
+        self._uplink = Uplink(self.compiler, self.reconciler, self._announcer, self._settings, self._complain)
         self._metrics = MetricsPage(
             self.compiler,
             drivers,
@@ -238,17 +238,18 @@ class Agent:
         self.conditions.look()
         self._attachments.remember()
         self._maybe_sync()
-        if self.reconciler.synced:
-            self._complain()
-            if not self._settled:
-                self._settled = True
-                self._settle()
+        self._complain()
+        if self.reconciler.synced and not self._settled:
+            self._settled = True
+            self._settle()
 
     def _complain(self) -> None:
-        about = self.compiler.complaints, self.reconciler.failures
+        if not self.reconciler.synced:
+            return  # what is missing is still on its way
+        about = self.compiler.complaints, self.reconciler.failures, self._uplink.complaint
         if about != self._complained_about:
             self._complained_about = about
-            self._events.say(complaints(self.compiler, about[1]), self._uid_of)
+            self._events.say(complaints(self.compiler, *about[1:]), self._uid_of)
 
     def _uid_of(self, complaint: Complaint) -> str:
         key: Any = complaint.name if complaint.kind in CLUSTER_WIDE else complaint[1:3]
@@ -360,6 +361,7 @@ class Agent:
         refused = [sentence for each in compiler.refused.values() for sentence in each]
         refused += map(str, compiler.contradictions)
         refused += filter(None, [self._install_refused, self._announcer.error, self.conditions.error])
+        refused += [self._uplink.complaint] if self.ready and self._uplink.complaint else []
         applied: dict[str, str] = {}
         for kind, versions in self._progress.items():
             refused += [f"{kind} {'/'.join(filter(None, k))}: {e}" for k, e in versions.malformed.items()]

@@ -38,7 +38,10 @@ class Uplink:
         reconciler: Reconciler,
         announcer: Announcer,
         wanted: Callable[[str], list[sysctls.Setting]],
+        told: Callable[[], None] = lambda: None,
     ) -> None:
+        """told: called when `complaint` has become another."""
+        self._told = told
         self._compiler, self._reconciler, self._announcer = compiler, reconciler, announcer
         self._wanted = wanted
         self._looked_at: Any = None  # the Node object it was last searched for
@@ -79,17 +82,26 @@ class Uplink:
         else:
             found = underlay.find(wanted, links, held, self._is_ours)
         if found is None:
-            complaint = underlay.complaint(wanted, links, held, choice, self._is_ours)
-            if complaint != self.complaint:
-                log.warning("%s", complaint)
-            self.complaint = complaint
+            # A Node with an address of another machine may be that machine's: two of one name.
+            self._announcer.entitled = False
+            self._complain(underlay.complaint(wanted, links, held, choice, self._is_ours))
             return  # what is there stays: the address may be on its way back
-        self.complaint = ""
+        self._complain("")
+        if not self._announcer.entitled:
+            self._announcer.entitled = True
+            self._announcer.look()
         if found != self._compiler.view.me.underlay:
             log.info("the uplink is %s, MTU %d", found.device, found.mtu_bytes)
             self._reconciler.submit([Change(UNDERLAY, None, found)])
             self._announcer.say({facts.UNDERLAY_ANNOTATION: facts.announcement(found)})
             self._apply_settings(found.device)
+
+    def _complain(self, complaint: str) -> None:
+        if complaint != self.complaint:
+            self.complaint = complaint
+            if complaint:
+                log.warning("%s", complaint)
+            self._told()
 
     def _is_ours(self, device: str) -> bool:
         return device.startswith(OURS) or device in self._compiler.tables[Table.BRIDGES]

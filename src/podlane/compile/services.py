@@ -20,7 +20,7 @@ Behaviour: kube-proxy v1.36, pkg/proxy/{serviceport,topology}.go and the nftable
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from msgspec import structs
@@ -95,14 +95,31 @@ def compile_unit(key: UnitKey, view: View) -> Rows | Compiled:
     service = view.services.get(key_of_unit)
     if service is None or not ours(service):
         return NOTHING
-    return compile_service(
+    slices = view.slices_of(key.namespace, key.name)
+    compiled = compile_service(
         service,
-        view.slices_of(key.namespace, key.name),
+        slices,
         here=view.of_me(_place),
         families=view.config.ip_families,
         config=view.config.services,
         shares=view.shares.get(key_of_unit),
         pods_at=view.pods_at,
+    )
+    odd = _of_another_family(slices, view.config.ip_families)
+    return compiled if odd is None else compiled._replace(refused=(*compiled.refused, odd))
+
+
+def _of_another_family(slices: Iterable[EndpointSlice], families: Sequence[Family]) -> str | None:
+    """That all endpoints a service has are of families that are not in use here. Where some are of one that
+    is, those of another are nobody's trouble: a cluster of both families has them of every service."""
+    having = [piece for piece in slices if piece.endpoints and piece.address_type in tuple(Family)]
+    odd = [piece for piece in having if piece.address_type not in families]
+    if not odd or len(odd) < len(having):
+        return None
+    first, known = odd[0], ", ".join(families)
+    return (
+        f"service {first.namespace}/{service_of(first)[1]}: its endpoints are {first.address_type} alone "
+        f"(endpointslice {first.name}), and ipFamilies is {known}"
     )
 
 
