@@ -44,7 +44,7 @@ class Script:
         return answer
 
     async def lines(
-        self, path: str, query: Mapping[str, str], silence_timeout_s: float = 0
+        self, path: str, query: Mapping[str, str], silence_s: object = None
     ) -> AsyncGenerator[bytes, None]:
         answer = self._next(query)
         yield b""

@@ -75,7 +75,9 @@ def _time(tag: int, value: bytes) -> datetime:
 
 
 def _only(der: bytes) -> bytes:
-    return next(_members(der))[1]
+    for _, content in _members(der):
+        return content
+    raise IndexError("nothing in it")
 
 
 def _members(der: bytes) -> Iterator[tuple[int, bytes]]:

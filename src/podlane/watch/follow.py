@@ -16,7 +16,8 @@ from podlane.errors import ApiError
 from podlane.model.objects import KINDS, Object
 from podlane.watch.backoff import Backoff, Gate
 from podlane.watch.http import SILENCE_TIMEOUT_S, Silent, Unreachable
-from podlane.watch.reflector import News, Reflector, Request, Source
+from podlane.watch.http1 import Silence
+from podlane.watch.reflector import STREAM_SILENCE_S, News, Reflector, Request, Source, State
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class Api(Protocol):
     async def get(self, path: str, query: Mapping[str, str]) -> bytes: ...
 
     def lines(
-        self, path: str, query: Mapping[str, str], silence_timeout_s: float = ...
+        self, path: str, query: Mapping[str, str], silence_s: Silence = ...
     ) -> AsyncGenerator[bytes, None]: ...
 
 
@@ -118,8 +119,8 @@ class Follower(Generic[T]):
     async def _stream(self, request: Request) -> bool:
         """Returns whether anything was heard."""
         heard = False
-        silence_s = request.silence_s or SILENCE_TIMEOUT_S
-        async with aclosing(self._api.lines(request.path, request.query, silence_s)) as lines:
+        stream = self._api.lines(request.path, request.query, self._silence_s)
+        async with aclosing(stream) as lines:
             async for line in lines:
                 if not line:
                     self._gate.opened()
@@ -133,12 +134,17 @@ class Follower(Generic[T]):
                 self._tell("")
         return heard
 
+    def _silence_s(self) -> float:
+        """A streaming list goes on as the watch, in the same answer."""
+        listing = self.reflector.state is State.LISTING
+        return STREAM_SILENCE_S if listing else SILENCE_TIMEOUT_S
+
     def _failed(self, error: ApiError) -> float:
         reflector = self.reflector
         if isinstance(error, Unreachable):
+            reflector.doubt()
             if not error.connected:
                 self._gate.closed(self)
-                reflector.doubt()
         else:
             self._gate.opened()
         nothing = reflector.absent(error)

@@ -27,7 +27,7 @@ from podlane.errors import (
 )
 from podlane.watch import http1, tls
 from podlane.watch.credentials import Credentials
-from podlane.watch.http1 import HttpError, NoConnectionError, Response, SilenceError
+from podlane.watch.http1 import HttpError, NoConnectionError, Response, Silence, SilenceError
 from podlane.watch.kubeconfig import Access
 from podlane.watch.servers import Servers
 
@@ -116,16 +116,16 @@ class ApiHttp:
         return await self._whole("DELETE", path, {}, body, "application/json")
 
     async def lines(
-        self, path: str, query: Mapping[str, str], silence_timeout_s: float = SILENCE_TIMEOUT_S
+        self, path: str, query: Mapping[str, str], silence_s: Silence = lambda: SILENCE_TIMEOUT_S
     ) -> AsyncGenerator[bytes, None]:
         """The lines of an answer that goes on, without their ends and of any length.
 
-        An empty one comes first: the server has accepted. Raises Silent after silence_timeout_s.
+        An empty one comes first: the server has accepted. Raises Silent after silence_s() without one.
         """
         async with self._ask("GET", path, query) as response:
             yield b""
             rest = b""
-            async with aclosing(response.chunks(silence_timeout_s)) as chunks:
+            async with aclosing(response.chunks(silence_s)) as chunks:
                 async for chunk in chunks:
                     *whole, rest = (rest + chunk if rest else chunk).split(b"\n")
                     for line in whole:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from urllib.parse import urlencode, urlsplit
 
@@ -26,6 +26,10 @@ KEEPALIVE = {
     socket.TCP_USER_TIMEOUT: 30_000,
 }
 HAPPY_EYEBALLS_S = 0.25  # RFC 8305: the other family's address is tried after this
+
+
+Silence = Callable[[], float | None]
+"""How long the next silence may be, in seconds; None for any length."""
 
 
 class HttpError(Exception):
@@ -51,39 +55,41 @@ class Response:
     async def read(self) -> bytes:
         return b"".join([chunk async for chunk in self.chunks()])
 
-    async def chunks(self, silence_timeout_s: float | None = None) -> AsyncGenerator[bytes, None]:
-        """Raises HttpError when the body ends early, SilenceError after silence_timeout_s of nothing."""
+    async def chunks(self, silence_s: Silence = lambda: None) -> AsyncGenerator[bytes, None]:
+        """Raises HttpError when the body ends early, SilenceError after silence_s() of nothing."""
         if self.headers.get("transfer-encoding", "").lower() == "chunked":
-            while size := await self._chunk_size(silence_timeout_s):
-                async for part in self._exactly(size, silence_timeout_s):
+            while size := await self._chunk_size(silence_s):
+                async for part in self._exactly(size, silence_s):
                     yield part
-                await self._line(silence_timeout_s)
+                await self._line(silence_s)
         elif "content-length" in self.headers:
-            async for part in self._exactly(_number(self.headers["content-length"], 10), silence_timeout_s):
+            async for part in self._exactly(_number(self.headers["content-length"], 10), silence_s):
                 yield part
         else:
-            while part := await self._part(BUFFER_BYTES, silence_timeout_s):
+            while part := await self._part(BUFFER_BYTES, silence_s):
                 yield part
 
-    async def _exactly(self, size: int, timeout_s: float | None) -> AsyncIterator[bytes]:
+    async def _exactly(self, size: int, silence_s: Silence) -> AsyncIterator[bytes]:
         while size:
-            part = await self._part(min(size, BUFFER_BYTES), timeout_s)
+            part = await self._part(min(size, BUFFER_BYTES), silence_s)
             if not part:
                 raise HttpError("the connection was closed in the middle of an answer")
             size -= len(part)
             yield part
 
-    async def _chunk_size(self, timeout_s: float | None) -> int:
-        return _number((await self._line(timeout_s)).partition(";")[0], 16)
+    async def _chunk_size(self, silence_s: Silence) -> int:
+        return _number((await self._line(silence_s)).partition(";")[0], 16)
 
-    async def _part(self, most: int, timeout_s: float | None) -> bytes:
+    async def _part(self, most: int, silence_s: Silence) -> bytes:
+        timeout_s = silence_s()
         try:
             async with asyncio.timeout(timeout_s):
                 return await self._reader.read(most)
         except TimeoutError as error:
             raise _silence(error, timeout_s) from error
 
-    async def _line(self, timeout_s: float | None) -> str:
+    async def _line(self, silence_s: Silence) -> str:
+        timeout_s = silence_s()
         try:
             async with asyncio.timeout(timeout_s):
                 return await _line(self._reader)

@@ -10,7 +10,7 @@
     WATCHING ──BOOKMARK──> the version only         ──end of stream──> WATCHING from the last version
     WATCHING ──410, ERROR event──> LISTING          what was missed shows as a difference in Replace
     WATCHING ──a version below the last──> LISTING  the API's database is an older one: restored from a copy
-    WATCHING ──API was away, or silent──> one object is listed for the version it shows; then as above
+    WATCHING ──broken off, or silent──> one object is listed for the version it shows; then as above
     any ──no answer, refusal──> the same again after a pause; everything known stays
 
 The list is a watch that begins with the objects there are, up to the bookmark annotated
@@ -97,13 +97,11 @@ class Source(NamedTuple):
 
 
 class Request(NamedTuple):
-    """stream: the answer is a stream of events rather than one list. silence_s: longest pause in it, 0
-    for the client's own limit."""
+    """stream: the answer is a stream of events rather than one list."""
 
     path: str
     query: dict[str, str]
     stream: bool
-    silence_s: float = 0.0
 
 
 class State(enum.Enum):
@@ -171,7 +169,7 @@ class Reflector(Generic[T]):
         self._decoder = msgspec.json.Decoder(kind)
         self._continue = ""
         self._page_objects = PAGE_OBJECTS[1]
-        self._collected: Pile[Any] = Pile(kind)
+        self._collected: Pile[Any] | list[Any] = _collection(kind)
         self._kind = kind
         self._doubtful = False
         self._said_error = False
@@ -200,11 +198,11 @@ class Reflector(Generic[T]):
             return Request(self.source.path, query, stream=True)
         self._begin()
         query |= {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
-        return Request(self.source.path, query, stream=True, silence_s=STREAM_SILENCE_S)
+        return Request(self.source.path, query, stream=True)
 
     def doubt(self) -> None:
-        """The API was away, or a watch said nothing for long: its database may have been put back to an
-        older state, of which a watch from our version would hear nothing. Asked before the watch goes on.
+        """The API was away, a watch broke off or said nothing for long: its database may have been put back
+        to an older state, of which a watch from our version would hear nothing. Asked before it goes on.
         """
         self._doubtful = self.state is State.WATCHING
 
@@ -290,7 +288,9 @@ class Reflector(Generic[T]):
             return again
         if self.state is State.LISTING:
             return self._refused_list(error.code)
-        if error.code == 504:
+        if self._doubtful and 400 <= error.code < 500 and error.code != 429:
+            self._doubtful = False  # it will not say; the watch may
+        elif error.code == 504:
             self.doubt()  # "Too large resource version": of a server that lags, or of an older database
         elif error.code in (400, 422) or (self._said_error and error.code not in (429, 503)):
             self.state = State.LISTING  # an ERROR event that is no 410: what it cost is unknown
@@ -311,14 +311,14 @@ class Reflector(Generic[T]):
     # --- collecting ---
 
     def _begin(self) -> None:
-        self._collected = Pile(self._kind)
+        self._collected = _collection(self._kind)
         self.malformed.clear()
 
     def _complete(self, version: str) -> Replace[T]:
         self.version, self.state, self.synced = version, State.WATCHING, True
         self.lists += 1
         self._streaming, self._doubtful = self._can_stream, False
-        objects, self._collected, self._continue = self._collected, Pile(self._kind), ""
+        objects, self._collected, self._continue = self._collected, _collection(self._kind), ""
         return Replace(objects, frozenset(self.malformed))
 
     def _decode(self, raw: msgspec.Raw, meta: _Meta, page: _List | None = None) -> T | None:
@@ -338,6 +338,11 @@ class Reflector(Generic[T]):
             kind = {"apiVersion": page.api_version, "kind": page.kind.removesuffix("List")}
             return kind | found  # type: ignore[return-value]
         return found  # type: ignore[return-value]
+
+
+def _collection(kind: Any) -> Pile[Any] | list[Any]:
+    """Typed objects are many, and packed; others as they are."""
+    return [] if kind is dict else Pile(kind)
 
 
 def _older(version: str, known: str) -> bool:

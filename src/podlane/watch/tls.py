@@ -54,7 +54,7 @@ def _load_pair(found: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
 def advice(access: Access, error: BaseException | None, now: datetime) -> str:
     """What is wrong with certificates, and the remedy: sentences to put behind an error, "" for none.
 
-    error: what the handshake failed with; None when the API said 401.
+    error: what the connection failed with; None when the API said 401.
     """
     return "; ".join(_advice(access, error, now))
 
@@ -64,8 +64,7 @@ def _advice(access: Access, error: BaseException | None, now: datetime) -> Itera
 
     if isinstance(error, ssl.SSLCertVerificationError):
         yield from _server_advice(access, error, now)
-    elif error is not None and not isinstance(error, ssl.SSLError):
-        return
+    # Whatever the error: who refuses a certificate may break the connection before its alert is read.
     for each in certificates.read(access.client_cert_pem or b"")[:1]:
         if fault := each.fault(now):
             yield (
