@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,32 @@ def test_the_router_learns_where_an_address_is_and_forgets_it(lab: Lab, tmp_path
     lab.kubectl("delete", "pod", "web", "--wait=false")
     until(lambda: next_hops(lab, "203.0.113.2") == set())
     assert next_hops(lab, "203.0.113.1") == BOTH
+
+
+def test_nobody_writes_where_nothing_happens(lab: Lab) -> None:
+    """But for the kubelets' heartbeats."""
+
+    def versions() -> dict[str, Any]:
+        kinds = "services,loadbalancerpools,endpointslices,namespaces"
+        found = {(o["kind"], o["metadata"]["name"]): o["metadata"] for o in lab.get(kinds, "-A")["items"]}
+        told = {key: meta["resourceVersion"] for key, meta in found.items()}
+        for node in lab.get("nodes")["items"]:
+            conditions = {c["type"]: c for c in node["status"]["conditions"]}
+            unavailable = conditions["NetworkUnavailable"]
+            assert (unavailable["status"], unavailable["reason"]) == ("False", "PodlaneIsUp")
+            assert "podlane.dev/Misconfigured" not in conditions
+            told["Node", node["metadata"]["name"]] = [
+                node["metadata"]["annotations"],
+                node["spec"],
+                unavailable,
+            ]
+        return told
+
+    until(lambda: not lab.get("pods")["items"] and "10.244." not in str(lab.get("endpointslices")["items"]))
+    until(lambda: all("NetworkUnavailable" in str(node["status"]) for node in lab.get("nodes")["items"]))
+    before = versions()
+    time.sleep(2.0)
+    assert versions() == before
 
 
 def test_a_pool_that_is_edited_moves_its_addresses_to_the_other_way(lab: Lab) -> None:
