@@ -116,6 +116,17 @@ def _conflist() -> bytes:
     return (json.dumps(document, indent=2) + "\n").encode()
 
 
+def is_our_conflist(path: Path) -> bool:
+    return _network(path.read_bytes()) == NETWORK
+
+
+def is_our_program(path: Path) -> bool:
+    """Also of a link to it."""
+    if path.is_symlink():
+        return os.readlink(path) == PROGRAM
+    return _ours(path.read_bytes())
+
+
 def _network(content: bytes) -> str:
     try:
         return str(json.loads(content).get("name"))

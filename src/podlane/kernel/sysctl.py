@@ -69,22 +69,23 @@ class Journal:
             except OSError as error:
                 log.warning("%s: %s", self._path, error.strerror)
 
-    def restore(self) -> list[str]:
+    def restore(self) -> list[tuple[str, bool]]:
         """Puts back what is still as it was written. Returns what was done, and what was not and why."""
-        told = []
+        told: list[tuple[str, bool]] = []
         for name, change in reversed(self._file.settings.items()):
             present = read(name)
             dotted = name.replace("/", ".")
             if present is None:
                 continue
             if present != change.now:
-                told.append(f"sysctl {dotted}={present} is not what podlane wrote ({change.now}): it stays")
+                why = f"sysctl {dotted}={present} is not what podlane wrote ({change.now})"
+                told.append((why, False))
             elif present != change.was:
                 try:
                     write(name, change.was)
-                    told.append(f"sysctl {dotted}={change.was}, as it was")
+                    told.append((f"sysctl {dotted}={change.now}, which was {change.was}", True))
                 except KernelError as error:
-                    told.append(str(error))
+                    told.append((str(error), False))
         return told
 
 
