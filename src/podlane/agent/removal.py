@@ -198,8 +198,9 @@ def _settings(place: Place, account: Account) -> None:
 def _files(place: Place, account: Account) -> None:
     if account.attached:
         what = f"{place.cni_bin_dir}/{install.PROGRAM} and {place.state_dir}"
+        number = len(account.attached)
         account.kept.append(
-            f"{what} stay until the runtime has ended its pods ({len(account.attached)}); then uninstall once more"
+            f"{what} stay until the runtime has ended its pods ({number}); then uninstall once more"
         )
     else:
         for path in _executables(place):
