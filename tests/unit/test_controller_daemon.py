@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from podlane.controller.client import Event, Listed, Obj
-from podlane.controller.remote import HttpClient, path
+from podlane.controller.remote import HttpClient, path, slim
 from podlane.errors import NotFoundError
 from podlane.model import pools
 from podlane.watch import kubeconfig
@@ -161,6 +161,17 @@ def test_what_it_is_told_wrongly() -> None:
 
     assert "no-such-file" in refused("--kubeconfig", "no-such-file")
     assert "lease-duration" in refused("--lease-duration", "0")
+
+
+def test_what_nobody_reads_is_not_kept() -> None:
+    node = {
+        "metadata": {"name": "n", "managedFields": [{"manager": "kubelet"}], "labels": {"a": "b"}},
+        "status": {"images": [{"names": ["x"]}], "conditions": [{"type": "Ready"}]},
+    }
+    kept = {"metadata": {"name": "n", "labels": {"a": "b"}}, "status": {"conditions": [{"type": "Ready"}]}}
+    assert slim(node) == kept
+    assert "images" in node["status"]
+    assert slim(kept) is kept
 
 
 def test_the_client_lists_in_pages_and_watches_on(tmp_path: Path) -> None:

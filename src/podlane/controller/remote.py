@@ -83,13 +83,13 @@ class HttpClient:
     async def update(self, resource: str, obj: Obj, *, subresource: str = "") -> Obj:
         meta = obj["metadata"]
         where = path(resource, meta.get("namespace") or "", meta["name"], subresource)
-        return _object(await self._http.put(where, _body(obj)))
+        return slim(_object(await self._http.put(where, _body(obj))))
 
     async def patch(
         self, resource: str, name: str, namespace: str, patch: Obj, *, subresource: str = ""
     ) -> Obj:
         where = path(resource, namespace, name, subresource)
-        return _object(await self._http.patch(where, _body(patch), MERGE_PATCH))
+        return slim(_object(await self._http.patch(where, _body(patch), MERGE_PATCH)))
 
     async def delete(
         self,
@@ -115,9 +115,9 @@ class HttpClient:
             version = follower.reflector.version
             match news:
                 case Replace(objects):
-                    deliver(Listed(objects, _number(version)))
+                    deliver(Listed([slim(each) for each in objects], _number(version)))
                 case Upsert(obj):
-                    deliver(Event("MODIFIED", obj))
+                    deliver(Event("MODIFIED", slim(obj)))
                 case Delete((namespace, name)):
                     meta = {"namespace": namespace, "name": name, "resourceVersion": version}
                     deliver(Event("DELETED", {"metadata": meta}))
@@ -127,6 +127,21 @@ class HttpClient:
             source, dict, self._http, heard, lambda error: None, gate=self._gate
         )
         await follower.run()
+
+
+def slim(obj: Obj) -> Obj:
+    """obj without what nobody here reads and what is most of a Node: who wrote which field, which images are
+    on it. Not written back: an update without managedFields leaves them as they are, and Nodes are patched."""
+    meta, status = obj.get("metadata") or {}, obj.get("status") or {}
+    found = obj
+    if "managedFields" in meta:
+        found = {**found, "metadata": {key: value for key, value in meta.items() if key != "managedFields"}}
+    if not _UNREAD.isdisjoint(status):
+        found = {**found, "status": {key: value for key, value in status.items() if key not in _UNREAD}}
+    return found
+
+
+_UNREAD: Final = frozenset({"images", "volumesInUse", "volumesAttached", "runtimeHandlers", "features"})
 
 
 def _selectors(label: str, field: str) -> dict[str, str]:
