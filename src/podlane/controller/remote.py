@@ -131,7 +131,7 @@ class HttpClient:
 
 def slim(obj: Obj) -> Obj:
     """obj without what nobody here reads and what is most of a Node: who wrote which field, which images are
-    on it. Not written back: an update without managedFields leaves them as they are, and Nodes are patched."""
+    on it. Not missed: an update without managedFields leaves them as they are, and Nodes are patched."""
     meta, status = obj.get("metadata") or {}, obj.get("status") or {}
     found = obj
     if "managedFields" in meta:
