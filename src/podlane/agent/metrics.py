@@ -67,33 +67,22 @@ class AgentMetrics:
 
     # --- what is told of it ---
 
+    def of_cni(self) -> Iterator[Metric]:
+        yield Metric("cni_duration_seconds", "histogram", "Time of CNI requests.", self.cni.samples)
+        answers = labelled(("verb", "code"), self.cni_answers)
+        yield Metric("cni_requests_total", "counter", "CNI requests, by the answer's code.", answers)
+
     def metrics(self) -> Iterator[Metric]:
-        for name, found, help_ in (
-            (
-                "programming_duration_seconds",
-                self.programming,
-                "From news of the API or of CNI to the kernel.",
-            ),
-            ("driver_work_duration_seconds", self.work, "Time of a driver's part of a generation."),
-            ("cni_duration_seconds", self.cni, "Time of CNI requests."),
-        ):
-            yield Metric(name, "histogram", help_, found.samples)
-        for name, labels, counts, help_ in (
-            (
-                "driver_errors_total",
-                ("driver", "table", "error"),
-                self.errors,
-                "Rows refused, each try counted.",
-            ),
-            (
-                "driver_repairs_total",
-                ("driver",),
-                self.repairs,
-                "Changes that comparisons with the kernel made.",
-            ),
-            ("cni_requests_total", ("verb", "code"), self.cni_answers, "CNI requests, by the answer's code."),
-        ):
-            yield Metric(name, "counter", help_, labelled(labels, counts))
+        yield from self.of_cni()
+        help_ = "From news of the API or of CNI to the kernel."
+        yield Metric("programming_duration_seconds", "histogram", help_, self.programming.samples)
+        help_ = "Time of a driver's part of a generation."
+        yield Metric("driver_work_duration_seconds", "histogram", help_, self.work.samples)
+        errors = labelled(("driver", "table", "error"), self.errors)
+        yield Metric("driver_errors_total", "counter", "Rows refused, each try counted.", errors)
+        repairs = labelled(("driver",), self.repairs)
+        help_ = "Changes that comparisons with the kernel made."
+        yield Metric("driver_repairs_total", "counter", help_, repairs)
         watched = sorted(self.reflectors.items())
         for name, help_, of in (
             ("watch_lists_total", "Whole lists taken over.", "lists"),

@@ -15,11 +15,14 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from podlane.agent import http, install
+from podlane.agent.metrics import AgentMetrics
 from podlane.agent.options import AgentOptions
 from podlane.agent.standalone_pods import StandalonePods, pools_of
 from podlane.cni import plugins
 from podlane.cni.service import CniService
 from podlane.errors import ConfigError
+from podlane.observe import process
+from podlane.observe.exposition import CONTENT_TYPE, exposition
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +41,23 @@ def main(options: AgentOptions) -> None:
     asyncio.run(run(options))
 
 
+def metrics_of(counted: AgentMetrics) -> http.Answer:
+    """The metrics of CNI and of the process: there is nothing else here."""
+    text = exposition("podlane_agent_", counted.of_cni()) + process.text("agent")
+    return http.Answer(200, text.encode(), CONTENT_TYPE)
+
+
 async def run(options: AgentOptions) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    pages: http.Pages = {"/healthz": lambda: http.text("ok"), "/readyz": lambda: http.text("ok")}
+    counted = AgentMetrics()
+    pages: http.Pages = {
+        "/healthz": lambda: http.text("ok"),
+        "/readyz": lambda: http.text("ok"),
+        "/metrics": lambda: metrics_of(counted),
+    }
     boot_id, types = BOOT_ID.read_text().strip(), plugins.load()
     async with AsyncExitStack() as stack:
         if options.pod_cidrs:
@@ -51,7 +65,9 @@ async def run(options: AgentOptions) -> None:
             stack.push_async_callback(pods.close)
             await pods.start()
             types[pods.kind.name] = pods.kind
-        service = CniService(Path(options.state_dir), Path(options.cni_socket), boot_id, types)
+        service = CniService(
+            Path(options.state_dir), Path(options.cni_socket), boot_id, types, observed=counted.answered
+        )
         stack.push_async_callback(service.close)
         stack.push_async_callback(service.stop_serving)
         await service.serve()
