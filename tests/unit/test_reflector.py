@@ -11,8 +11,10 @@ from podlane.errors import ApiError, GoneError
 from podlane.model.objects import Node
 from podlane.watch.http import Unreachable
 from podlane.watch.reflector import (
+    PART_OBJECTS,
     Delete,
     News,
+    Part,
     Reflector,
     Replace,
     Source,
@@ -305,3 +307,37 @@ def test_who_may_not_list_in_doubt_goes_on_watching() -> None:
     assert not reflector.next_request(300).stream
     assert not reflector.refused(ApiError("may not list", code=403))
     assert reflector.next_request(300).query["resourceVersion"] == "10"
+
+
+def keys_told(news: News[Node] | None) -> list[str]:
+    assert isinstance(news, Replace)
+    return sorted(name for _, name in news.keys)
+
+
+def test_a_list_that_nobody_keeps_is_handed_out_page_by_page() -> None:
+    reflector = Reflector(Source("Node"), Node, streaming=False, piecemeal=True)
+    part = reflector.page(page(node("a"), node("b"), more="token"))
+    assert isinstance(part, Part)
+    assert [each.name for each in part.objects] == ["a", "b"]
+    last = reflector.page(page(node("c"), {"metadata": {"name": "d"}, "spec": {"podCIDRs": 3}}))
+    assert names(last) == ["c"]
+    assert keys_told(last) == ["a", "b", "c", "d"]
+
+
+def test_a_streamed_list_that_nobody_keeps_is_handed_out_as_it_comes() -> None:
+    reflector = Reflector(Source("Node"), Node, piecemeal=True)
+    reflector.next_request(300)
+    every = [f"n{number:03}" for number in range(PART_OBJECTS + 3)]
+    parts = [reflector.event(event("ADDED", node(name))) for name in every]
+    found = [part for part in parts if part is not None]
+    assert [len(part.objects) for part in found if isinstance(part, Part)] == [PART_OBJECTS]
+    last = reflector.event(bookmark("9", **{"k8s.io/initial-events-end": "true"}))
+    assert names(last) == every[PART_OBJECTS:]
+    assert keys_told(last) == every
+
+
+def test_what_a_broken_list_told_is_no_part_of_the_next() -> None:
+    reflector = Reflector(Source("Node"), Node, streaming=False, piecemeal=True)
+    assert isinstance(reflector.page(page(node("gone-meanwhile"), more="token")), Part)
+    assert reflector.refused(GoneError("too old"))
+    assert keys_told(reflector.page(page(node("a")))) == ["a"]

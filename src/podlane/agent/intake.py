@@ -9,8 +9,7 @@ from typing import Any
 
 from podlane.compile.view import CLUSTER_WIDE, Change, View
 from podlane.model.objects import KINDS, Object
-from podlane.model.packed import Pile
-from podlane.watch.reflector import Delete, News, Replace, Source, Upsert
+from podlane.watch.reflector import Delete, News, Part, Replace, Source, Upsert
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +27,9 @@ def changes(kind: str, news: News[Object], view: View) -> Iterator[Change]:
     elif isinstance(news, Delete):
         yield from _gone(kind, [_local(kind, news.key)], view)
     elif isinstance(news, Replace):
-        listed = news.objects.keys if isinstance(news.objects, Pile) else [each.key for each in news.objects]
-        there = {_local(kind, key) for key in (*listed, *news.unreadable)}
+        there = {_local(kind, key) for key in news.keys}
         yield from _gone(kind, [key for key in known if key not in there], view)
+    if isinstance(news, (Part, Replace)):
         for each in news.objects:
             yield Change(kind, None, each)
 

@@ -15,7 +15,7 @@ from podlane.compile.engine import Compiler
 from podlane.compile.tables import Table
 from podlane.kernel.driver import Driver
 from podlane.model.objects import EndpointSlice, Object
-from podlane.watch.reflector import Delete, News, Replace, Upsert
+from podlane.watch.reflector import Delete, News, Part, Replace, Upsert
 
 
 class Proxy:
@@ -33,7 +33,7 @@ class Proxy:
 
     def told(self, kind: str, news: News[Object], submission: int) -> None:
         """News of the API, as they come in, submitted under that number."""
-        self.metrics.told(kind, len(news.objects) if isinstance(news, Replace) else 1, time.time())
+        self.metrics.told(kind, len(news.objects) if isinstance(news, (Part, Replace)) else 1, time.time())
         if isinstance(news, Upsert) and isinstance(news.object, EndpointSlice) and self._reconciler.synced:
             self.metrics.changed(news.object, submission)
         mine = self._compiler.view.me.name
@@ -42,8 +42,7 @@ class Proxy:
         elif kind == "Node" and isinstance(news, Upsert) and news.object.name == mine:
             self.health.node_gone = False
         elif kind == "Node" and isinstance(news, Replace):
-            there = {each.name for each in news.objects} | {key[1] for key in news.unreadable}
-            self.health.node_gone = mine not in there
+            self.health.node_gone = all(name != mine for _, name in news.keys)
 
     def applied(self, submission: int) -> None:
         """Everything up to that number has been given to the drivers."""

@@ -115,8 +115,8 @@ class LabelledShelf(Shelf[T]):
             del self._labels[labels.packed]
 
 
-def _key_of(value: Any) -> Key:
-    """Of an object, or of one as it is in JSON."""
+def key_of(value: Any) -> Key:
+    """(namespace, name) of an object, or of one as it is in JSON."""
     if not isinstance(value, dict):
         return value.key  # type: ignore[no-any-return]
     metadata = value.get("metadata") or {}
@@ -130,17 +130,15 @@ def _bare(value: T) -> T:
 
 
 class Pile(Sequence[T], Generic[T]):
-    """Objects of one kind in their order; equal to any sequence of equal objects. keys: theirs."""
+    """Objects of one kind in their order; equal to any sequence of equal objects."""
 
     def __init__(self, kind: type[T], objects: Iterable[T] = ()) -> None:
-        self.keys: list[Key] = []
         self._packed: list[bytes] = []
         self._packer = _Packer(kind)
         for each in objects:
             self.append(each)
 
     def append(self, value: T) -> None:
-        self.keys.append(_key_of(value))
         self._packed.append(self._packer.pack(value))
 
     def __iter__(self) -> Iterator[T]:

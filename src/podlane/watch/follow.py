@@ -51,7 +51,8 @@ class Progress(NamedTuple):
 class Follower(Generic[T]):
     """Follows one source: deliver(news) for every change, progress(error) whenever something is known.
 
-    gate: shared by the followers of one API. Both callbacks are called on the loop and must not block.
+    gate: shared by the followers of one API. piecemeal: as of a Reflector. Both callbacks are called on the
+    loop and must not block.
     """
 
     def __init__(
@@ -65,8 +66,9 @@ class Follower(Generic[T]):
         gate: Gate | None = None,
         rng: random.Random | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        piecemeal: bool = False,
     ) -> None:
-        self.reflector = Reflector(source, kind)
+        self.reflector = Reflector(source, kind, piecemeal=piecemeal)
         self._api, self._deliver, self._progress, self._sleep = api, deliver, progress, sleep
         self._rng = rng or random.Random()
         self._gate = gate or Gate(self._rng, sleep)
@@ -191,5 +193,6 @@ async def follow(
         gate=gate,
         rng=rng,
         sleep=sleep,
+        piecemeal=True,
     )
     await follower.run()

@@ -1,7 +1,7 @@
 """List, then watch, for ever: a faithful copy of one kind of object, as a stream of changes.
 
 `Reflector` is the protocol without input or output. It says what to ask next and turns answers into
-`Replace`, `Upsert` and `Delete`; `follow.Follower` is the loop that does the asking.
+`Part`, `Replace`, `Upsert` and `Delete`; `follow.Follower` is the loop that does the asking.
 
     LISTING ──last page──> Replace, WATCHING        page with `continue`: ask for the next page
     LISTING ──410──> LISTING from the first page    the continue token is too old
@@ -24,19 +24,20 @@ from __future__ import annotations
 
 import enum
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 
 from podlane.errors import ApiError, GoneError, NotFoundError
 from podlane.model.objects import EndpointSlice
-from podlane.model.packed import Pile
+from podlane.model.packed import Pile, key_of
 
 log = logging.getLogger(__name__)
 
 PAGE_OBJECTS = (20, 100, 500)  # least, of the first page, most
 PAGE_BYTES = 2 * 1024 * 1024
+PART_OBJECTS = 100  # of a streaming list
 STREAM_SILENCE_S = 20.0
 """A streaming list that sends nothing for so long is none: older servers take it for a plain watch."""
 INITIAL_EVENTS_END = "k8s.io/initial-events-end"
@@ -62,14 +63,29 @@ Key: TypeAlias = tuple[str, str]  # (namespace, name)
 T = TypeVar("T")
 
 
+class Part(NamedTuple, Generic[T]):
+    """Some objects of a list that is still being read. They are there, whatever becomes of it."""
+
+    objects: Sequence[T]
+
+
 class Replace(NamedTuple, Generic[T]):
     """Everything there is of a kind; what was known and is not here is gone.
 
     unreadable: keys of objects that are there but could not be read: what was known of them stands.
+    told: keys of the objects that were handed out before, in parts.
     """
 
     objects: Sequence[T]
     unreadable: frozenset[Key] = frozenset()
+    told: Sequence[Key] = ()
+
+    @property
+    def keys(self) -> Iterator[Key]:
+        """Of all that is there, read or unreadable."""
+        yield from self.told
+        yield from map(key_of, self.objects)
+        yield from self.unreadable
 
 
 class Upsert(NamedTuple, Generic[T]):
@@ -80,7 +96,7 @@ class Delete(NamedTuple):
     key: Key
 
 
-News: TypeAlias = Replace[T] | Upsert[T] | Delete
+News: TypeAlias = Part[T] | Replace[T] | Upsert[T] | Delete
 
 
 class Source(NamedTuple):
@@ -155,9 +171,12 @@ class Reflector(Generic[T]):
     handed out; malformed: objects the API has that could not be read, by (namespace, name). lists, watches:
     how many lists were completed, and watches begun; pauses, paused_s: how often and for how long in all the
     loop put a try off.
+    piecemeal: a list is handed out as it comes, in parts, and kept by nobody: it may be half a gigabyte.
     """
 
-    def __init__(self, source: Source, kind: type[T], *, streaming: bool = True) -> None:
+    def __init__(
+        self, source: Source, kind: type[T], *, streaming: bool = True, piecemeal: bool = False
+    ) -> None:
         self.source = source
         self.state = State.LISTING
         self.version = ""
@@ -169,8 +188,8 @@ class Reflector(Generic[T]):
         self._decoder = msgspec.json.Decoder(kind)
         self._continue = ""
         self._page_objects = PAGE_OBJECTS[1]
-        self._collected: Pile[Any] | list[Any] = _collection(kind)
-        self._kind = kind
+        self._kind, self._piecemeal = kind, piecemeal
+        self._begin()
         self._doubtful = False
         self._said_error = False
 
@@ -208,7 +227,7 @@ class Reflector(Generic[T]):
 
     # --- answers ---
 
-    def page(self, body: bytes) -> Replace[T] | None:
+    def page(self, body: bytes) -> Part[T] | Replace[T] | None:
         """One page of a list; the last one completes it. Raises msgspec.DecodeError."""
         answer = _LIST.decode(body)
         if self.state is State.WATCHING:
@@ -226,7 +245,7 @@ class Reflector(Generic[T]):
         fitting = self._page_objects * PAGE_BYTES // max(1, len(body))
         self._page_objects = max(least, min(fitting, most))
         self._continue = answer.metadata.continue_
-        return None if self._continue else self._complete(answer.metadata.resource_version)
+        return self._part(1) if self._continue else self._complete(answer.metadata.resource_version)
 
     def event(self, line: bytes) -> News[T] | None:
         """One line of a watch. Raises ApiError for an ERROR event (see `refused`), DecodeError."""
@@ -258,13 +277,13 @@ class Reflector(Generic[T]):
         self.version = meta.resource_version
         return Upsert(found) if found is not None else None
 
-    def _initial(self, event: _Event, meta: _Meta) -> Replace[T] | None:
+    def _initial(self, event: _Event, meta: _Meta) -> Part[T] | Replace[T] | None:
         """An event of a streaming list."""
         if event.type != "BOOKMARK":
             found = self._decode(event.object, meta)
             if found is not None:
                 self._collected.append(found)
-            return None
+            return self._part(PART_OBJECTS)
         if (meta.annotations or {}).get(INITIAL_EVENTS_END) == "true":
             return self._complete(meta.resource_version)
         raise ApiError("a bookmark before the end of a streaming list: the API does not know them", code=422)
@@ -311,15 +330,26 @@ class Reflector(Generic[T]):
     # --- collecting ---
 
     def _begin(self) -> None:
-        self._collected = _collection(self._kind)
+        self._collected: Pile[Any] | list[Any] = [] if self._piecemeal else _collection(self._kind)
+        self._told: list[Key] = []
         self.malformed.clear()
+
+    def _part(self, least: int) -> Part[T] | None:
+        """What has been collected, if it is to be handed out before the end and worth it."""
+        if not self._piecemeal or len(self._collected) < least:
+            return None
+        objects, self._collected = self._collected, []
+        self._told += map(key_of, objects)
+        return Part(objects)
 
     def _complete(self, version: str) -> Replace[T]:
         self.version, self.state, self.synced = version, State.WATCHING, True
         self.lists += 1
         self._streaming, self._doubtful = self._can_stream, False
-        objects, self._collected, self._continue = self._collected, _collection(self._kind), ""
-        return Replace(objects, frozenset(self.malformed))
+        self._continue = ""
+        found: Replace[T] = Replace(self._collected, frozenset(self.malformed), self._told)
+        self._collected, self._told = [], []
+        return found
 
     def _decode(self, raw: msgspec.Raw, meta: _Meta, page: _List | None = None) -> T | None:
         """None for an object that cannot be read: it is remembered by name, the others stand."""
