@@ -201,7 +201,7 @@ class FakeApi:
         me = (kind, queue)
         self._watchers.add(me)
         try:
-            while True:
+            while not writer.is_closing():
                 line = await queue.get()
                 writer.write(b"%x\r\n%s\r\n" % (len(line), line))
         finally:

@@ -90,7 +90,7 @@ def test_a_second_start_finds_nothing_to_do(tmp_path: Path) -> None:
         one.start()
         status = one.wait_ready()
         assert status["operations"] == 0
-        assert status["resyncs"] == 5  # one a driver
+        assert status["resyncs"] == 8  # one a driver
         assert actual(one) == before
         assert len(before[Table.ROUTES]) == 4  # own pod and peer, both families
 
@@ -255,7 +255,8 @@ def test_two_nodes_that_claim_one_prefix_are_told_and_the_older_has_it(tmp_path:
             "the contradiction is told",
         )
         assert "peers node node-9 must do without" in told[0]
-        assert actual(one)[Table.NEIGHBOURS] == before[Table.NEIGHBOURS]
+        assert before[Table.NEIGHBOURS].items() <= actual(one)[Table.NEIGHBOURS].items()
+        assert actual(one)[Table.FDB].items() >= before[Table.FDB].items()
         api.delete("Node", "node-2")
         wait_until(
             lambda: (

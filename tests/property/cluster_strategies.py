@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from podlane.compile.view import ATTACHMENT, SHARES, UNDERLAY, ZONE_LABEL, Change
+from podlane.compile.facts import UNDERLAY_ANNOTATION
+from podlane.compile.facts import announcement as announce
+from podlane.compile.spoken import BACKEND_ANNOTATION, announcement
+from podlane.compile.view import ATTACHMENT, SHARES, STANDING, UNDERLAY, ZONE_LABEL, Change
+from podlane.compile.wireguard import KEY_ANNOTATION
 from podlane.model.addresses import Family, address, prefix
 from podlane.model.backends import Advertised, Backend, BackendType, Bgp
 from podlane.model.config import NetworkConfig, Services
-from podlane.model.local import Attachment, Shares, Underlay
+from podlane.model.local import Attachment, Shares, Standing, Underlay
 from podlane.model.objects import (
     Endpoint,
     EndpointConditions,
@@ -59,14 +63,33 @@ def some(values: list[str], **kw: int) -> st.SearchStrategy[list[str]]:
     return st.lists(st.sampled_from(values), unique=True, **kw)
 
 
+VXLAN, KEY = {"vni": 85, "port": 8472}, "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
+SAID: list[dict[str, str]] = [
+    {},
+    {BACKEND_ANNOTATION: announcement(BackendType.VXLAN, {"vxlan": VXLAN}, ["vxlan"])},
+    {BACKEND_ANNOTATION: announcement(BackendType.VXLAN, {"vxlan": VXLAN, "host-gw": {}}, ["host-gw"])},
+    {BACKEND_ANNOTATION: announcement(BackendType.HOST_GW, {"host-gw": {}, "vxlan": VXLAN}, ["vxlan"])},
+    {BACKEND_ANNOTATION: announcement(BackendType.BGP, {"bgp": {}}, ["bgp"])},
+    {
+        BACKEND_ANNOTATION: announcement(BackendType.WIREGUARD, {"wireguard": {"port": 1}, "bgp": {}}, []),
+        KEY_ANNOTATION: KEY,
+    },
+    {BACKEND_ANNOTATION: announcement(BackendType.VXLAN, {"vxlan": VXLAN | {"vni": 9}}, [])},
+    {BACKEND_ANNOTATION: "{"},
+]
+USES = {UNDERLAY_ANNOTATION: announce(Underlay("eth9", 1500, (), (), (address("172.30.9.9"),)))}
+
+
 @st.composite
 def nodes(draw: st.DrawFn, name: str) -> Node:
     digits = st.sampled_from("1234")
     labels = draw(st.sampled_from([{}, *({"topology.kubernetes.io/zone": z} for z in ZONES)]))
     cidrs = [f"10.244.{draw(digits)}.0/24", f"fd00:10:244:{draw(digits)}::/64", "nonsense"]
     where = [f"172.30.1.{draw(digits)}", f"fd00:172:30::{draw(digits)}", "a-host-name"]
+    annotations = draw(st.sampled_from(SAID)) | draw(st.sampled_from([{}, {}, USES]))
+    age = draw(st.sampled_from(AGES))
     return Node(
-        metadata=ObjectMeta(name=name, labels=labels, creation_timestamp=draw(st.sampled_from(AGES))),
+        metadata=ObjectMeta(name=name, labels=labels, annotations=annotations, creation_timestamp=age),
         spec=NodeSpec(pod_cidrs=draw(some(cidrs[: draw(st.sampled_from([2, 2, 2, 3]))]))),
         status=NodeStatus(addresses=[NodeAddress("InternalIP", a) for a in draw(some(where))]),
     )
@@ -215,6 +238,7 @@ def changes(draw: st.DrawFn) -> Change:
                 "EndpointSlice",
                 ATTACHMENT,
                 SHARES,
+                STANDING,
                 UNDERLAY,
             ]
         )
@@ -236,6 +260,8 @@ def changes(draw: st.DrawFn) -> Change:
         value = draw(slices(namespace, draw(st.sampled_from(["e1", "e2", "e3"]))))
     elif kind == SHARES:
         value = draw(shares(namespace, draw(st.sampled_from(["s1", "s2"]))))
+    elif kind == STANDING:
+        value = Standing(draw(st.sampled_from(["bgp", "wireguard"])), draw(st.sampled_from(NODES[1:])))
     elif kind == ATTACHMENT:
         value = draw(attachments(draw(st.sampled_from(["c1", "c2"]))))
     else:

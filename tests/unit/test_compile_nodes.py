@@ -115,7 +115,7 @@ def test_without_an_uplink_there_is_no_device() -> None:
 
 def test_a_peer_is_a_neighbour_a_forwarding_entry_and_a_route_a_family() -> None:
     tables = compiled(node(1), node(2)).tables
-    four, six = ip_address("10.244.2.0"), ip_address("fd00:10:244:2::1")
+    four, six = ip_address("10.244.2.0"), ip_address("fe80::9e:73ff:fee7:36d7")
     assert tables[Table.NEIGHBOURS] == {
         ("plvxlan", four): Neighbour("plvxlan", four, MAC2),
         ("plvxlan", six): Neighbour("plvxlan", six, MAC2),
@@ -123,7 +123,7 @@ def test_a_peer_is_a_neighbour_a_forwarding_entry_and_a_route_a_family() -> None
     assert tables[Table.FDB] == {("plvxlan", MAC2): FdbEntry("plvxlan", MAC2, ip_address("172.30.1.2"))}
     assert list(tables[Table.ROUTES].values()) == [
         Route(ip_network("10.244.2.0/24"), four, "plvxlan", ip_address("172.30.1.1"), onlink=True),
-        Route(ip_network("fd00:10:244:2::/64"), six, "plvxlan", ip_address("fd00:172:30::1"), onlink=True),
+        Route(ip_network("fd00:10:244:2::/64"), six, "plvxlan", ip_address("fd00:172:30::1")),
     ]
 
 

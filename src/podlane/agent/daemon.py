@@ -19,6 +19,7 @@ from podlane.agent import collector, http, install, report, sysctls
 from podlane.agent.announcements import Announcements
 from podlane.agent.announcer import Announcer
 from podlane.agent.attachments import Attachments, concerns
+from podlane.agent.backends import Backends
 from podlane.agent.complaints import Complaint, complaints
 from podlane.agent.degradation import Degradation, degraded
 from podlane.agent.events import Events
@@ -28,6 +29,7 @@ from podlane.agent.metrics import AgentMetrics
 from podlane.agent.metrics_page import MetricsPage
 from podlane.agent.monitor import Monitor
 from podlane.agent.node_conditions import Availability, NodeConditions, lacking
+from podlane.agent.on_demand import OnDemand
 from podlane.agent.options import AgentOptions, facts_of
 from podlane.agent.pin_monitor import PinMonitor
 from podlane.agent.proxy import Proxy
@@ -40,6 +42,7 @@ from podlane.compile.engine import Compiler, capabilities
 from podlane.compile.tables import Table
 from podlane.compile.view import ATTACHMENT, CLUSTER_WIDE, Change
 from podlane.compile.wireguard import KEY_ANNOTATION
+from podlane.engines.bird.driver import BirdDriver
 from podlane.engines.wireguard.driver import WireguardDriver
 from podlane.errors import ConfigError
 from podlane.kernel.announce.driver import AnnounceDriver
@@ -100,9 +103,9 @@ class Agent:
             options, self.compiler, self.attachment_changed, self._node_listed, self.counted.answered
         )
         self._uplink = Uplink(self.compiler, self.reconciler, self._announcer, self._settings, self._complain)
+        self._backends = Backends(self.compiler, self.reconciler, self._announcer)
         self._metrics = MetricsPage(
             self.compiler,
-            drivers,
             self.counted,
             state=self.state,
             use=self._attachments.use,
@@ -161,9 +164,12 @@ class Agent:
                     Path(self.options.bpf_dir), lambda: self.reconciler.request_resync(Table.SETS)
                 )
                 stack.callback(pins.close)
+            self._loop = asyncio.get_running_loop()
             for driver in self._drivers:
-                if isinstance(driver, WireguardDriver):
-                    self._announcer.say({KEY_ANNOTATION: driver.public})
+                if isinstance(driver, OnDemand):
+                    driver.told = self._made
+                    if driver.driver is not None:
+                        self._made(driver.driver)
                     stack.callback(driver.close)
                 elif isinstance(driver, HealthChecks):
                     stack.push_async_callback(driver.close)
@@ -196,6 +202,19 @@ class Agent:
                 if task is not stopped:
                     # Nothing here ends by itself: let whoever keeps the agent start it anew.
                     task.result()
+
+    def _made(self, driver: Driver) -> None:
+        """A backend's driver came to be; on whichever thread."""
+        loop, resync = self._loop, self.reconciler.request_resync
+        if isinstance(driver, WireguardDriver):
+            loop.call_soon_threadsafe(self._announcer.say, {KEY_ANNOTATION: driver.public})
+        elif isinstance(driver, BirdDriver):
+
+            def died() -> None:
+                loop.call_soon_threadsafe(resync, Table.SPEAKER)
+
+            driver.died = died
+            self._metrics.bird = driver
 
     # --- news of the API ---
 
@@ -238,6 +257,8 @@ class Agent:
         self.conditions.look()
         self._attachments.remember()
         self._maybe_sync()
+        if self.reconciler.synced:
+            self._backends.follow()
         self._complain()
         if self.reconciler.synced and not self._settled:
             self._settled = True

@@ -9,22 +9,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from podlane import logs
 from podlane.agent import collector
 from podlane.agent.daemon import Agent
 from podlane.agent.gone import GonePods
 from podlane.agent.health_checks import HealthChecks
+from podlane.agent.on_demand import OnDemand
 from podlane.agent.options import CONFIG_PATH, AgentOptions, parse
+from podlane.compile.peers import WAYS
 from podlane.compile.tables import Table
 from podlane.engines.bird import driver as bird
 from podlane.engines.bird.driver import BirdDriver
 from podlane.engines.wireguard import driver as wireguard
 from podlane.engines.wireguard.driver import WireguardDriver
-from podlane.kernel import cgroups, sysctl
+from podlane.kernel import cgroups
 from podlane.kernel.announce.driver import AnnounceDriver
 from podlane.kernel.bpf import installation
 from podlane.kernel.bpf.sockets import SocketDriver
@@ -56,16 +57,13 @@ def run(options: dict[str, Any]) -> None:
 
 def main(options: AgentOptions) -> None:
     """Raises ConfigError before anything is touched."""
-    sysctl.locate(options.proc_sys)
-    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    sysctl.keep_journal(Path(options.state_dir) / sysctl.JOURNAL, boot_id)
     if options.standalone:
         from podlane.agent import standalone
 
         standalone.main(options)
         return
     config = read_config(options.config)
-    access = kubeconfig.load(options.kubeconfig or None, options.context, options.api_servers)
+    access = kubeconfig.load(options.kubeconfig or None, options.context)
     Path(options.state_dir).mkdir(parents=True, exist_ok=True)
     collector.relax()
     asyncio.run(_main(options, config, access))
@@ -80,17 +78,9 @@ async def _main(options: AgentOptions, config: NetworkConfig, access: kubeconfig
     gone = GonePods(api, config, loop)
     found = drivers(options, config, gone.among)
     agent = Agent(options, config, api, found)
-    for driver in found:
-        if isinstance(driver, BirdDriver):
-            driver.died = partial(_from_thread, loop, agent)
     gone.view = agent.compiler.view
-    logs.about(options.node_name, lambda: agent.reconciler.counts.generation)
     loop.add_signal_handler(signal.SIGHUP, agent.reconciler.request_resync)
     await agent.run(stop)
-
-
-def _from_thread(loop: asyncio.AbstractEventLoop, agent: Agent) -> None:
-    loop.call_soon_threadsafe(agent.reconciler.request_resync, Table.SPEAKER)
 
 
 def drivers(options: AgentOptions, config: NetworkConfig, gone: Gone | None = None) -> list[Driver]:
@@ -112,22 +102,46 @@ def drivers(options: AgentOptions, config: NetworkConfig, gone: Gone | None = No
     elif installation.remove(pins):
         log.info("services are no longer answered at the socket: what was pinned at %s is gone", pins)
     beside = Path(options.agent_socket).parent
-    if config.speaks_bgp:
-        found.insert(1, BirdDriver(beside / "bird"))
-    else:
-        bird.stop(beside / "bird")
-    if config.backend.type is BackendType.WIREGUARD:
-        # Routes lead to its device: it is there first.
-        found.insert(0, WireguardDriver(config, beside / "wireguard", Path(options.state_dir)))
-    else:
-        wireguard.stop(beside / "wireguard")
-    if config.backend.type is BackendType.IPIP:
-        found.insert(0, IpipDriver())
-    else:
-        ipip.remove()
+    state, own = Path(options.state_dir), config.backend.type
+    found.insert(
+        1,
+        OnDemand(
+            bird.TABLES,
+            lambda table, row: True,
+            lambda: BirdDriver(beside / "bird"),
+            lambda: bird.stop(beside / "bird"),
+            now=config.speaks_bgp,
+        ),
+    )
+    # Routes lead to tunnels' devices: these are there first.
+    found.insert(
+        0,
+        OnDemand(
+            wireguard.TABLES,
+            _into(WAYS[BackendType.WIREGUARD].tunnel),
+            lambda: WireguardDriver(config, beside / "wireguard", state),
+            lambda: wireguard.stop(beside / "wireguard"),
+            now=own is BackendType.WIREGUARD,
+        ),
+    )
+    found.insert(
+        0,
+        OnDemand(
+            ipip.TABLES,
+            _into(WAYS[BackendType.IPIP].tunnel),
+            IpipDriver,
+            ipip.remove,
+            now=own is BackendType.IPIP,
+        ),
+    )
     if options.services:
         found += [HealthChecks(asyncio.get_running_loop()), AnnounceDriver()]
     return found
+
+
+def _into(device: str) -> Callable[[Table, Any], bool]:
+    """Whether a row is of that tunnel."""
+    return lambda table, row: bool((row.name if table is Table.TUNNELS else row.device) == device)
 
 
 def read_config(path: str) -> NetworkConfig:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Final
 
 from podlane.agent import http, report
@@ -25,7 +25,7 @@ from podlane.errors import KernelError
 from podlane.kernel.conntrack import statistics
 from podlane.kernel.conntrack.codec import Filter
 from podlane.kernel.conntrack.flows import Flows
-from podlane.kernel.driver import Driver, Failure
+from podlane.kernel.driver import Failure
 from podlane.kernel.nft import counters, policy_chains
 from podlane.kernel.nft.codec import BRIDGE
 from podlane.kernel.rtnl import traffic
@@ -46,7 +46,6 @@ class MetricsPage:
     def __init__(
         self,
         compiler: Compiler,
-        drivers: Sequence[Driver],
         counted: AgentMetrics,
         *,
         state: Callable[[], report.State],
@@ -56,7 +55,7 @@ class MetricsPage:
         sockets: SocketPages | None,
     ) -> None:
         self._compiler, self._counted = compiler, counted
-        self._bird = next((each for each in drivers if isinstance(each, BirdDriver)), None)
+        self.bird: BirdDriver | None = None  # while there is one
         self._state, self._use, self._requests = state, use, requests
         self._proxy, self._sockets = proxy, sockets
         self.asked: dict[str, http.AskedPage] = {
@@ -84,12 +83,7 @@ class MetricsPage:
         yield Metric("pod_addresses_in_use", "gauge", "Addresses that pods hold, by range.", given)
         yield Metric("pod_addresses_free", "gauge", "Addresses left for pods, by range.", free)
         down = unreachable(self._compiler, state.failures)
-        others = len(self._compiler.view.nodes) - (self._compiler.view.me.node is not None)
-        backend = str(self._compiler.view.config.backend.type)
-        peers: dict[tuple[str, ...], float] = {
-            (backend, "up"): max(0, others - len(down)),
-            (backend, "down"): len(down),
-        }
+        peers = self._peers(down)
         yield Metric(
             "peers",
             "gauge",
@@ -101,6 +95,17 @@ class MetricsPage:
         yield gauge(
             "pods_fail_closed", "Pods that nothing passes of, since the API does not show them yet.", closed
         )
+
+    def _peers(self, down: Collection[str]) -> dict[tuple[str, ...], float]:
+        """By the backend they are sent to by; those that nothing leads to count under this node's own."""
+        own, ways = str(self._compiler.view.config.backend.type), self._compiler.tables[Table.PEER_WAYS]
+        peers: dict[tuple[str, ...], float] = {(own, "up"): 0, (own, "down"): 0}
+        for name in self._compiler.view.nodes:
+            if name != self._compiler.view.me.name:
+                way = str(ways[name].ways[0][1]) if name in ways else own
+                key = way, "down" if name in down or name not in ways else "up"
+                peers[key] = peers.get(key, 0) + 1
+        return peers
 
     # --- of what is read ---
 
@@ -117,8 +122,8 @@ class MetricsPage:
                 "conntrack_events_total", "counter", "What went wrong in connection tracking.", events
             )
         yield from self._traffic()
-        if self._bird is not None:
-            yield from self._sessions(self._bird)
+        if self.bird is not None:
+            yield from self._sessions(self.bird)
 
     def _traffic(self) -> Iterator[Metric]:
         ours = {*TUNNEL_DEVICES, *self._compiler.tables[Table.BRIDGES]}

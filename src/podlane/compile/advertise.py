@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from podlane.compile import facts
 from podlane.compile.endpoints import nodes_with_endpoints
 from podlane.compile.engine import Capability
 from podlane.compile.store import Compiled, UnitKey
@@ -39,6 +40,10 @@ def units_of(change: Change, view: View) -> Iterator[UnitKey]:
     elif change.kind == "EndpointSlice":
         for piece in change.sides:
             namespace, name = service_of(piece)
+            yield UnitKey(NAME, "service", name, namespace)
+    elif change.kind == "Node" and _addresses(change.old) != _addresses(change.new):
+        # An address that a node has itself is no service's to announce.
+        for namespace, name in view.services:
             yield UnitKey(NAME, "service", name, namespace)
     elif change.kind == "Node" and change.name == view.me.name and _labels(change.old) != _labels(change.new):
         for namespace, name in view.balanced:
@@ -81,6 +86,10 @@ def _by_pool(service: Service, view: View) -> bool:
         return may_announce(node, announcing_nodes(service))
     except ConfigError:
         return False  # compile/announce.py says so
+
+
+def _addresses(node: Node | None) -> list[Address]:
+    return facts.internal_addresses(node) if node is not None else []
 
 
 def _labels(node: Node | None) -> dict[str, str]:

@@ -33,6 +33,7 @@ class BgpRoutes:
     """The Way of backend.type bgp."""
 
     tunnel: Final = ""
+    place: Final = (Table.SPEAKER, SPEAKER)
 
     def overhead_bytes(self, outer: Family) -> int:
         return 0

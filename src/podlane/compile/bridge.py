@@ -22,10 +22,10 @@ from typing import Any, Final
 
 from podlane.compile import facts
 from podlane.compile.engine import Capability
-from podlane.compile.peers import link_mtu_bytes
+from podlane.compile.peers import decides, link_mtu_bytes
 from podlane.compile.store import UnitKey
 from podlane.compile.tables import NOTHING, BridgeLink, Route, Rows, Table
-from podlane.compile.view import CONFIG, UNDERLAY, Change, View
+from podlane.compile.view import Change, View
 from podlane.errors import ConfigError
 from podlane.model.addresses import Address, Interface, Prefix
 from podlane.model.config import LinkMode
@@ -37,7 +37,7 @@ DEVICE: Final = UnitKey(NAME, "device")
 def units_of(change: Change, view: View) -> Iterator[UnitKey]:
     if view.config.link.mode is not LinkMode.BRIDGE:
         return
-    if change.kind in (CONFIG, UNDERLAY) or (change.kind == "Node" and change.name == view.me.name):
+    if decides(change, view) or (change.kind == "Node" and change.name == view.me.name):
         yield DEVICE
 
 

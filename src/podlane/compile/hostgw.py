@@ -20,6 +20,7 @@ class HostGateway:
     """The Way of backend.type host-gw, and of any other with directRouting for the nodes next to this one."""
 
     tunnel: Final = ""
+    place: Final = None
 
     def overhead_bytes(self, outer: Family) -> int:
         return 0

@@ -25,6 +25,7 @@ class IpInIp:
     """The Way of backend.type ipip."""
 
     tunnel: Final = DEVICE
+    place: Final = (Table.TUNNELS, DEVICE)
 
     def overhead_bytes(self, outer: Family) -> int:
         return 20

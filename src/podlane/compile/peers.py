@@ -1,4 +1,4 @@
-"""Pods of other nodes: who the others are, and which way leads to each (backend.type).
+"""Pods of other nodes: who the others are, and which way leads to each (backend.type, compile/reception.py).
 
 One unit a remote node, and one for what this node needs itself. With backend.directRouting a node on this
 node's own subnet is reached by plain routes, family by family, and the tunnel is left to the others.
@@ -6,7 +6,9 @@ node's own subnet is reached by plain routes, family by family, and the tunnel i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 from podlane.compile import bgp, facts
@@ -14,28 +16,29 @@ from podlane.compile.bgp import AS_ANNOTATION, BgpRoutes
 from podlane.compile.engine import Capability
 from podlane.compile.hostgw import HostGateway, is_next_to
 from podlane.compile.ipip import IpInIp
+from podlane.compile.reception import ANSWERED, active, choose, flips
+from podlane.compile.spoken import received
 from podlane.compile.store import Compiled, UnitKey
-from podlane.compile.tables import NOTHING, Rows, Table
-from podlane.compile.view import CONFIG, UNDERLAY, Change, View, since
+from podlane.compile.tables import DIRECT, NOTHING, PeerWay, Rows, Table
+from podlane.compile.view import CONFIG, STANDING, UNDERLAY, Change, View, since
 from podlane.compile.vxlan import Vxlan
 from podlane.compile.ways import Here, Peer, Way
 from podlane.compile.wireguard import WireguardTunnel
 from podlane.errors import ConfigError
 from podlane.model.addresses import Family, Prefix, host_prefix, overlap
 from podlane.model.backends import BackendType
+from podlane.model.config import NetworkConfig
 from podlane.model.local import Underlay
 from podlane.model.objects import Node
 
 NAME: Final = "peers"
 OWN: Final = UnitKey(NAME, "device")
-ROUTERS: Final = UnitKey(NAME, "routers")
-"""The BGP speaker of a node whose backend is another one."""
-DIRECT: Final = HostGateway()
+DIRECT_WAY: Final = HostGateway()
 WAYS: Final[dict[BackendType, Way]] = {
     BackendType.VXLAN: Vxlan(),
     BackendType.WIREGUARD: WireguardTunnel(),
     BackendType.IPIP: IpInIp(),
-    BackendType.HOST_GW: DIRECT,
+    BackendType.HOST_GW: DIRECT_WAY,
     BackendType.BGP: BgpRoutes(),
 }
 TUNNEL_DEVICES: Final = tuple(way.tunnel for way in WAYS.values() if way.tunnel)
@@ -45,34 +48,49 @@ TUNNEL_DEVICES: Final = tuple(way.tunnel for way in WAYS.values() if way.tunnel)
 def units_of(change: Change, view: View) -> Iterator[UnitKey]:
     if change.kind == "Node" and change.name != view.me.name:
         yield UnitKey(NAME, "node", change.name)
-    elif change.kind in (CONFIG, UNDERLAY) or (change.kind == "Node" and _moved(change)):
+    elif change.kind == STANDING:
+        yield UnitKey(NAME, "node", change.object.node)
+    if decides(change, view):
         # What this node is decides the rows of every peer: a change as large as the cluster.
         yield OWN
-        if view.config.speaks_bgp:
-            yield ROUTERS
         for name in view.nodes:
             if name != view.me.name:
                 yield UnitKey(NAME, "node", name)
 
 
+def decides(change: Change, view: View) -> bool:
+    """Whether a change concerns what this node is among the others."""
+    if change.kind == "Node" and change.name == view.me.name and _moved(change):
+        return True
+    return change.kind in (CONFIG, UNDERLAY) or flips(change, view)
+
+
 def compile_unit(key: UnitKey, view: View) -> Rows | Compiled:
-    if key == ROUTERS and view.config.backend.type is BackendType.BGP:
-        return NOTHING  # the backend's own speaker tells them
-    if key in (OWN, ROUTERS):
-        return _device(view, bgp.to_routers if key == ROUTERS else _way(view).device)
-    return _peer(key.name, view)
+    return _device(view) if key == OWN else _peer(key.name, view)
 
 
-def _device(view: View, rows_for: Callable[[Here], Rows]) -> Rows | Compiled:
-    """What this node needs once, whoever the others are."""
+def _device(view: View) -> Rows | Compiled:
     node = view.me.node
     if node is None or view.me.underlay is None:
         return NOTHING
+    refused: list[str] = []
+    rows: dict[Table, dict[Any, Any]] = {}
     try:
         here = _here(view)
-        return rows_for(here) if here else NOTHING
     except ConfigError as error:
         return _refused(node, str(error))
+    if here is None:
+        return NOTHING
+    kinds = active(view)
+    devices = [partial(WAYS[kind].device, _by(kind, here)) for kind in kinds]
+    if view.config.speaks_bgp and BackendType.BGP not in kinds:
+        devices.append(partial(bgp.to_routers, here))
+    for device in devices:
+        try:
+            _merge(rows, device())
+        except ConfigError as error:
+            refused.append(f"node {node.name}: {error}")
+    return Compiled(rows, since(node), tuple(refused))
 
 
 def _peer(name: str, view: View) -> Rows | Compiled:
@@ -99,37 +117,93 @@ def _peer(name: str, view: View) -> Rows | Compiled:
         else:
             pods[family] = prefix
     rows: dict[Table, dict[Any, Any]] = {}
-    for way, families in _ways(Peer(node, pods), view, here):
-        part = Peer(node, {f: pods[f] for f in theirs if f in families})
-        try:
-            for table, found in way.peer(part, here).items():
-                rows.setdefault(table, {}).update(found)
-        except ConfigError as error:
-            refused.append(f"node {name}: {error}")
+    sent: dict[Family, str] = {}
+    try:
+        for kinds, families in _ways(Peer(node, pods), view, here):
+            part = Peer(node, {f: pods[f] for f in theirs if f in families})
+            kind, found, why = _first(kinds, part, here)
+            if found is None:
+                refused.append(f"node {name}: {why}")
+            else:
+                _merge(rows, found)
+                sent.update(dict.fromkeys(families, kind or DIRECT))
+            _receive(rows, part, kind, view, here)
+    except ConfigError as error:
+        refused.append(f"node {name}: {error}")
+    if sent:
+        told = tuple((family, sent[family]) for family in pods if family in sent)
+        rows[Table.PEER_WAYS] = {name: PeerWay(name, told)}
     return Compiled(rows, since(node), tuple(refused))
 
 
-def _ways(peer: Peer, view: View, here: Here) -> Iterator[tuple[Way, set[Family]]]:
-    """Which families of the peer's pods are reached which way."""
+Kinds = Sequence[BackendType | None]
+"""Ways in the order in which they are tried; None: without the tunnel."""
+
+
+def _first(kinds: Kinds, peer: Peer, here: Here) -> tuple[BackendType | None, Rows | None, str]:
+    """The first way there is to the peer, with its rows; or the first one, and why it is none."""
+    refused = ""
+    for kind in kinds:
+        try:
+            way = DIRECT_WAY if kind is None else WAYS[kind]
+            return kind, way.peer(peer, _by(kind, here)), ""
+        except ConfigError as error:
+            refused = refused or str(error)
+    return kinds[0], None, refused
+
+
+def _ways(peer: Peer, view: View, here: Here) -> Iterator[tuple[Kinds, set[Family]]]:
+    """Which families of the peer's pods are reached which way. Raises ConfigError."""
     near: set[Family] = set()
     if view.config.backend.direct_routing:
         near = {family for family in peer.pods if is_next_to(peer, family, here)}
     if near:
-        yield DIRECT, near
+        yield [None], near
     if far := set(peer.pods) - near:
-        yield _way(view), far
+        yield choose(peer.node, view), far
+
+
+def _receive(
+    rows: dict[Table, dict[Any, Any]], peer: Peer, sent: BackendType | None, view: View, here: Here
+) -> None:
+    """What is needed for packets of that node that come by other ways than they are sent there."""
+    others = active(view)
+    if sent is None or len(others) == 1:
+        return
+    for kind in others:
+        if kind is sent or (kind in ANSWERED and kind not in received(peer.node)):
+            continue
+        with suppress(ConfigError):  # it does not come that way
+            found = WAYS[kind].peer(peer, _by(kind, here))
+            _merge(rows, {table: part for table, part in found.items() if table is not Table.ROUTES})
+
+
+def _merge(rows: dict[Table, dict[Any, Any]], found: Rows) -> None:
+    for table, part in found.items():
+        rows.setdefault(table, {}).update(part)
 
 
 CAPABILITY = Capability(NAME, units_of, compile_unit)
 
 
 def link_mtu_bytes(view: View) -> int:
-    """Of the tunnel and of pods' links; 0 while the uplink is not known."""
+    """Of pods' links: what every way in use can carry; 0 while the uplink is not known."""
     node, underlay = view.me.node, view.me.underlay
     outer = facts.outer_family(node, underlay, view.config.ip_families) if node else None
     if outer is None or underlay is None:
         return 0
-    return view.config.backend.mtu_bytes or underlay.mtu_bytes - _way(view).overhead_bytes(outer)
+    return min(_mtu_bytes(kind, view.config, underlay, outer) for kind in active(view))
+
+
+def _mtu_bytes(kind: BackendType, config: NetworkConfig, underlay: Underlay, outer: Family) -> int:
+    return config.backend.mtu_bytes or underlay.mtu_bytes - WAYS[kind].overhead_bytes(outer)
+
+
+def _by(kind: BackendType | None, here: Here) -> Here:
+    """What a way starts from."""
+    if kind is None:
+        return here
+    return here._replace(mtu_bytes=_mtu_bytes(kind, here.config, here.underlay, here.outer))
 
 
 def underlay_from_node(view: View) -> Underlay | None:
@@ -141,10 +215,6 @@ def underlay_from_node(view: View) -> Underlay | None:
         return announced
     addresses = tuple((a, host_prefix(a)) for a in facts.internal_addresses(node))
     return Underlay("eth0", view.config.fabric.mtu, addresses)
-
-
-def _way(view: View) -> Way:
-    return WAYS[view.config.backend.type]
 
 
 def _here(view: View) -> Here | None:
@@ -181,7 +251,7 @@ def _find_here(view: View) -> Here | None:
         underlay,
         outer,
         pods,
-        link_mtu_bytes(view),
+        view.config.backend.mtu_bytes or underlay.mtu_bytes,
         {family: facts.own_address(node, underlay, family) for family in Family},
         {family: facts.source_address(node, underlay, family) for family in Family},
     )

@@ -34,6 +34,7 @@ class Table(enum.StrEnum):
     TUNNELS = "tunnels"  # device name -> Tunnel
     TUNNEL_PEERS = "tunnel-peers"  # public key, or node name -> TunnelPeer
     ROUTES = "routes"  # Prefix -> Route
+    PEER_WAYS = "peer-ways"  # node name -> PeerWay; it is in no kernel, but told
     SPEAKER = "speaker"  # "bgp" -> BgpSpeaker
     BGP_PEERS = "bgp-peers"  # (name, Family) -> BgpPeer
     ORIGINATED = "originated"  # Prefix -> Prefix, what this node's speaker announces
@@ -147,6 +148,19 @@ class TunnelPeer(Struct, frozen=True):
     port: int
     pods: tuple[Prefix, ...]
     sources: tuple[Prefix, ...]
+
+
+class PeerWay(Struct, frozen=True):
+    """How another node's pods are sent to: by which backend, or DIRECT where the tunnel is left out.
+
+    ways: by family, in the order of the node's podCIDRs.
+    """
+
+    node: str
+    ways: tuple[tuple[Family, str], ...]
+
+
+DIRECT = "direct"
 
 
 class BgpSpeaker(Struct, frozen=True):

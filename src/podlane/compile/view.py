@@ -17,10 +17,11 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from podlane.compile import facts
 from podlane.compile.policy_index import PolicyIndex
+from podlane.compile.spoken import demands, sends
 from podlane.errors import ConfigError
 from podlane.model.addresses import Address, address
 from podlane.model.config import NetworkConfig
-from podlane.model.local import Attachment, Shares, Underlay
+from podlane.model.local import Attachment, Shares, Standing, Underlay
 from podlane.model.objects import (
     SERVICE_NAME_LABEL,
     WEIGHTS,
@@ -41,6 +42,7 @@ ATTACHMENT: Final = "Attachment"
 UNDERLAY: Final = "Underlay"
 CONFIG: Final = "Config"
 SHARES: Final = "Shares"
+STANDING: Final = "Standing"
 IN_USE: Final = "InUse"  # derived: a policy, or a set of peers, that this node's pods need (policy_index.py)
 
 CLUSTER_WIDE: Final = frozenset({"Node", "Namespace", "ServiceCIDR"})
@@ -55,8 +57,8 @@ V = TypeVar("V")
 class Change(NamedTuple):
     """One thing that came (old is None), went (new is None) or became another.
 
-    kind: a key of model.objects.KINDS, or ATTACHMENT, UNDERLAY, CONFIG, SHARES. What enters the engine may
-    leave `old` out when `new` is there: the engine fills in what it knew.
+    kind: a key of model.objects.KINDS, or ATTACHMENT, UNDERLAY, CONFIG, SHARES, STANDING. What enters the
+    engine may leave `old` out when `new` is there: the engine fills in what it knew.
     """
 
     kind: str
@@ -96,7 +98,7 @@ class View:
     """Read-only. Mappings are live: do not keep them across changes.
 
     nodes, namespaces, service_cidrs: by name. pods, services, slices, network_policies: by (namespace, name).
-    shares: by service. policies: who is selected by what.
+    shares: by service. policies: who is selected by what. standing: by backend and node.
     """
 
     def __init__(self, node_name: str, config: NetworkConfig) -> None:
@@ -111,6 +113,7 @@ class View:
         self._network_policies: dict[Key, NetworkPolicy] = {}
         self._attachments: dict[Key, Attachment] = {}
         self._shares: dict[Key, Shares] = {}
+        self._standing: dict[Key, Standing] = {}
         self._underlay: Underlay | None = None
         self._of_me: dict[Callable[[View], Any], Any] = {}
         self._pods_here: set[Key] = set()
@@ -119,6 +122,8 @@ class View:
         self._weighed: _Index[str] = _Index()
         self._balanced: _Index[str] = _Index()  # by address, and all of them under ""
         self._nodes_by_address: _Index[str] = _Index()
+        self._nodes_demanding: _Index[str] = _Index()
+        self._nodes_sending: _Index[str] = _Index()
         self._attachments_by_address: _Index[str] = _Index()
         self._attachments_by_pod: _Index[Key] = _Index()
         self.policies = PolicyIndex(node_name)
@@ -130,6 +135,7 @@ class View:
         self.slices: Mapping[Key, EndpointSlice] = MappingProxyType(self._slices)
         self.network_policies: Mapping[Key, NetworkPolicy] = MappingProxyType(self._network_policies)
         self.shares: Mapping[Key, Shares] = MappingProxyType(self._shares)
+        self.standing: Mapping[Key, Standing] = MappingProxyType(self._standing)
 
     @property
     def balanced(self) -> frozenset[Key]:
@@ -152,6 +158,14 @@ class View:
         except KeyError:
             found = self._of_me[work_out] = work_out(self)
         return found
+
+    def nodes_demanding(self, backend: str) -> Collection[Key]:
+        """("", name) of the other nodes that have that backend and do not receive by this node's."""
+        return self._nodes_demanding.get(backend)
+
+    def nodes_sending(self, backend: str) -> Collection[Key]:
+        """("", name) of the other nodes that send to some by that backend."""
+        return self._nodes_sending.get(backend)
 
     @property
     def me(self) -> Me:
@@ -204,6 +218,7 @@ class View:
             "NetworkPolicy": self._network_policies,
             ATTACHMENT: self._attachments,
             SHARES: self._shares,
+            STANDING: self._standing,
         }
         return tables[kind]
 
@@ -282,6 +297,11 @@ class Objects(View):
         elif isinstance(value, Node):
             for where in facts.internal_addresses(value):
                 act(self._nodes_by_address, str(where), ("", value.name))
+            if value.name != self._node_name:
+                for backend in demands(value, self.config):
+                    act(self._nodes_demanding, backend, ("", value.name))
+                for backend in sends(value):
+                    act(self._nodes_sending, backend, ("", value.name))
         elif isinstance(value, Attachment):
             for where in value.addresses:
                 act(self._attachments_by_address, str(where), key)

@@ -7,9 +7,8 @@ A packet for 10.244.2.7 leaves node-1 like this; every step is a row written bef
     fdb         02:… is behind 172.30.2.12
     outer       172.30.1.11 -> 172.30.2.12, UDP 8472, VNI 85
 
-and node-2 finds the pod's own route behind its tunnel device. The tunnel end's address is the first
-of the node's CIDR, which no pod gets: the network address, or ::1 in IPv6, where ::0 is the
-subnet-router anycast address (RFC 4291, 2.6.1) and cannot be a source.
+and node-2 finds the pod's own route behind its tunnel device. The next hop is the first address of the node's
+CIDR, which no pod gets; for IPv6 pods a link-local address that follows from the MAC address.
 
 MAC addresses follow from node names, so that nothing has to be exchanged, and the device has its own
 from creation, so that no udev rule finds something to change. The preferred source is the node's own
@@ -22,6 +21,7 @@ tunnel carries both families.
 from __future__ import annotations
 
 import hashlib
+from ipaddress import ip_address
 from typing import Any, Final
 
 from podlane.compile.tables import FdbEntry, Neighbour, Route, Rows, Table, VxlanLink
@@ -39,6 +39,7 @@ class Vxlan:
     """The Way of backend.type vxlan."""
 
     tunnel: Final = DEVICE
+    place: Final = (Table.LINKS, DEVICE)
 
     def overhead_bytes(self, outer: Family) -> int:
         return _OVERHEAD_BYTES[outer]
@@ -67,10 +68,10 @@ class Vxlan:
         neighbours: dict[Any, Any] = {}
         routes: dict[Any, Any] = {}
         for family, pods in peer.pods.items():
-            end = vtep_address(pods)
-            neighbours[DEVICE, end] = Neighbour(DEVICE, end, mac)
+            via = next_hop(pods, mac)
+            neighbours[DEVICE, via] = Neighbour(DEVICE, via, mac)
             source = here.source(family)
-            routes[pods] = Route(pods, via=end, device=DEVICE, source=source, onlink=True)
+            routes[pods] = Route(pods, via, DEVICE, source, onlink=family is Family.IPV4)
         fdb = {(DEVICE, mac): FdbEntry(DEVICE, mac, remote)}
         return {Table.NEIGHBOURS: neighbours, Table.FDB: fdb, Table.ROUTES: routes}
 
@@ -79,6 +80,17 @@ def vtep_mac(node_name: str) -> str:
     """A locally administered unicast address that follows from the node's name."""
     tail = hashlib.sha256(b"podlane-vtep" + node_name.encode()).digest()[:5]
     return ":".join(f"{octet:02x}" for octet in b"\x02" + tail)
+
+
+def next_hop(pods: Prefix, mac: str) -> Address:
+    """What the route to a node's pods leads to. In IPv6 a link-local address made of the MAC (RFC 4291,
+    appendix A): an address of the node's own CIDR is refused while another device has a route there."""
+    if family_of(pods) is Family.IPV4:
+        return vtep_address(pods)
+    octets = bytes.fromhex(mac.replace(":", ""))
+    return ip_address(
+        b"\xfe\x80" + bytes(6) + bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:]
+    )
 
 
 def vtep_address(pods: Prefix) -> Address:

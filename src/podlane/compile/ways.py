@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 from podlane.compile import facts
-from podlane.compile.tables import Rows
+from podlane.compile.tables import Rows, Table
 from podlane.model.addresses import Address, Family, Prefix
 from podlane.model.config import NetworkConfig
 from podlane.model.local import Underlay
@@ -18,7 +18,7 @@ from podlane.model.objects import Node
 
 
 class Here(NamedTuple):
-    """This node. pods: its own CIDRs, primary first. outer: of tunnels. mtu_bytes: of pods' links.
+    """This node. pods: its own CIDRs, primary first. outer: of tunnels. mtu_bytes: of the way's device.
 
     addresses: where others send what is for this node. sources: what it sends to pods from itself.
     """
@@ -64,6 +64,11 @@ class Way(Protocol):
 
     def overhead_bytes(self, outer: Family) -> int:
         """What it adds to a packet, outer Ethernet header not counted."""
+        ...
+
+    @property
+    def place(self) -> tuple[Table, str] | None:
+        """The row without which nothing is received by it; None where it needs none."""
         ...
 
     def device(self, here: Here) -> Rows:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from podlane.compile import facts
+from podlane.compile.spoken import port_of
 from podlane.compile.tables import Route, Rows, Table, Tunnel, TunnelPeer
 from podlane.compile.vxlan import vtep_address
 from podlane.compile.ways import Here, Peer
@@ -35,6 +36,7 @@ class WireguardTunnel:
     """The Way of backend.type wireguard."""
 
     tunnel: Final = DEVICE
+    place: Final = (Table.TUNNELS, DEVICE)
 
     def overhead_bytes(self, outer: Family) -> int:
         return _OVERHEAD_BYTES[outer]
@@ -63,7 +65,7 @@ class WireguardTunnel:
             device=DEVICE,
             node=peer.node.name,
             remote=remote,
-            port=here.config.wireguard.port,
+            port=port_of(peer.node, BackendType.WIREGUARD, here.config.wireguard.port),
             pods=tuple(peer.pods.values()),
             sources=tuple(map(host_prefix, own)),
         )

@@ -47,6 +47,17 @@ class Attachment(Struct, frozen=True):
         return self.container_id, self.ifname
 
 
+class Standing(Struct, frozen=True):
+    """A way to a node that has answered: WireGuard's handshake, the routes that BGP is to bring."""
+
+    way: str
+    node: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.way, self.node
+
+
 WHOLE_SHARE: Final = 16
 
 

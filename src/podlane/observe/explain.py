@@ -25,6 +25,7 @@ from podlane.compile import facts, socket_lb
 from podlane.compile.engine import compile_node
 from podlane.compile.policy_sim import Judge, PolicyFlow
 from podlane.compile.services_sim import Action, Flow, Verdict, holds, resolve
+from podlane.compile.spoken import configured
 from podlane.compile.tables import Backend, BridgeLink, Direction, SetName, Table
 from podlane.errors import ConfigError
 from podlane.model.addresses import Address, Family, Protocol, address, family_of
@@ -106,7 +107,8 @@ def compiled(
 
     @cache
     def tables(node: str) -> Tables:
-        return compile_node(cluster.objects, node=node, config=config, attachments=links.get(node))
+        own = configured(cluster.nodes[node], config) if node in cluster.nodes else config
+        return compile_node(cluster.objects, node=node, config=own, attachments=links.get(node))
 
     return tables
 

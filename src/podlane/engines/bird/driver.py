@@ -132,8 +132,9 @@ class BirdDriver:
             select.select([descriptor], [], [])
         finally:
             os.close(descriptor)
-        log.warning("BIRD has ended; it is started anew")
-        self.died()
+        if self._desired[Table.SPEAKER]:
+            log.warning("BIRD has ended; it is started anew")
+            self.died()
 
 
 def stop(directory: Path) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
-import socket
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from msgspec.structs import replace
+
 from podlane.compile.tables import Table, Tunnel, TunnelPeer
-from podlane.compile.vxlan import vtep_address
 from podlane.compile.wireguard import DEVICE
 from podlane.delta import Delta, merge
 from podlane.engines.wireguard import keys, uapi
@@ -21,7 +20,6 @@ from podlane.errors import KernelError
 from podlane.kernel.driver import Failure, Report
 from podlane.kernel.rtnl import Rtnl
 from podlane.kernel.rtnl.tunnels import repair
-from podlane.model.addresses import Prefix, family_of
 from podlane.model.backends import wireguard_key
 from podlane.model.config import NetworkConfig
 
@@ -29,7 +27,6 @@ log = logging.getLogger(__name__)
 
 TABLES: Final = (Table.TUNNELS, Table.TUNNEL_PEERS)
 KEY_FILE: Final = "wireguard.key"
-DISCARD: Final = 9  # the port, RFC 863
 PATIENCE_S: Final = 0.5  # a node of the lesser key that is there begins at once
 
 
@@ -109,9 +106,11 @@ class WireguardDriver:
         self._silent_since_s = {key: self._silent_since_s.get(key, now_s) for key in silent}
         mine = [key for key in silent if self.public < key or self._silent_since_s[key] < now_s - PATIENCE_S]
         if mine:
-            self._process.write(uapi.changes({}, mine) + uapi.changes({key: peers[key] for key in mine}, ()))
-            for key in mine:
-                nudge(self._desired[Table.TUNNEL_PEERS][key].pods[0])
+            wanted = {key: peers[key] for key in mine}
+            # With a keepalive a peer is spoken to at once, whether a route leads to it or not.
+            lively = {key: replace(each, keepalive_s=each.keepalive_s or 1) for key, each in wanted.items()}
+            self._process.write(uapi.changes({}, mine) + uapi.changes(lively, ()))
+            self._process.write(uapi.changes(wanted, ()))
         for key in silent:
             yield self._no_handshake(key)
 
@@ -131,15 +130,6 @@ class WireguardDriver:
             allowed = uapi.order(row.pods + row.sources)
             peers[key] = uapi.Peer((row.remote, row.port), allowed, self._preshared, self._keepalive_s)
         return peers, tuple(failures)
-
-
-def nudge(pods: Prefix) -> None:
-    """A datagram for an address no pod has: that it is to be sent makes the tunnel stand."""
-    with (
-        contextlib.suppress(OSError),  # no route yet: the next look finds one
-        socket.socket(family_of(pods).af, socket.SOCK_DGRAM) as sender,
-    ):
-        sender.sendto(b"", (str(vtep_address(pods)), DISCARD))
 
 
 def stop(directory: Path) -> None:
