@@ -153,6 +153,52 @@ def test_a_leader_that_is_stopped_and_goes_on_writes_nothing(tmp_path: Path) -> 
         assert 'podlane_controller_node_cidrs_assigned{family="IPv6"} 5' in other.get("/metrics")[1]
 
 
+def test_everything_that_was_left_in_objects_is_taken_back(tmp_path: Path) -> None:
+    """And what users and others wrote stays."""
+
+    def of(kind: str, name: str) -> Obj:
+        return next(obj for obj in objects(lab, kind) if obj["metadata"]["name"] == name)
+
+    wish = {pools.WANTED_ADDRESSES: "192.0.2.12", "example.com/mine": "yes"}
+    ours = {"podlane.dev/underlay": "{}", "podlane.dev/agent": "{}", "podlane.dev/bgp-as-number": "65001"}
+    told = {"type": "podlane.dev/AnnouncedIPv4", "status": "True", "reason": "Layer2", "message": "n answers"}
+    told["lastTransitionTime"] = "2026-01-01T00:00:00Z"
+    kubelets = {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "fine"}
+    up = {"type": "NetworkUnavailable", "status": "False", "reason": "PodlaneIsUp", "message": ""}
+    degraded = {"type": "podlane.dev/Degraded", "status": "False", "reason": "x", "message": ""}
+    with running(tmp_path) as lab:
+        create(lab, pools.RESOURCE, POOL, "")
+        create(lab, "services", balancer("web", wish))
+        create(lab, "services", balancer("theirs", loadBalancerClass="example.com/lb"))
+        create(lab, "nodes", {"metadata": {"name": "n", "annotations": ours}}, "")
+        with controllers(lab, tmp_path, 1) as (leader,):
+            until(lambda: ingress(lab, "web"))
+            assert leader.stop() == 0
+        client = lab.server.client
+        conditions = {"status": {"conditions": [kubelets, up, degraded]}}
+        lab.run(lambda: client.patch("nodes", "n", "", conditions, subresource="status"))
+        said = {"status": {"conditions": [told, {**told, "type": "example.com/Theirs"}]}}
+        lab.run(lambda: client.patch("services", "web", "default", said, subresource="status"))
+        theirs = of("services", "theirs")
+        command = [PODLANE, "controller", "--release", "--kubeconfig", lab.kubeconfig]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        lines = ["service default/web", "node n", "lease kube-system/podlane-controller"]
+        assert done.stdout.splitlines() == [f"released: {each}" for each in lines]
+        web, node = of("services", "web"), of("nodes", "n")
+        assert web["metadata"]["annotations"] == wish
+        assert not web["metadata"].get("finalizers")
+        assert not ingress(lab, "web")
+        assert [c["type"] for c in web["status"]["conditions"]] == ["example.com/Theirs"]
+        assert node["metadata"]["annotations"] == {"podlane.dev/bgp-as-number": "65001"}
+        assert node["status"]["conditions"] == [kubelets]
+        assert of("services", "theirs") == theirs
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "", (
+            "once is enough"
+        )
+        lab.run(lambda: client.delete("services", "web", "default"))
+        assert "web" not in [each["metadata"]["name"] for each in objects(lab, "services")]
+
+
 def test_what_it_is_told_wrongly() -> None:
     def refused(*words: str) -> str:
         done = subprocess.run([PODLANE, "controller", *words], capture_output=True, text=True, check=False)

@@ -29,14 +29,13 @@ from podlane.compile.engine import Compiler
 from podlane.compile.tables import Table
 from podlane.errors import ApiError, NotFoundError
 from podlane.kernel.driver import Failure
+from podlane.model.agents import NETWORK_UNAVAILABLE, NOT_READY, UP
 from podlane.model.objects import Node
 from podlane.watch.backoff import Backoff
 from podlane.watch.http import ApiHttp
 
 log = logging.getLogger(__name__)
 
-NETWORK_UNAVAILABLE: Final = "NetworkUnavailable"
-UP, NOT_READY = "PodlaneIsUp", "PodlaneIsNotReady"
 AGAIN_S: Final = 300.0
 """How often it is looked whether somebody else has written; the pause is jittered."""
 LOOK_S: Final = 5.0

@@ -31,6 +31,11 @@ import click
     show_default=True,
     help="Where the Lease podlane-controller is.",
 )
+@click.option(
+    "--release",
+    is_flag=True,
+    help="Take back what agents and controllers left in Services and Nodes, and end. They must be gone.",
+)
 def command(
     kubeconfig: str,
     context: str,
@@ -39,6 +44,7 @@ def command(
     metrics_address: str,
     lease_duration: int,
     lease_namespace: str,
+    release: bool,
 ) -> None:
     """Run the cluster's controller: load-balancer addresses from LoadBalancerPools.
 
@@ -46,16 +52,18 @@ def command(
 
     Example: podlane controller --kubeconfig /etc/podlane/kubeconfig --metrics-address 127.0.0.1:9586
     """
-    from podlane.controller.daemon import ControllerOptions, main
+    from podlane.controller import daemon
 
-    main(
-        ControllerOptions(
-            kubeconfig=kubeconfig,
-            context=context,
-            api_servers=api_server,
-            config=config,
-            metrics_address=metrics_address,
-            lease_duration_s=lease_duration,
-            lease_namespace=lease_namespace,
-        )
+    options = daemon.ControllerOptions(
+        kubeconfig=kubeconfig,
+        context=context,
+        api_servers=api_server,
+        config=config,
+        metrics_address=metrics_address,
+        lease_duration_s=lease_duration,
+        lease_namespace=lease_namespace,
     )
+    if release:
+        daemon.give_back(options, lambda what: click.echo(f"released: {what}"))
+    else:
+        daemon.main(options)

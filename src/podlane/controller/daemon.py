@@ -9,6 +9,7 @@ import asyncio
 import os
 import signal
 import socket
+from collections.abc import Callable
 
 from msgspec import Struct
 
@@ -20,6 +21,7 @@ from podlane.controller.load_balancers import LoadBalancers
 from podlane.controller.manager import Manager
 from podlane.controller.node_claims import NodeClaims
 from podlane.controller.node_prefixes import NodePrefixes
+from podlane.controller.release import release
 from podlane.controller.remote import HttpClient
 from podlane.model.config import NetworkConfig
 from podlane.observe import window
@@ -114,6 +116,17 @@ def main(options: ControllerOptions) -> None:
     config = configuration.read(options.config)
     access = kubeconfig.load(options.kubeconfig or None, options.context, options.api_servers)
     asyncio.run(_main(options, config, access))
+
+
+def give_back(options: ControllerOptions, say: Callable[[str], None]) -> None:
+    """For a cluster that podlane is removed from (controller/release.py)."""
+    access = kubeconfig.load(options.kubeconfig or None, options.context, options.api_servers)
+
+    async def run() -> None:
+        async with ApiHttp(access, "podlane-controller") as http:
+            await release(HttpClient(http), options.lease_namespace, say)
+
+    asyncio.run(run())
 
 
 async def _main(options: ControllerOptions, config: NetworkConfig, access: kubeconfig.Access) -> None:

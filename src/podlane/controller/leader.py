@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 LEASES: Final = "leases.coordination.k8s.io"
 DURATION_S: Final = 15
 NAMESPACE: Final = "kube-system"
+NAME: Final = "podlane-controller"
 RENEW_DEADLINE: Final = 2 / 3  # of the duration
 RETRY: Final = 2 / 15
 
@@ -45,7 +46,7 @@ class LeaderElection:
         client: ApiClient,
         identity: str,
         *,
-        name: str = "podlane-controller",
+        name: str = NAME,
         namespace: str = NAMESPACE,
         duration_s: int = DURATION_S,
         now: Callable[[], float] = running_s,

@@ -12,6 +12,10 @@ from podlane import redaction
 from podlane.model.config import NetworkConfig
 
 AGENT_ANNOTATION: Final = "podlane.dev/agent"
+NETWORK_UNAVAILABLE: Final = "NetworkUnavailable"  # core/v1, of a Node
+UP, NOT_READY = "PodlaneIsUp", "PodlaneIsNotReady"
+REASONS: Final = frozenset({UP, NOT_READY})
+"""Why a Node's NetworkUnavailable is what it is, where an agent has said so."""
 DEGRADED: Final = "podlane.dev/Degraded"
 """The Node's condition: what its kernel or engines refuse, but for what leads to other nodes."""
 

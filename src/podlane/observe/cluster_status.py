@@ -16,12 +16,11 @@ from msgspec import Struct
 
 from podlane.model import agents
 from podlane.model.addresses import Family
-from podlane.model.agents import AGENT_ANNOTATION, AgentFacts
+from podlane.model.agents import AGENT_ANNOTATION, NETWORK_UNAVAILABLE, AgentFacts
 from podlane.observe.explanation import API_VERSION
 
 Obj = dict[str, Any]
 
-NETWORK_UNAVAILABLE: Final = "NetworkUnavailable"
 OURS: Final = "podlane.dev/"
 STALE_LEASES: Final = 4
 """So many times its duration a lease has not been renewed: nobody leads."""

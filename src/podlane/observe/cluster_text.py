@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from podlane.observe.cluster_status import NETWORK_UNAVAILABLE, ClusterStatus, NodeStatus
+from podlane.model.agents import NETWORK_UNAVAILABLE
+from podlane.observe.cluster_status import ClusterStatus, NodeStatus
 
 _HEAD: Final = ("NODE", "ADDRESSES", "POD CIDRS", "AGENT", "VERSION", "BACKEND", "CONFIG", "NETWORK")
 MOST_NODES: Final = 50
