@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import time
@@ -125,6 +126,26 @@ def test_the_python_client_lists_watches_and_execs(shared: Lab) -> None:
     )
     assert answer.strip() == "client"
     api.api_client.close()
+
+
+@pytest.mark.filterwarnings("ignore:Kubernetes version")  # it was written for those up to 1.35, and says so
+def test_kr8s_lists_and_execs(shared: Lab) -> None:
+    import kr8s
+    from kr8s.asyncio import objects
+
+    async def story() -> None:
+        api = await kr8s.asyncio.api(kubeconfig=shared.kubeconfig)
+        pods = [o async for o in api.get("pods", namespace="default", label_selector="app=web")]
+        assert len(pods) == 2
+        client = await objects.Pod.get("client", namespace="default", api=api)
+        assert (await client.ready()) is True
+        answer = await client.exec(["hostname"])
+        assert (answer.returncode, answer.stdout.strip()) == (0, b"client")
+        lines = [line async for line in pods[0].logs()]
+        assert isinstance(lines, list)
+        await asyncio.sleep(0.1)  # its connections say goodbye
+
+    asyncio.run(story())
 
 
 def test_a_service_reaches_every_pod_and_the_node_port_answers_outside(shared: Lab) -> None:
