@@ -1,7 +1,7 @@
 """What this node tells the others: annotations of its own Node object.
 
 Written only where the API says something else, with a merge patch of these keys and nothing more, so that
-nobody's write is undone and nothing is written twice.
+nobody's write is undone and nothing is written twice. Who undoes ours is answered less and less.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Callable, Mapping
 
 import msgspec
@@ -16,6 +17,7 @@ import msgspec
 from podlane.errors import ApiError
 from podlane.model.objects import Node
 from podlane.watch.backoff import Backoff
+from podlane.watch.contest import FREE, Contest
 from podlane.watch.http import ApiHttp
 
 log = logging.getLogger(__name__)
@@ -31,6 +33,8 @@ class Announcer:
         self._api, self._node = api, node
         self._wanted: dict[str, str] = {}
         self._changed = asyncio.Event()
+        self._contest = Contest()
+        self._later: asyncio.TimerHandle | None = None
         self.entitled = True
         """Whether the Node is known to be this machine's own; otherwise nothing is written."""
         self.error = ""
@@ -57,6 +61,11 @@ class Announcer:
             node, missing = self._node(), self._missing()
             if node is None or not missing:
                 continue
+            write = (node.name, *missing), tuple(missing.values())
+            if wait_s := self._contest.wait_s(*write, time.monotonic()):
+                self.error = f"somebody else writes {', '.join(missing)} of Node {node.name}, too"
+                self._look_later(wait_s)
+                continue
             body = msgspec.json.encode({"metadata": {"annotations": missing}})
             try:
                 await self._api.patch(f"/api/v1/nodes/{node.name}", body, MERGE_PATCH)
@@ -68,6 +77,14 @@ class Announcer:
             else:
                 self.error = ""
                 backoff.succeeded()
+                if self._contest.wrote(*write, time.monotonic()) == FREE:
+                    names = ", ".join(missing)
+                    log.warning("%s of Node %s were written %d times over", names, node.name, FREE)
+
+    def _look_later(self, pause_s: float) -> None:
+        if self._later is not None:
+            self._later.cancel()
+        self._later = asyncio.get_running_loop().call_later(pause_s, self._changed.set)
 
     def _missing(self) -> dict[str, str]:
         node = self._node()

@@ -25,6 +25,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 from podlane.controller.client import RETRY_FIRST_S, RETRY_LAST_S, ApiClient, Event, Listed, Obj
 from podlane.errors import ApiError, ConflictError
 from podlane.observe.exposition import WORK_BUCKETS_S, Histogram
+from podlane.watch.backoff import LONGEST_WAIT_S
 
 log = logging.getLogger(__name__)
 
@@ -264,7 +265,8 @@ class WorkQueue(Generic[K]):
 
     A key added while it waits is not added twice; added while it is worked on, it is worked on once
     more afterwards, never at the same time. A reconcile that fails is retried after 5 ms, doubling up to
-    5 s; one that returns a number is called again after that many seconds at the latest.
+    5 s, or when the API asked for more, after that; one that returns a number is called again after that
+    many seconds at the latest.
     """
 
     def __init__(
@@ -369,6 +371,8 @@ class WorkQueue(Generic[K]):
         except Exception as error:  # a controller outlives any one object
             count = self._failures[key] = self._failures.get(key, 0) + 1
             delay_s = min(RETRY_FIRST_S * 2.0 ** min(count - 1, 16), RETRY_LAST_S)
+            if isinstance(error, ApiError):
+                delay_s = max(delay_s, min(error.retry_after_s, LONGEST_WAIT_S))
             self.retried += 1
             expected = isinstance(error, ApiError)
             if not isinstance(error, ConflictError):

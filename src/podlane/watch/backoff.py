@@ -15,7 +15,7 @@ MOST_S: Final = 20.0
 """An API that is back is found within this, and there is time left to list before 30 s are over."""
 SPREAD_S: Final = 1.0
 """Within this the readers of one process follow the one that found the API."""
-LONGEST_WAIT_S: Final = 120.0
+LONGEST_WAIT_S: Final = 300.0
 """What a server may ask for; more is a mistake or worse, and is not waited for."""
 
 Sleep = Callable[[float], Awaitable[None]]
