@@ -8,7 +8,18 @@ import inspect
 import json
 import sys
 
-PARTS = ("lab", "path", "cni", "sockets", "services", "balancing", "failover", "policy", "cluster_scale")
+PARTS = (
+    "lab",
+    "path",
+    "throughput",
+    "cni",
+    "sockets",
+    "services",
+    "balancing",
+    "failover",
+    "policy",
+    "cluster_scale",
+)
 
 
 def main() -> int:

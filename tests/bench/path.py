@@ -17,6 +17,7 @@ from tests.bench.lab import podlane
 
 LAB = "bench"
 ROUNDS, PACKETS = 7, 2000
+VXLAN_MTU_BYTES = 1450
 
 PODS = """
 apiVersion: v1
@@ -93,8 +94,8 @@ def round_trips_us(namespace: int, address: str, port: int) -> tuple[float, floa
 
 
 @contextmanager
-def by_hand() -> Iterator[tuple[int, int]]:
-    """Two pods on two nodes with nothing but veth, routes and a static VXLAN: the floor."""
+def by_hand(*, tunnel: bool = True) -> Iterator[tuple[int, int]]:
+    """Two pods on two nodes with nothing but veth, routes and, with tunnel, a static VXLAN: the floor."""
     fabric, *nodes = [netns.new() for _ in range(3)]
     pods = [netns.new() for _ in range(2)]
     try:
@@ -107,23 +108,15 @@ def by_hand() -> Iterator[tuple[int, int]]:
             netns.write_sysctl(node, "net/ipv4/ip_forward", 1)
             with Rtnl(node) as here, Rtnl(pod) as inside:
                 here.add_address("eth0", ipaddress.ip_interface(f"172.31.0.{n}/24"))
-                local = ipaddress.ip_address(f"172.31.0.{n}")
-                here.create_vxlan(
-                    "vx",
-                    vni=9,
-                    port=4789,
-                    underlay="eth0",
-                    local=local,
-                    mac=f"02:00:00:00:00:0{n}",
-                    mtu_bytes=1450,
-                    up=True,
+                via, device = ipaddress.ip_address(f"172.31.0.{other}"), "eth0"
+                if tunnel:
+                    via, device = _vxlan(here, n, other), "vx"
+                here.add_route(
+                    ipaddress.ip_network(f"10.9.{other}.0/24"), via=via, device=device, onlink=True
                 )
-                here.add_address("vx", ipaddress.ip_interface(f"10.9.{n}.0/32"))
-                peer = ipaddress.ip_address(f"10.9.{other}.0")
-                here.set_neighbour("vx", peer, f"02:00:00:00:00:0{other}")
-                here.set_fdb("vx", f"02:00:00:00:00:0{other}", ipaddress.ip_address(f"172.31.0.{other}"))
-                here.add_route(ipaddress.ip_network(f"10.9.{other}.0/24"), via=peer, device="vx", onlink=True)
                 here.create_veth("pod", "eth0", peer_netns=pod, up=True, peer_up=True)
+                if tunnel:
+                    inside.set_mtu("eth0", VXLAN_MTU_BYTES)
                 here.add_address("pod", ipaddress.ip_interface(f"10.9.{n}.1/32"))
                 here.add_route(ipaddress.ip_network(f"10.9.{n}.2/32"), device="pod")
                 inside.add_address("eth0", ipaddress.ip_interface(f"10.9.{n}.2/24"))
@@ -134,6 +127,25 @@ def by_hand() -> Iterator[tuple[int, int]]:
     finally:
         for fd in (fabric, *nodes, *pods):
             os.close(fd)
+
+
+def _vxlan(here: Rtnl, n: int, other: int) -> ipaddress.IPv4Address:
+    """Where the other's pods are routed to."""
+    here.create_vxlan(
+        "vx",
+        vni=9,
+        port=4789,
+        underlay="eth0",
+        local=ipaddress.ip_address(f"172.31.0.{n}"),
+        mac=f"02:00:00:00:00:0{n}",
+        mtu_bytes=VXLAN_MTU_BYTES,
+        up=True,
+    )
+    here.add_address("vx", ipaddress.ip_interface(f"10.9.{n}.0/32"))
+    peer = ipaddress.IPv4Address(f"10.9.{other}.0")
+    here.set_neighbour("vx", peer, f"02:00:00:00:00:0{other}")
+    here.set_fdb("vx", f"02:00:00:00:00:0{other}", ipaddress.ip_address(f"172.31.0.{other}"))
+    return peer
 
 
 def pod_namespaces(lab: str) -> dict[str, int]:
