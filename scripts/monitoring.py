@@ -1,4 +1,4 @@
-"""Makes deploy/alerts/podlane.prometheusrule.yaml and deploy/grafana/podlane.json.
+"""Makes what the Prometheus operator wants of deploy/alerts/, and deploy/grafana/podlane.json.
 
     .venv/bin/python scripts/monitoring.py
 
@@ -17,6 +17,7 @@ import yaml
 DEPLOY = Path(__file__).parents[1] / "deploy"
 RULES = DEPLOY / "alerts" / "podlane.rules.yaml"
 PROMETHEUS_RULE = DEPLOY / "alerts" / "podlane.prometheusrule.yaml"
+POD_MONITOR = DEPLOY / "alerts" / "podlane.podmonitor.yaml"
 DASHBOARD = DEPLOY / "grafana" / "podlane.json"
 
 WIDTH, HEIGHT = 8, 7  # of a panel, in the grid of 24 columns
@@ -303,23 +304,45 @@ def _panel(each: Panel, number: int, x: int, y: int) -> dict[str, Any]:
 
 
 def prometheus_rule() -> dict[str, Any]:
+    return _of_operator("PrometheusRule", yaml.safe_load(RULES.read_text()))
+
+
+def pod_monitor() -> dict[str, Any]:
+    """Agents and controllers; `instance` is the node, as the alerts expect."""
+    node = {"sourceLabels": ["__meta_kubernetes_pod_node_name"], "targetLabel": "instance"}
+    return _of_operator(
+        "PodMonitor",
+        {
+            "jobLabel": "app.kubernetes.io/name",
+            "podTargetLabels": ["app.kubernetes.io/component"],
+            "selector": {"matchLabels": {"app.kubernetes.io/name": "podlane"}},
+            "podMetricsEndpoints": [{"port": "metrics", "relabelings": [node]}],
+        },
+    )
+
+
+def _of_operator(kind: str, spec: dict[str, Any]) -> dict[str, Any]:
+    labels = {"app.kubernetes.io/part-of": "podlane"}
     return {
         "apiVersion": "monitoring.coreos.com/v1",
-        "kind": "PrometheusRule",
-        "metadata": {
-            "name": "podlane",
-            "namespace": "kube-system",
-            "labels": {"app.kubernetes.io/name": "podlane"},
-        },
-        "spec": yaml.safe_load(RULES.read_text()),
+        "kind": kind,
+        "metadata": {"name": "podlane", "namespace": "podlane-system", "labels": labels},
+        "spec": spec,
     }
 
 
 def made() -> dict[Path, str]:
     """What the files are to hold."""
     head = "# Made by scripts/monitoring.py from podlane.rules.yaml.\n"
-    rule = yaml.safe_dump(prometheus_rule(), sort_keys=False, width=1000, allow_unicode=True)
-    return {PROMETHEUS_RULE: head + rule, DASHBOARD: json.dumps(dashboard(), indent=2) + "\n"}
+    rule, monitor = (
+        yaml.safe_dump(each, sort_keys=False, width=1000, allow_unicode=True)
+        for each in (prometheus_rule(), pod_monitor())
+    )
+    return {
+        PROMETHEUS_RULE: head + rule,
+        POD_MONITOR: "# Made by scripts/monitoring.py.\n" + monitor,
+        DASHBOARD: json.dumps(dashboard(), indent=2) + "\n",
+    }
 
 
 if __name__ == "__main__":

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import io
 import json
 import os
 import re
-import socket
 import subprocess
 import tarfile
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
+import yaml
 from prometheus_client.metrics_core import Metric
 
+from podlane.kernel import netns
 from podlane.lab import agents
+from podlane.lab import record as records
 from podlane.lab.paths import LabPaths
 from podlane.lab.rest import STRATEGIC_PATCH, Client
 from tests.cluster.conftest import PODLANE, Lab, until
-from tests.monitoring import documented, lint, names, parse, wanted
+from tests.monitoring import RULES, alerts, documented, lint, names, parse, queries, wanted
 
 NODES = ("node-1", "node-2")
+ADDRESS = {"node-1": "172.30.1.11", "node-2": "172.30.1.12"}
 PASSWORD = "bgp-hunter22"
 MANIFEST = """
 apiVersion: v1
@@ -55,24 +59,86 @@ spec:
 """
 
 
-class Controller:
-    """`podlane controller` beside the one that the lab has built in, and that leads."""
+class Outside:
+    """Programs on the host beyond the cluster: a controller beside the one that leads, and Prometheus."""
 
-    def __init__(self, lab: Lab, log: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        command = [str(PODLANE), "controller", "--kubeconfig", lab.kubeconfig]
-        with log.open("wb") as output:
-            self.process = subprocess.Popen(
-                [*command, "--metrics-address", f"127.0.0.1:{self.port}"], stdout=output, stderr=output
-            )
+    def __init__(self, lab: Lab, directory: Path) -> None:
+        self.lab, self.directory = lab, directory
+        self._running: list[subprocess.Popen[bytes]] = []
+        self._namespace = netns.open_pid(records.load(lab.name).pids["outside"])
 
-    def metrics(self) -> str:
+    def start(self, *command: str) -> None:
+        where = ("outside", "--lab", self.lab.name, "--")
+        with (self.directory / f"{len(self._running)}.log").open("wb") as output:
+            made = subprocess.Popen([str(PODLANE), *where, *command], stdout=output, stderr=output)
+        self._running.append(made)
+
+    def get(self, port: int, path: str) -> str:
+        """ "" while nobody answers, or not as it should be."""
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=5) as answer:
-                return str(answer.read().decode())
+            with netns.entered(self._namespace):
+                connection.connect()
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.read().decode() if answer.status == 200 else ""
         except OSError:
             return ""
+        finally:
+            connection.close()
+
+    def controller(self) -> None:
+        """By the API's address in the fabric."""
+        inside = (LabPaths(self.lab.name).node_run("node-1") / "kubeconfig").read_text()
+        (address,) = set(re.findall(r"https://[^\s\"]+", inside))
+        text = re.sub(r"https://[^\s\"]+", address, Path(self.lab.kubeconfig).read_text())
+        kubeconfig = self.directory / "kubeconfig"
+        kubeconfig.touch(mode=0o600)
+        kubeconfig.write_text(text)
+        self.start(
+            str(PODLANE), "controller", "--kubeconfig", str(kubeconfig), "--metrics-address", "127.0.0.1:9586"
+        )
+        until(self.metrics)
+
+    def metrics(self) -> str:
+        return self.get(9586, "/metrics")
+
+    def prometheus(self) -> None:
+        """With the rules of deploy/; it scrapes every second."""
+        jobs = [
+            {
+                "job_name": "podlane",
+                "static_configs": [
+                    {"targets": [f"{ADDRESS[node]}:9585"], "labels": {"instance": node}} for node in NODES
+                ],
+            },
+            {"job_name": "podlane-controller", "static_configs": [{"targets": ["127.0.0.1:9586"]}]},
+        ]
+        every = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+        config = self.directory / "prometheus.yaml"
+        config.write_text(
+            yaml.safe_dump({"global": every, "rule_files": [str(RULES)], "scrape_configs": jobs})
+        )
+        data = self.directory / "data"
+        self.start(
+            "prometheus",
+            f"--config.file={config}",
+            f"--storage.tsdb.path={data}",
+            "--web.listen-address=127.0.0.1:9090",
+        )
+
+    def ask(self, path: str, **query: str) -> Any:
+        """Of Prometheus' API: `data`."""
+        answer = json.loads(self.get(9090, f"/api/v1/{path}?{urlencode(query)}") or "{}")
+        assert answer.get("status") == "success", (query, answer)
+        return answer["data"]
+
+    def close(self) -> None:
+        for each in self._running:
+            each.terminate()
+        for each in self._running:
+            each.wait(20)
+        os.close(self._namespace)
 
 
 @pytest.fixture(scope="module")
@@ -87,14 +153,14 @@ def lab() -> Iterator[Lab]:
 
 
 @pytest.fixture(scope="module")
-def controller(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controller]:
-    made = Controller(lab, tmp_path_factory.mktemp("controller") / "log")
+def outside(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outside]:
+    made = Outside(lab, tmp_path_factory.mktemp("outside"))
     try:
-        until(made.metrics)
+        made.prometheus()  # it takes five seconds before it looks for anything
+        made.controller()
         yield made
     finally:
-        made.process.terminate()
-        made.process.wait(20)
+        made.close()
 
 
 def told(lab: Lab, node: str, page: str = "/metrics") -> str:
@@ -106,13 +172,13 @@ def values(family: Metric) -> dict[tuple[str, ...], float]:
 
 
 @pytest.fixture(scope="module")
-def everything(lab: Lab, controller: Controller) -> dict[str, Metric]:
+def everything(lab: Lab, outside: Outside) -> dict[str, Metric]:
     """Every metric there is, by name; each page checked by itself."""
     found: dict[str, Metric] = {}
     for text in (
         *(told(lab, node) for node in NODES),
         *(told(lab, "node-2", f"/metrics/{page}") for page in ("services", "policies")),
-        controller.metrics(),
+        outside.metrics(),
     ):
         lint(text)
         found |= parse(text)
@@ -319,3 +385,28 @@ def unpacked(where: Path) -> dict[str, str]:
 def test_json_of_the_status_stays(lab: Lab) -> None:
     status: dict[str, Any] = json.loads(lab.podlane("status", lab.name, "-o", "json").stdout)
     assert (status["apiVersion"], status["kind"]) == ("podlane.dev/v1alpha1", "LabStatus")
+
+
+def test_prometheus_scrapes_them_and_evaluates_the_rules_and_the_panels(outside: Outside) -> None:
+    until(lambda: outside.get(9090, "/-/ready"))
+
+    def scraped() -> bool:
+        targets = outside.ask("targets")["activeTargets"]
+        return len(targets) == 3 and all(each["health"] == "up" for each in targets)
+
+    until(scraped)
+    up = outside.ask("query", query="sum(podlane_agent_ready)")["result"]
+    assert up[0]["value"][1] == "2"
+    nodes = outside.ask("query", query="podlane_build_info{component='agent'}")["result"]
+    assert {each["metric"]["instance"] for each in nodes} == set(NODES)
+    for query in queries():
+        if not query.startswith("label_values("):
+            outside.ask("query", query=query.replace("$__rate_interval", "5m").replace("$node", ".*"))
+
+    def evaluated() -> list[Any]:
+        rules = [rule for group in outside.ask("rules")["groups"] for rule in group["rules"]]
+        return rules if all(rule["health"] == "ok" for rule in rules) else []
+
+    rules = until(evaluated)
+    assert len(rules) == len(list(alerts()))
+    assert [rule["name"] for rule in rules if rule["state"] == "firing"] == []

@@ -28,6 +28,7 @@ from podlane.model.config import NetworkConfig
 from podlane.model.stores import StoreKind
 
 CONTROL = "control"
+METRICS_PORT = 9585  # of every node, as in deploy/
 Progress = Callable[[str], None]
 
 
@@ -192,6 +193,7 @@ def start_agent(supervisor: Supervisor, record: LabRecord, node: NodeRecord, log
             "host_local_dir": "",  # the machine's own, if it has any
             "cni_socket": str(paths.cni_socket(node.name)),
             "agent_socket": str(paths.agent_socket(node.name)),
+            "metrics_address": f":{METRICS_PORT}",
             "cgroup": str(Path(record.cgroup) / node.name),
             "log_level": log_level,
         },
