@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-from podlane.agent import collector, http, install, report, sysctls
+from podlane.agent import collector, http, install, notify, report, sysctls
 from podlane.agent.announcements import Announcements
 from podlane.agent.announcer import Announcer
 from podlane.agent.attachments import Attachments, concerns
@@ -195,6 +195,7 @@ class Agent:
             stack.push_async_callback(_cancel, tasks)
             stack.push_async_callback(self._attachments.stop_serving)
             await self._attachments.serve()
+            notify.say("READY=1")
             stopped: asyncio.Task[Any] = asyncio.create_task(stop.wait(), name="stop")
             tasks.append(stopped)
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from podlane.agent import collector
+from podlane.agent import collector, notify
 from podlane.agent.daemon import Agent
 from podlane.agent.gone import GonePods
 from podlane.agent.health_checks import HealthChecks
@@ -80,7 +80,18 @@ async def _main(options: AgentOptions, config: NetworkConfig, access: kubeconfig
     agent = Agent(options, config, api, found)
     gone.view = agent.compiler.view
     loop.add_signal_handler(signal.SIGHUP, agent.reconciler.request_resync)
-    await agent.run(stop)
+    told = asyncio.create_task(notify.keep_telling(lambda: _sentence(agent)), name="notify")
+    try:
+        await agent.run(stop)
+    finally:
+        notify.say("STOPPING=1")
+        told.cancel()
+
+
+def _sentence(agent: Agent) -> str:
+    state = agent.state()
+    failed = f", {len(state.failures)} rows refused" if state.failures else ""
+    return "; ".join(state.blockers) or (f"ready, generation {state.counts.generation}{failed}")
 
 
 def drivers(options: AgentOptions, config: NetworkConfig, gone: Gone | None = None) -> list[Driver]:

@@ -14,7 +14,7 @@ import signal
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from podlane.agent import http, install
+from podlane.agent import http, install, notify
 from podlane.agent.metrics import AgentMetrics
 from podlane.agent.options import AgentOptions
 from podlane.agent.standalone_pods import StandalonePods, pools_of
@@ -81,4 +81,5 @@ async def run(options: AgentOptions) -> None:
         for path in install.program(options):
             log.warning("%s is not podlane's and stays: that type is not served by podlane", path)
         log.info("node %s serves CNI at %s", options.node_name, options.cni_socket)
+        notify.say("READY=1", "STATUS=serves CNI")
         await stop.wait()
