@@ -7,9 +7,9 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from ipaddress import ip_interface, ip_network
+from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -297,6 +297,81 @@ def test_what_someone_removes_by_hand_is_repaired(tmp_path: Path, what: str) -> 
                     rt.delete_address("plvxlan", held[0].address)
         wait_until(lambda: actual(one) == before, f"{what} is back")
         assert_reaches(one.pods["near"], two.pods["far"], far["IPv4"], near["IPv4"])
+
+
+def test_what_someone_changes_by_hand_is_put_right(tmp_path: Path) -> None:
+    with running(tmp_path) as (_, one, two):
+        near, far = one.add_pod("near"), two.add_pod("far")
+        before = actual(one)
+        there = [r for r in before[Table.ROUTES].values() if r.device == "plvxlan"]
+        entry = next(iter(before[Table.FDB].values()))
+
+        def by_hand(change: Callable[[Rtnl], None], what: str) -> None:
+            with Rtnl(one.fd) as rt:
+                change(rt)
+            wait_until(lambda: actual(one) == before, f"{what} is as it was")
+
+        for row in there:
+            by_hand(
+                lambda rt, row=row: rt.set_neighbour("plvxlan", row.via, "02:00:00:00:00:99"), "a neighbour"
+            )
+            by_hand(
+                lambda rt, row=row: rt.add_route(row.destination, device="eth0", replace=True),
+                f"the route to {row.destination}",
+            )
+        by_hand(lambda rt: rt.set_fdb("plvxlan", entry.mac, ip_address("172.30.1.99")), "an entry")
+        by_hand(lambda rt: rt.set_mtu("plvxlan", 1300), "the MTU")
+        by_hand(lambda rt: rt.set_mac("plvxlan", "02:00:00:00:00:98"), "the MAC address")
+        for family, address in far.items():
+            assert_reaches(one.pods["near"], two.pods["far"], address, near[family])
+
+
+def test_a_route_of_anothers_in_the_place_of_ours_is_told_and_ours_comes_back(tmp_path: Path) -> None:
+    with running(tmp_path, "IPv4") as (_, one, _two):
+        before = actual(one)
+        pods = ip_network("10.244.2.0/24")
+        with Rtnl(one.fd) as rt:
+            rt.add_route(pods, device="eth0", protocol=4, replace=True)
+            wait_until(
+                lambda: [f for f in one.status()["failures"] if "not podlane's" in f["error"]], "it is told"
+            )
+            assert [r.protocol for r in rt.routes() if r.destination == pods] == [4]
+            rt.delete_route(pods, device="eth0", protocol=4)
+        wait_until(lambda: actual(one) == before and not one.status()["failures"], "ours is back")
+
+
+def test_a_node_that_comes_back_with_other_addresses_is_reached_there(tmp_path: Path) -> None:
+    with running(tmp_path) as (api, one, two):
+        one.add_pod("near")
+        before = actual(one)
+        api.delete("Node", two.name)
+        wait_until(lambda: not actual(one)[Table.FDB], "the node has gone")
+        two.stop(signal.SIGKILL)
+        with Rtnl(two.fd) as rt:
+            rt.delete_link("plvxlan")
+            for text in ("172.30.1.2/24", "fd00:172:30::2/112"):
+                rt.delete_address("eth0", ip_interface(text))
+            for text in ("172.30.1.22/24", "fd00:172:30::22/112"):
+                rt.add_address("eth0", ip_interface(text))
+        addresses = [{"type": "InternalIP", "address": a} for a in ("172.30.1.22", "fd00:172:30::22")]
+        cidrs = {"podCIDRs": ["10.244.22.0/24", "fd00:10:244:22::/64"]}
+        api.put("Node", two.name, spec=cidrs, status={"addresses": addresses})
+        two.start()
+        two.wait_ready()
+        far = two.add_pod("far")
+        assert far["IPv4"].startswith("10.244.22.")
+        wait_until(
+            lambda: str(ip_network("10.244.22.0/24")) in map(str, actual(one)[Table.ROUTES]), "a route"
+        )
+        near = one.add_pod("mate")
+        for family, address in far.items():
+            assert_reaches(one.pods["mate"], two.pods["far"], address, near[family])
+        assert {str(e.remote) for e in actual(one)[Table.FDB].values()} == {"172.30.1.22"}
+        assert (
+            not before[Table.ROUTES].keys()
+            & set(map(ip_network, ("10.244.2.0/24", "fd00:10:244:2::/64")))
+            & (actual(one)[Table.ROUTES].keys())
+        )
 
 
 def test_what_podlane_did_not_make_is_left_alone(tmp_path: Path) -> None:

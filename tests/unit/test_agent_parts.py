@@ -173,7 +173,7 @@ def route_body(destination: str, protocol: int = 85) -> bytes:
         (links.RTM_NEWLINK, link_body("eth0"), Notice(uplink=True)),
         (links.RTM_DELLINK, link_body("eth0"), Notice(uplink=True)),
         (routes.RTM_DELROUTE, route_body("10.244.2.0/24"), Notice(Table.ROUTES)),
-        (routes.RTM_DELROUTE, route_body("10.244.2.0/24", protocol=4), None),
+        (routes.RTM_DELROUTE, route_body("10.244.2.0/24", protocol=4), Notice(Table.ROUTES)),
         (routes.RTM_DELROUTE, route_body("10.244.3.0/24"), None),
         (neighbours.RTM_DELNEIGH, neighbours.delete_neighbour(3, END).body, Notice(Table.NEIGHBOURS)),
         (neighbours.RTM_DELNEIGH, neighbours.delete_neighbour(2, END).body, None),

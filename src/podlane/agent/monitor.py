@@ -89,13 +89,23 @@ def judge(message: Message, desired: Desired, name_of: NameOf, routed: bool = Fa
         return Notice(Table.ROUTES if kind == addresses.RTM_DELADDR else None, uplink=True)
     if kind in (routes.RTM_NEWROUTE, routes.RTM_DELROUTE):
         route = routes.unpack(message)
-        if route is None or route.protocol != PROTOCOL:
-            return Notice(uplink=True) if routed and route is not None else None
-        lost = kind == routes.RTM_DELROUTE and route.destination in desired[Table.ROUTES]
-        return Notice(Table.ROUTES) if lost else None
-    if kind == neighbours.RTM_DELNEIGH:
+        return None if route is None else _route(kind, route, desired, name_of, routed)
+    if kind in (neighbours.RTM_NEWNEIGH, neighbours.RTM_DELNEIGH):
         return _neighbour(message, desired, name_of)
     return None
+
+
+def _route(
+    kind: int, route: routes.KernelRoute, desired: Desired, name_of: NameOf, routed: bool
+) -> Notice | None:
+    """Of ours what is gone or is not what it was; of others' what takes the place of ours, or leaves it."""
+    row = desired[Table.ROUTES].get(route.destination)
+    ours = route.protocol == PROTOCOL
+    if row is None or route.table != routes.MAIN_TABLE or (not ours and route.metric):
+        return Notice(uplink=True) if routed and not ours else None
+    wanted = (row.via, row.device, row.source)
+    right = ours and kind == routes.RTM_NEWROUTE and (route.via, name_of(route.link), route.source) == wanted
+    return None if right else Notice(Table.ROUTES, uplink=routed and not ours)
 
 
 def _neighbour(message: Message, desired: Desired, name_of: NameOf) -> Notice | None:
@@ -104,14 +114,15 @@ def _neighbour(message: Message, desired: Desired, name_of: NameOf) -> Notice | 
     if not name.startswith(OURS) and name not in desired[Table.BRIDGES]:
         return None
     found = attributes(message.body, 12)
+    mac, octets = found.get(2, b"").hex(":"), found.get(1, b"")
+    where = ipaddress.ip_address(octets) if len(octets) in (4, 16) else None
+    gone = message.type == neighbours.RTM_DELNEIGH
     if family == socket.AF_BRIDGE:
-        mac = found.get(2, b"").hex(":")
-        return Notice(Table.FDB) if (name, mac) in desired[Table.FDB] else None
-    octets = found.get(1, b"")
-    if len(octets) not in (4, 16):
-        return None
-    key = (name, ipaddress.ip_address(octets))
-    return Notice(Table.NEIGHBOURS) if key in desired[Table.NEIGHBOURS] else None
+        entry = desired[Table.FDB].get((name, mac))
+        return Notice(Table.FDB) if entry is not None and (gone or where != entry.remote) else None
+    neighbour = desired[Table.NEIGHBOURS].get((name, where))
+    wrong = gone or (neighbour is not None and mac != neighbour.mac)
+    return Notice(Table.NEIGHBOURS) if neighbour is not None and wrong else None
 
 
 def _carries(device: str, desired: Desired) -> bool:
