@@ -98,6 +98,17 @@ def test_the_router_learns_where_an_address_is_and_forgets_it(lab: Lab, tmp_path
     assert "203.0.113.1:80/TCP, pool public, routers are told by node-1, node-2" in told
     story = lab.podlane("explain", "outside", "203.0.113.2:80", "--lab", lab.name).stdout
     assert "routers are told by BGP from node-2 of 203.0.113.2" in story
+    lab.check()
+    # A node that is cut off is forgotten, long before its session's hold time is over.
+    lab.node("node-1", "ip", "link", "set", "eth0", "down")
+    try:
+        until(lambda: next_hops(lab, "203.0.113.1") == next_hops(lab, "2001:db8:77::1") == {"node-2"})
+        assert until(lambda: ask(lab, "203.0.113.1"))["pod"] == "web"
+    finally:
+        lab.node("node-1", "ip", "link", "set", "eth0", "up")
+        lab.node("node-1", "ip", "-4", "route", "replace", "default", "via", "172.30.1.1")
+        lab.node("node-1", "ip", "-6", "route", "replace", "default", "via", "fd00:172:30::1:1")
+    until(lambda: next_hops(lab, "203.0.113.1") == next_hops(lab, "2001:db8:77::1") == BOTH)
     # The only endpoint goes: externalTrafficPolicy Local has nowhere to be.
     lab.kubectl("delete", "pod", "web", "--wait=false")
     until(lambda: next_hops(lab, "203.0.113.2") == set())

@@ -85,6 +85,11 @@ def test_a_router_behind_others_is_reached_over_several_hops_and_may_tell_anythi
     assert "gateway recursive;" in session
     assert "port 1790 as 64600;" in session
     assert "import filter of_routers4;" in session
+    assert "bfd" not in session
+    watched = {("far", Family.IPV4): replace(PEERS["far", Family.IPV4], bfd=True)}
+    text = render(replace(SPEAKER, bfd=False), watched, OWN, LEARNT, "/run/bird.log")
+    assert "bfd on;" in block(text, session_name("far", Family.IPV4))
+    assert "protocol bfd" in text
     assert "password" not in session
 
 

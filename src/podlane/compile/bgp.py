@@ -93,7 +93,9 @@ def _speaker(
     for peer in bgp.peers:
         where = address(peer.address)
         if peer.nodes.items() <= here.node.metadata.labels.items() and family_of(where) in here.pods:
-            row = BgpPeer(where, peer.as_number, peer.password, here.reaches(where), False, peer.port)
+            row = BgpPeer(
+                where, peer.as_number, peer.password, here.reaches(where), False, peer.port, peer.bfd
+            )
             peers[str(where), family_of(where)] = row
     return {Table.SPEAKER: {SPEAKER: speaker}, Table.BGP_PEERS: peers}
 

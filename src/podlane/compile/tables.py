@@ -167,8 +167,8 @@ class BgpSpeaker(Struct, frozen=True):
     """This node's BGP speaker (RFC 4271). sources: its own address of each family, primary first.
 
     accepted: what it takes from other nodes: prefixes within these, but none within `own`. bfd: sessions
-    are watched by BFD (RFC 5880). restart_s: how long others keep its routes when it is away (RFC 4724),
-    0 for not at all. interface: the uplink.
+    with nodes are watched by BFD (RFC 5880). restart_s: how long others keep its routes when it is away
+    (RFC 4724), 0 for not at all. interface: the uplink.
     """
 
     router_id: str
@@ -183,7 +183,7 @@ class BgpSpeaker(Struct, frozen=True):
 
 class BgpPeer(Struct, frozen=True):
     """One session. on_link: the neighbour is on a subnet of the uplink. node: it is a node of the cluster,
-    of which pods' prefixes are taken and nothing else; of other peers everything is."""
+    of which pods' prefixes are taken and nothing else; of other peers everything is. bfd: of other peers."""
 
     address: Address
     as_number: int
@@ -191,6 +191,7 @@ class BgpPeer(Struct, frozen=True):
     on_link: bool
     node: bool
     port: int = 179
+    bfd: bool = False
 
 
 class Learnt(Struct, frozen=True):

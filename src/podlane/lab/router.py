@@ -19,7 +19,7 @@ from podlane.lab import record as records
 from podlane.lab.record import zone
 from podlane.lab.topology import Topology, plan
 from podlane.model.addresses import Family, Prefix, family_of
-from podlane.model.backends import BgpPeerConfig
+from podlane.model.backends import BackendType, BgpPeerConfig
 from podlane.model.config import NetworkConfig
 
 AS_NUMBER = 64511
@@ -31,8 +31,11 @@ def peered(config: NetworkConfig, topology: Topology) -> NetworkConfig:
     gateways = dict.fromkeys(gateway for host, _ in topology.nodes for gateway in host.gateways)
     configured = {peer.address for peer in config.bgp.peers}
     racks = {gateway: rack for host, rack in topology.nodes for gateway in host.gateways}
+    # A node that is cut off is forgotten at once where others serve what it announced. Pods' prefixes are
+    # nobody else's: those stay while a speaker begins anew.
+    bfd = config.backend.type is not BackendType.BGP
     peers = [
-        BgpPeerConfig(address=str(g), as_number=AS_NUMBER, nodes={ZONE_LABEL: zone(racks[g])})
+        BgpPeerConfig(address=str(g), as_number=AS_NUMBER, nodes={ZONE_LABEL: zone(racks[g])}, bfd=bfd)
         for g in gateways
         if str(g) not in configured
     ]
@@ -54,12 +57,19 @@ def render(config: NetworkConfig, topology: Topology) -> str:
     own = topology.segments[0].addresses[0].ip
     router_id = str(own) if own.version == 4 else "0.0.0.1"
     lines = [f"router id {router_id};", "log stderr { warning, error, fatal, bug };", "protocol device {}"]
+    if any(peer.bfd for peer in config.bgp.peers):
+        lines.append('protocol bfd { interface "*" { interval 100 ms; multiplier 3; }; }')
     for family, nodes in config.nodes.items():
-        lines += _family(family, nodes, [p for p in config.pods.values() if family_of(p) is family])
+        watched = any(
+            peer.bfd and ("." in peer.address) is (family is Family.IPV4) for peer in config.bgp.peers
+        )
+        lines += _family(
+            family, nodes, [p for p in config.pods.values() if family_of(p) is family], watched=watched
+        )
     return "\n".join(lines) + "\n"
 
 
-def _family(family: Family, nodes: Prefix, pods: list[Prefix]) -> Iterator[str]:
+def _family(family: Family, nodes: Prefix, pods: list[Prefix], *, watched: bool) -> Iterator[str]:
     digit, channel = _DIGIT[family], f"ipv{_DIGIT[family]}"
     within = ", ".join(f"{p}+" for p in pods)
     yield f"protocol direct direct{digit} {{ {channel}; }}"
@@ -68,5 +78,7 @@ def _family(family: Family, nodes: Prefix, pods: list[Prefix]) -> Iterator[str]:
     yield "}"
     yield f"protocol bgp nodes{digit} {{"
     yield f'  local as {AS_NUMBER}; neighbor range {nodes} external; dynamic name "node{digit}_"; passive;'
+    if watched:
+        yield "  bfd on; error wait time 1, 4;"  # a node that is back is heard soon
     yield f"  {channel} {{ import where net ~ [ {within} ] || net.len = {family.bits}; export none; }};"
     yield "}"

@@ -43,12 +43,14 @@ class Backend(Section, frozen=True):
 
 
 class BgpPeerConfig(Section, frozen=True):
-    """A BGP speaker that is no node: a router. nodes: labels of the nodes that peer with it; none: all."""
+    """A BGP speaker that is no node: a router. nodes: labels of the nodes that peer with it; none: all. bfd:
+    the session is watched by BFD, which the router must do too."""
 
     address: str
     as_number: int
     port: int = 179
     password: str = ""
+    bfd: bool = False
     nodes: dict[str, str] = field(default_factory=dict)
 
 

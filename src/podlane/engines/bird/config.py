@@ -47,7 +47,7 @@ def render(
         "protocol device { scan time 10; }",
         f'protocol direct {{ ipv4; ipv6; interface "{_quoted(speaker.interface)}"; }}',
     ]
-    if speaker.bfd:
+    if speaker.bfd or any(peer.bfd for peer in peers.values()):
         timers = f"interval {BFD_INTERVAL_MS} ms; multiplier {BFD_MULTIPLIER};"
         lines.append(f'protocol bfd {{ interface "*" {{ {timers} }}; multihop {{ {timers} }}; }}')
     for source in speaker.sources:
@@ -102,7 +102,7 @@ def _session(name: str, family: Family, source: str, speaker: BgpSpeaker, peer: 
     yield "  connect delay time 1; connect retry time 2; error wait time 1, 8;"
     if peer.password:
         yield f'  password "{_quoted(peer.password)}";'
-    if speaker.bfd and peer.node:
+    if peer.bfd or (speaker.bfd and peer.node):
         yield "  bfd on;"
     restart = f"on; graceful restart time {speaker.restart_s}" if speaker.restart_s else "off"
     yield f"  graceful restart {restart};"
