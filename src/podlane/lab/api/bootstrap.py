@@ -25,11 +25,12 @@ def bootstrap(registry: Registry, config: NetworkConfig, endpoints: Sequence[str
         _create(registry, "namespaces", obj)
     for definition in definitions.ALL:
         _put(registry, "customresourcedefinitions.apiextensions.k8s.io", definition)
-    _create(registry, "namespaces", {"metadata": {"name": rights.NAMESPACE}})
-    for obj in rights.objects():
-        row = registry.catalog.of_kind(obj["apiVersion"], obj["kind"])
-        assert row is not None
-        _put(registry, row.id, obj)
+    # Once: what somebody takes away afterwards stays away, as in a cluster.
+    if _create(registry, "namespaces", {"metadata": {"name": rights.NAMESPACE}}):
+        for obj in rights.objects():
+            row = registry.catalog.of_kind(obj["apiVersion"], obj["kind"])
+            assert row is not None
+            _put(registry, row.id, obj)
     with registry.store.transaction() as transaction:
         registry.services.ensure_default(transaction)
     _create(registry, "services", _service(config, port))
