@@ -108,10 +108,10 @@ class Stream:
 
     def __init__(self, client_fd: int, server_fd: int, address: str) -> None:
         self._server = Echo(server_fd, address)
-        self._client = netns.socket_in(client_fd, 2, 2)
+        self._client = netns.socket_in(client_fd, 10 if ":" in address else 2, 2)
         self._client.connect((address, 9999))
         self._client.settimeout(1)
-        self._stop = threading.Event()
+        self._stop, self._served = threading.Event(), threading.Event()
         self.sent = self.answered = 0
         self._threads = [threading.Thread(target=self._serve), threading.Thread(target=self._ask)]
 
@@ -121,15 +121,17 @@ class Stream:
         return self
 
     def __exit__(self, *_: object) -> None:
+        serves, asks = self._threads
         self._stop.set()
-        for thread in self._threads:
-            thread.join()
+        asks.join()  # what it asked last is answered
+        self._served.set()
+        serves.join()
         self._server.socket.close()
         self._client.close()
 
     def _serve(self) -> None:
         self._server.socket.settimeout(0.1)
-        while not self._stop.is_set():
+        while not self._served.is_set():
             try:
                 self._server.answer()
             except TimeoutError:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from podlane.agent import takeover
 from podlane.agent.memory import Known, Memory
 from podlane.agent.options import AgentOptions
 from podlane.agent.reconciler import EVERY_ROW
 from podlane.cni import plugins
+from podlane.cni.adoption import Adoption, Left
 from podlane.cni.attacher import Attacher, Ports
 from podlane.cni.foreign import ForeignLeases
 from podlane.cni.leases import Leases, given_out
@@ -27,6 +31,8 @@ from podlane.model.config import Hairpin, Link, LinkMode
 from podlane.model.local import Attachment
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+log = logging.getLogger(__name__)
 
 OnChange = Callable[[Attachment | None, Attachment | None], Awaitable[None]]
 
@@ -53,18 +59,46 @@ class Attachments:
         self._memory = Memory(state, boot_id, options.node_name)
         foreign = ForeignLeases(options.host_local_dir)
         self._leases = Leases(state / "leases.sqlite", boot_id, foreign.has)
+        config = compiler.view.config
+        ports = _ports(config.link)
         self._attacher = Attacher(
             self._leases,
             self._pools,
             on_change,
             mtu_bytes=self._mtu_bytes,
-            ports=_ports(compiler.view.config.link),
+            ports=ports,
+            released=lambda lease: foreign.forget(lease.addresses, lease.container_id),
+        )
+        self._adoption = Adoption(
+            self._leases,
+            config.pods.values(),
+            bridge=ports.bridge if ports else "",
+            cache_dir=options.cni_cache_dir,
         )
         types = plugins.load() | {"podlane": Podlane(self._attacher)}
         self._service = CniService(state, Path(options.cni_socket), boot_id, types, observed=observed)
 
     async def start(self) -> list[Attachment]:
+        if self._compiler.view.config.others.take_over:
+            number = await asyncio.to_thread(self._adoption.adopt)
+            if number:
+                log.info("%d pods of another plugin went over", number)
         return await self._attacher.start()
+
+    async def finish_takeover(self) -> None:
+        """To be called when the first generation is through: the node's routes lead to each pod's own link."""
+        released = await asyncio.to_thread(self._adoption.release)
+        if released:
+            log.info("%d links left the bridge they came on", len(released))
+        if not self._compiler.view.config.others.take_over:
+            return
+        over = await asyncio.to_thread(self._adoption.taken_over)
+        await takeover.finish(over, self._service.host.host_ports)
+
+    @property
+    def left(self) -> list[Left]:
+        """Links of pods that could not be taken over."""
+        return self._adoption.left
 
     async def serve(self) -> None:
         await self._service.serve()

@@ -44,7 +44,7 @@ from podlane.compile.view import ATTACHMENT, CLUSTER_WIDE, Change
 from podlane.compile.wireguard import KEY_ANNOTATION
 from podlane.engines.bird.driver import BirdDriver
 from podlane.engines.wireguard.driver import WireguardDriver
-from podlane.errors import ConfigError
+from podlane.errors import ConfigError, PodlaneError
 from podlane.kernel.announce.driver import AnnounceDriver
 from podlane.kernel.bpf.sockets import SocketDriver
 from podlane.kernel.driver import Driver, Failure
@@ -115,6 +115,7 @@ class Agent:
         )
         self._install_refused = ""
         self._settled = False
+        self._takeover: asyncio.Task[None] | None = None
 
     # --- life ---
 
@@ -353,9 +354,10 @@ class Agent:
 
     def _settle(self) -> None:
         self._uplink.apply_settings()
+        self._takeover = asyncio.create_task(self._finish_takeover(), name="takeover")
         collector.settle()
         try:
-            install.install(self.options)
+            install.install(self.options, take_over=self.config.others.take_over)
         except ConfigError as error:
             self._install_refused = str(error)
             log.warning("%s", error)
@@ -370,6 +372,12 @@ class Agent:
             return self._blockers() or ["the kernel is being compared with what the API says"]
         found = [self._install_refused] if self._install_refused else []
         return [*found, *lacking(self.compiler, self.reconciler.failures)]
+
+    async def _finish_takeover(self) -> None:
+        try:
+            await self._attachments.finish_takeover()
+        except (PodlaneError, OSError) as error:
+            log.warning("the takeover of another plugin's pods is not complete: %s", error)
 
     @property
     def ready(self) -> bool:

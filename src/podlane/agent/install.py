@@ -14,7 +14,7 @@ from pathlib import Path
 
 import podlane
 from podlane.agent.options import AgentOptions
-from podlane.cni import plugins, shim
+from podlane.cni import aside, plugins, shim
 from podlane.cni.service import SPOOL
 from podlane.errors import ConfigError
 
@@ -29,11 +29,16 @@ _ELF = b"\x7fELF"
 _PATH_MAX = 4096  # of each of the two in native/cni_shim.c
 
 
-def install(options: AgentOptions) -> None:
-    """What the options ask for. Raises ConfigError naming the file that is in the way."""
+def install(options: AgentOptions, *, take_over: bool = False) -> None:
+    """What the options ask for. take_over: others' networks that would go before ours are set aside.
+
+    Raises ConfigError naming the file that is in the way.
+    """
     program(options)
     if options.cni_conf_dir:
         directory = _directory(options.cni_conf_dir)
+        if take_over:
+            aside.set_aside(directory, CONFLIST)
         _put(directory / CONFLIST, _conflist(), 0o644, lambda old: _network(old) == NETWORK)
 
 

@@ -20,7 +20,7 @@ from podlane.compile.tables import Table
 from podlane.errors import KernelError
 from podlane.kernel.netlink import NETLINK_ROUTE, Message, attributes
 from podlane.kernel.netlink_socket import Netlink
-from podlane.kernel.rtnl import PROTOCOL, addresses, links, neighbours, routes
+from podlane.kernel.rtnl import PROTOCOL, addresses, bridges, links, neighbours, routes
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,8 @@ def judge(message: Message, desired: Desired, name_of: NameOf, routed: bool = Fa
         link = links.unpack(message)
         if link.name in desired[Table.BRIDGES]:
             row = desired[Table.BRIDGES][link.name]
-            right = link.up and (link.mac, link.mtu_bytes) == (row.mac, row.mtu_bytes)
+            same_mac = link.mac == row.mac or link.alias == bridges.TAKEN_OVER
+            right = link.up and same_mac and link.mtu_bytes == row.mtu_bytes
             # Of a bridge there are other notices too: those of its own family tell of its ports.
             gone = kind == links.RTM_DELLINK and message.body[0] == socket.AF_UNSPEC
             return Notice(Table.BRIDGES) if gone or not right else None

@@ -8,6 +8,7 @@ import msgspec
 
 from podlane import __version__
 from podlane.cni.address_files import DATA_DIR
+from podlane.cni.runtime_cache import RESULTS_DIR
 from podlane.errors import ConfigError
 from podlane.model.agents import AgentFacts, digest
 from podlane.model.config import NetworkConfig
@@ -21,6 +22,7 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     config: NetworkConfig file; at its default it may be absent. metrics_address: IP:PORT, "" for none.
 
     host_local_dir: where pods of another plugin have their leases, which are not given out; "" for none.
+    cni_cache_dir: what the runtime remembers of pods, for others.takeOver.
     agent_socket: unix HTTP (/healthz /livez /readyz /metrics /status /tables). services: ClusterIP and node
     ports are programmed. bpf_dir, cgroup: of services.mode socket: where maps and programs are pinned,
     whose sockets are served ("": the whole machine's). policy: NetworkPolicy is enforced. proc_sys: where the
@@ -43,6 +45,7 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     cgroup: str = ""
     host_local_dir: str = DATA_DIR
     proc_sys: str = "/proc/sys"
+    cni_cache_dir: str = RESULTS_DIR
     services: bool = True
     policy: bool = True
     dns: bool = False

@@ -28,6 +28,12 @@ ON_OFF = click.Choice(["on", "off"])
     default="/var/lib/cni/networks",
     help="Leases of another plugin's pods, not given out.",
 )
+@click.option(
+    "--cni-cache-dir",
+    metavar="DIR",
+    default="/var/lib/cni/results",
+    help="What the runtime remembers of pods that others.takeOver takes over.",
+)
 @click.option("--agent-socket", metavar="PATH", default="/run/podlane/agent.sock", help="HTTP: /status.")
 @click.option("--metrics-address", metavar="IP:PORT", default="", help="/healthz /livez /readyz /metrics.")
 @click.option("--bpf-dir", metavar="DIR", default="/sys/fs/bpf/podlane", help="Pins of services.mode socket.")
@@ -53,6 +59,7 @@ def command(
     cni_bin_dir: str,
     cni_conf_dir: str,
     host_local_dir: str,
+    cni_cache_dir: str,
     agent_socket: str,
     metrics_address: str,
     bpf_dir: str,
@@ -93,6 +100,7 @@ def command(
             cni_bin_dir=cni_bin_dir,
             cni_conf_dir=cni_conf_dir,
             host_local_dir=host_local_dir,
+            cni_cache_dir=cni_cache_dir,
             agent_socket=agent_socket,
             metrics_address=metrics_address,
             bpf_dir=bpf_dir,

@@ -41,6 +41,7 @@ class Attacher:
 
     ports: None for links that are routed. mtu_bytes: of pods' links (0: the default).
     on_change(old, new): returns when the tables that follow from the change are in the kernel.
+    released(lease): its addresses are free; blocking, on the thread that makes links.
     netns_fd: the node's namespace; None for the caller's.
     """
 
@@ -52,9 +53,10 @@ class Attacher:
         *,
         mtu_bytes: Callable[[], int] = lambda: 0,
         ports: Ports | None = None,
+        released: Callable[[Lease], None] = lambda _: None,
         netns_fd: int | None = None,
     ) -> None:
-        self._leases = leases
+        self._leases, self._released = leases, released
         self._pod_cidrs = pod_cidrs
         self._on_change = on_change
         self._mtu_bytes = mtu_bytes
@@ -171,6 +173,11 @@ class Attacher:
         if failures:
             raise CniError(failures[0].code, "; ".join(failure.message for failure in failures))
 
+    def network_of(self, container_id: str, ifname: str) -> str:
+        """The network that an attachment was made for, "" if there is none."""
+        lease = self._leases.get(container_id, ifname)
+        return lease.network if lease is not None else ""
+
     def attachments(self) -> list[Attachment]:
         return [lease.attachment for lease in self._leases.all()]
 
@@ -205,6 +212,7 @@ class Attacher:
         await self._on_change(lease.attachment, None)
         await self._remover.remove(lease.device)
         self._leases.release(*lease.key)
+        await self._on_adder(lambda: self._released(lease))
 
     async def _on_adder(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._adder, function)

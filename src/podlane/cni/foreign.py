@@ -8,10 +8,11 @@ does not give it out. Files from before the boot are of pods that are no more: n
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from podlane.cni.address_files import DATA_DIR
+from podlane.cni.address_files import DATA_DIR, AddressFiles
 from podlane.model.addresses import Address
 
 _STAT: Final = Path("/proc/stat")
@@ -32,6 +33,23 @@ class ForeignLeases:
                 return any(self._is_of_this_boot(os.path.join(each.path, name)) for each in networks)
         except OSError:
             return False  # nobody has leased anything here
+
+    def forget(self, addresses: Iterable[Address], container_id: str) -> None:
+        """What the container leased of these is free: it was taken over, and is gone now. Blocking."""
+        for address in addresses:
+            for network in self._networks_with(str(address)):
+                files = AddressFiles(Path(self._data_dir), network)
+                with files.locked(make=False) as there:
+                    holder = files.holders().get(address) if there else None
+                    if holder is not None and holder[0] == container_id:
+                        files.give_back(address)
+
+    def _networks_with(self, name: str) -> list[str]:
+        try:
+            with os.scandir(self._data_dir) as networks:
+                return [each.name for each in networks if os.path.exists(os.path.join(each.path, name))]
+        except OSError:
+            return []
 
     def _is_of_this_boot(self, path: str) -> bool:
         try:

@@ -159,25 +159,33 @@ class Leases:
                 self._next(pool) if wish is None else self._named(pool, wish)
                 for pool, wish in zip(pools, wishes, strict=True)
             )
-            row = (lease.container_id, lease.ifname, lease.network, lease.device, lease.mac)
             try:
-                self._db.execute(
-                    "INSERT INTO lease (container_id, ifname, network, device, mac, pod_namespace, pod_name,"
-                    " bridge, boot_id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (*row, lease.pod_namespace, lease.pod_name, lease.bridge, self._boot_id),
-                )
+                self._insert(lease)
             except sqlite3.IntegrityError:
                 what = f"container {lease.container_id} has a lease for {lease.ifname} already"
                 raise CniError(TRY_AGAIN_LATER, what) from None
             for place, (pool, address) in enumerate(zip(pools, addresses, strict=True)):
-                self._db.execute(
-                    "INSERT INTO address VALUES (?, ?, ?, ?, ?)",
-                    (address.version, address.packed, place, *lease.key),
-                )
+                self._put_address(lease, address, place)
                 self._db.execute(
                     "INSERT OR REPLACE INTO last_given VALUES (?, ?)", (str(pool), address.packed)
                 )
         return msgspec.structs.replace(lease, addresses=addresses)
+
+    def adopt(self, lease: Lease) -> bool:
+        """Takes in an attachment that another plugin made, with the addresses it has.
+
+        False if the attachment, or one of its addresses, is known already: then nothing has changed.
+        """
+        with self._transaction():
+            known = self._db.execute(
+                "SELECT 1 FROM lease WHERE container_id = ? AND ifname = ?", lease.key
+            ).fetchone()
+            if known or any(map(self._holder, lease.addresses)):
+                return False
+            self._insert(lease)
+            for place, address in enumerate(lease.addresses):
+                self._put_address(lease, address, place)
+        return True
 
     def release(self, container_id: str, ifname: str) -> None:
         """No error if there is no such lease."""
@@ -185,6 +193,26 @@ class Leases:
             self._db.execute(
                 "DELETE FROM lease WHERE container_id = ? AND ifname = ?", (container_id, ifname)
             )
+
+    def _insert(self, lease: Lease) -> None:
+        row = (lease.container_id, lease.ifname, lease.network, lease.device, lease.mac)
+        self._db.execute(
+            "INSERT INTO lease (container_id, ifname, network, device, mac, pod_namespace, pod_name,"
+            " bridge, boot_id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*row, lease.pod_namespace, lease.pod_name, lease.bridge, self._boot_id),
+        )
+
+    def _put_address(self, lease: Lease, address: Address, place: int) -> None:
+        row = (address.version, address.packed, place, *lease.key)
+        self._db.execute("INSERT INTO address VALUES (?, ?, ?, ?, ?)", row)
+
+    def _holder(self, address: Address) -> str:
+        """The container that has it, "" for none."""
+        held = self._db.execute(
+            "SELECT container_id FROM address WHERE version = ? AND value = ?",
+            (address.version, address.packed),
+        ).fetchone()
+        return held[0] if held else ""
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -207,11 +235,9 @@ class Leases:
             raise CniError(
                 INVALID_CONFIG, f"requested address {wish} is not for pods: {pool} has it for itself"
             )
-        held = self._db.execute(
-            "SELECT container_id FROM address WHERE version = ? AND value = ?", (wish.version, wish.packed)
-        ).fetchone()
-        if held or self._in_use(wish):
-            whose = f"container {held[0]}" if held else "a pod of another plugin"
+        holder = self._holder(wish)
+        if holder or self._in_use(wish):
+            whose = f"container {holder}" if holder else "a pod of another plugin"
             raise CniError(TRY_AGAIN_LATER, f"requested address {wish} is in use by {whose}")
         return wish
 

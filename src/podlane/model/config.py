@@ -118,6 +118,17 @@ class Controller(Section, frozen=True):
     allocate_node_cidrs: bool = field(default=False, name="allocateNodeCIDRs")
 
 
+class Others(Section, frozen=True):
+    """Who else sets up this node's network. takeOver: pods, addresses and host ports of the reference bridge
+    plugin, or of Flannel, go over to podlane as they run, and their conflist is set aside. acceptForward:
+    what pods send and get is accepted in the FORWARD chain of iptables, where a firewall drops what is
+    forwarded.
+    """
+
+    take_over: bool = False
+    accept_forward: bool = False
+
+
 class Fabric(Section, frozen=True):
     """The lab's underlay. racks: subnets of nodes, with a router between them."""
 
@@ -151,6 +162,7 @@ class NetworkConfig(Section, frozen=True):
     services: Services = Services()
     policy: Policy = Policy()
     controller: Controller = Controller()
+    others: Others = Others()
     fabric: Fabric = Fabric()
     store: str = "sqlite"
     """Of a lab: where its API keeps objects (`stores`)."""

@@ -62,7 +62,10 @@ class Podlane(PluginType):
         return merge(call.previous, result_of(lease, request.netns, mtu_bytes, pools))
 
     async def delete(self, call: Call) -> None:
+        # A pod that was taken over is another network's; the runtime asks by the one it has now.
+        network = self._attacher.network_of(call.request.container_id, call.request.ifname)
         await call.host.host_ports.remove(call.owner)
+        await call.host.host_ports.remove(call.owner._replace(network=network))
         await self._attacher.detach(call.request.container_id, call.request.ifname)
         await call.host.shaping.remove(call.owner)
 

@@ -46,7 +46,7 @@ from podlane.model.addresses import Address, Family, Protocol, family_of
 
 TABLE: Final = "podlane-policy"
 
-EGRESS, INGRESS, SELF, TUNNELS = "egress", "ingress", "self", "tunnels"
+EGRESS, INGRESS, SELF, TUNNELS, ADOPTED = "egress", "ingress", "self", "tunnels", "adopted"
 FROM_PODS, TO_PODS, CUT = "from-pods", "to-pods", "cut"
 SOURCES: Final = {Family.IPV4: "sources-ip", Family.IPV6: "sources-ip6"}
 CHECK, DISCOVERY, PREROUTING = "check-source", "discovery", "prerouting"
@@ -98,6 +98,7 @@ def skeleton_sets(family: Family, bridge: str) -> dict[str, Contents]:
         INGRESS: Contents(SetSpec((_LINK,), verdicts=True), ()),
         SELF: Contents(SetSpec((_LINK, _LINK)), ()),
         TUNNELS: _tunnels(),
+        ADOPTED: Contents(SetSpec((_LINK,)), ()),
     }
 
 
@@ -136,6 +137,7 @@ def _skeleton_chains(family: Family, bridge: str) -> dict[str, Chain]:
                 itself,
                 rule("by link and source", sender, nft.by_map(EGRESS)),
                 rule("unknown pod or false source", _pods_link(nft.iifname()), *_DROP),
+                rule("false source", nft.iifname(), nft.member(ADOPTED), *_DROP),
             ),
             egress,
         ),
@@ -224,7 +226,12 @@ def _name(link: str) -> bytes:
 
 def bridge_sets() -> dict[str, Contents]:
     found = {SOURCES[f]: Contents(SetSpec((_LINK, _ADDRESS[f])), ()) for f in Family}
-    return {TUNNELS: _tunnels(), DISCOVERY: _discovery_types(), **found}
+    return {
+        TUNNELS: _tunnels(),
+        DISCOVERY: _discovery_types(),
+        ADOPTED: Contents(SetSpec((_LINK,)), ()),
+        **found,
+    }
 
 
 def bridge_chains() -> dict[str, Chain]:
@@ -249,7 +256,10 @@ def bridge_chains() -> dict[str, Chain]:
     return {
         CHECK: Chain(tuple(check)),
         PREROUTING: Chain(
-            (rule("from a pod", _pods_link(link), nft.end(nft.GOTO, CHECK)),),
+            (
+                rule("from a pod", _pods_link(link), nft.end(nft.GOTO, CHECK)),
+                rule("from a pod of another plugin", link, nft.member(ADOPTED), nft.end(nft.GOTO, CHECK)),
+            ),
             Hook(_BRIDGE_PREROUTING, _BRIDGE_BEFORE_ALL),
         ),
     }
@@ -392,11 +402,20 @@ def guard_elements(guard: Guard, family: Family) -> Iterator[tuple[str, Element]
             yield name, Element(key, chain=chain, verdict=code)
     for key in itself:
         yield SELF, Element(key)
+    if not guard.bridge:
+        yield from _adopted(link)
+
+
+def _adopted(link: bytes) -> Iterator[tuple[str, Element]]:
+    """A link that another plugin made has no name of podlane's: it is known one by one."""
+    if not link.startswith(_PREFIX):
+        yield ADOPTED, Element(link)
 
 
 def source_elements(guard: Guard) -> Iterator[tuple[str, Element]]:
     """(set, element) in the table of the family bridge."""
     link = _name(guard.device)
+    yield from _adopted(link)
     for each in guard.addresses:
         yield SOURCES[family_of(each)], Element(link + each.packed)
 

@@ -1,8 +1,9 @@
 """What it takes for a link to become the bridge a row describes. Pure.
 
 A bridge of the wanted name that somebody else made (another network plugin, before podlane came) is taken
-over as it stands, ports and all: only its MAC address, MTU and addresses become ours. The alias says so,
-and is how a bridge that is no longer wanted is known.
+over as it stands, ports and all: only its MTU and addresses become ours. It keeps its MAC address for as
+long as it is there: pods that run have it in their neighbour entries. The alias says so, and is how a
+bridge that is no longer wanted is known.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from podlane.kernel.rtnl.links import Link
 from podlane.model.addresses import Interface
 
 ALIAS: Final = "podlane"
+TAKEN_OVER: Final = "podlane, taken over"
 
 
 def ours(link: Link) -> bool:
-    return link.kind == "bridge" and link.alias == ALIAS
+    return link.kind == "bridge" and link.alias in (ALIAS, TAKEN_OVER)
 
 
 def create(row: BridgeLink) -> list[Request]:
@@ -32,12 +34,15 @@ def create(row: BridgeLink) -> list[Request]:
 def repair(row: BridgeLink, present: Link, held: Iterable[InterfaceAddress]) -> list[Request]:
     """Changes to a bridge. Empty if all of it is right. The address that goes does so after the new one."""
     requests: list[Request] = []
-    if (present.up, present.alias, present.mac, present.mtu_bytes) != (True, ALIAS, row.mac, row.mtu_bytes):
+    alias = ALIAS if present.mac == row.mac or present.alias == ALIAS else TAKEN_OVER
+    mac = row.mac if alias == ALIAS else present.mac
+    if (present.up, present.alias, present.mac, present.mtu_bytes) != (True, alias, mac, row.mtu_bytes):
         change = links.change(
             present.index,
             up=True,
-            alias=ALIAS,
-            mac=row.mac if row.mac != present.mac else "",
+            alias=alias,
+            # Set to what it is, it does not follow its ports any more.
+            mac=mac if (mac, alias) != (present.mac, present.alias) else "",
             mtu_bytes=row.mtu_bytes if row.mtu_bytes != present.mtu_bytes else 0,
             what=row.name,
         )

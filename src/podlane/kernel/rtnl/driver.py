@@ -15,7 +15,7 @@ on it, so that a removal that finds nothing has succeeded.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from podlane.compile.tables import BridgeLink, FdbEntry, Neighbour, Port, Route, Table, VxlanLink
@@ -30,6 +30,7 @@ from podlane.kernel.rtnl.rtnl import Rtnl
 from podlane.model.addresses import family_of
 
 PREFIX: Final = "pl"
+_FLANNEL: Final = ("flannel.1", "flannel-v6.1")
 DEVICES: Final = (Table.BRIDGES, Table.LINKS)
 TABLES: Final = (*DEVICES, Table.PORTS, Table.NEIGHBOURS, Table.FDB, Table.ROUTES)
 
@@ -56,7 +57,8 @@ class RtnlDriver:
         """What the kernel holds of ours, as rows."""
         found = self._rt.links()
         name = {link.index: link.name for link in found}
-        ours = {link.index: link for link in found if self._is_ours(link)}
+        adopted = {row.device for t in (Table.PORTS, Table.NEIGHBOURS) for row in self._desired[t].values()}
+        ours = {link.index: link for link in found if self._is_ours(link, adopted)}
         tunnels = [link for link in ours.values() if link.kind == "vxlan"]
         bridged = [link for link in ours.values() if link.kind == "bridge"]
         held = self._rt.addresses() if tunnels or bridged else []
@@ -114,10 +116,11 @@ class RtnlDriver:
         batch.remove_strays(route for route in self._routes() if _stray(route))
         return batch.report()
 
-    def _is_ours(self, link: Link) -> bool:
+    def _is_ours(self, link: Link, adopted: Collection[str]) -> bool:
+        """adopted: pods' links that have rows, of whatever name another plugin gave them."""
         if link.kind == "bridge":
             return bridges.ours(link) or link.name in self._desired[Table.BRIDGES]
-        return link.name.startswith(PREFIX)
+        return link.name.startswith(PREFIX) or (link.kind == "veth" and link.name in adopted)
 
     def _routes(self) -> list[KernelRoute]:
         return self._rt.routes(protocol=PROTOCOL, table=MAIN_TABLE)
@@ -263,10 +266,13 @@ class _Batch:
         return self._rt.execute([step.request])[0]
 
     def _take_over(self, step: _Step, refusal: KernelError) -> KernelError | None:
-        """An added route's place is taken: ours is replaced, another's is left alone and told."""
-        present = self._rt.routes(family_of(step.key), protocol=PROTOCOL, table=MAIN_TABLE)
+        """An added route's place is taken: ours is replaced, and what a bridge that was taken over, or
+        Flannel's device, brought along; another's is left alone and told."""
         link = self._index(step.row.device)
-        if link is None or all(r.destination != step.key or _stray(r) for r in present):
+        present = self._rt.routes(family_of(step.key), table=MAIN_TABLE)
+        yielding = {link, *filter(None, map(self._index, _FLANNEL))}
+        there = [r for r in present if r.destination == step.key and not _stray(r)]
+        if link is None or not any(r.protocol == PROTOCOL or r.link in yielding for r in there):
             detail = "another route, not podlane's, has the same destination: remove it, or use other CIDRs"
             return KernelError.of(refusal.errno, refusal.operation, detail)
         self._operations += 1
