@@ -26,9 +26,13 @@ HOST_PATHS = {
     "cni-conf": ("/etc/cni/net.d", "DirectoryOrCreate"),
     # Leases of the reference plugins: another network's that goes, and types that name host-local.
     "cni-state": ("/var/lib/cni", "DirectoryOrCreate"),
+    # Namespaces of pods that others.takeOver leads over to podlane.
+    "netns": ("/run/netns", "DirectoryOrCreate"),
     # services.mode socket
     "bpf": ("/sys/fs/bpf", "Directory"),
 }
+# What a runtime mounts there later is seen too.
+_PROPAGATION = {"netns": {"mountPropagation": "HostToContainer"}}
 PROC_SYS = "/host/proc/sys"
 # A container's own /proc/sys is read-only, and of its cgroups it sees its own alone.
 ELSEWHERE = {
@@ -70,7 +74,10 @@ def agent(values: Values, annotations: Object) -> Object:
         f"--policy={chosen['policy']}",
     ]
     mounts = [{"name": "config", "mountPath": "/etc/podlane", "readOnly": True}]
-    mounts += [{"name": name, "mountPath": path} for name, (path, _) in HOST_PATHS.items()]
+    mounts += [
+        {"name": name, "mountPath": path, **_PROPAGATION.get(name, {})}
+        for name, (path, _) in HOST_PATHS.items()
+    ]
     mounts += [{"name": name, "mountPath": inside} for name, (_, inside) in ELSEWHERE.items()]
     volumes: list[Object] = [_config_volume()]
     for name, (path, kind) in HOST_PATHS.items():

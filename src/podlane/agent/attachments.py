@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -86,7 +86,7 @@ class Attachments:
         return await self._attacher.start()
 
     async def finish_takeover(self) -> None:
-        """To be called when the first generation is through: the node's routes lead to each pod's own link."""
+        """To be called after the first generation: the node's routes lead to each pod's own link."""
         released = await asyncio.to_thread(self._adoption.release)
         if released:
             log.info("%d links left the bridge they came on", len(released))

@@ -1,6 +1,6 @@
 """Everything of podlane's goes from a node: the opposite of an agent's start, when no agent runs any more.
 
-    conflist        first: from now on the runtime sends no pod here
+    conflist        first: from now on the runtime sends no pod here; what was set aside has its name again
     engines         BIRD and wireguard-go end, and the routes that BIRD brought go
     programs        of services at the socket, and of IP in IP
     tables          nftables tables of our names
@@ -27,7 +27,7 @@ from typing import Final
 from msgspec import Struct
 
 from podlane.agent import install
-from podlane.cni import plugins, wire
+from podlane.cni import aside, plugins, wire
 from podlane.cni.service import SPOOL
 from podlane.engines.bird import driver as bird
 from podlane.engines.wireguard import driver as wireguard
@@ -129,7 +129,9 @@ def _answers(path: Path) -> bool:
 
 def _conflist(place: Place, account: Account) -> None:
     if place.cni_conf_dir:
-        _unlink(Path(place.cni_conf_dir, install.CONFLIST), install.is_our_conflist, account)
+        directory = Path(place.cni_conf_dir)
+        _unlink(directory / install.CONFLIST, install.is_our_conflist, account)
+        account.removed += [f"what kept {path} aside" for path in aside.bring_back(directory)]
 
 
 def _engines(place: Place, account: Account) -> None:

@@ -39,7 +39,7 @@ def set_aside(directory: Path, own: str) -> list[Path]:
 
 
 def bring_back(directory: Path) -> list[Path]:
-    """What was set aside has its name again, unless somebody took it. Returns the names. Raises ConfigError."""
+    """What was set aside has its name again, unless it is taken. Returns the names. Raises ConfigError."""
     back = []
     for path in sorted(directory.glob(f"*{SUFFIX}")) if directory.is_dir() else ():
         old = path.with_name(path.name.removesuffix(SUFFIX))
