@@ -288,6 +288,13 @@ def test_what_agents_said_goes_with_the_address_and_with_the_node() -> None:
         assert len(conditions()) == 2
         await say("node-1 answers for 192.0.2.5")
         assert [c["type"] for c in conditions()] == ["example.com/Other"], "the service has another address"
+        # Announced by BGP alone, no node answers, nor shall.
+        await say("node-1 answers for 192.0.2.0")
+        assert len(conditions()) == 2
+        await lab.edit(pools.RESOURCE, "public", {"spec": {"announce": ["bgp"]}}, "")
+        await lab.until(lambda: [c["type"] for c in conditions()] == ["example.com/Other"])
+        await lab.edit(pools.RESOURCE, "public", {"spec": {"announce": None}}, "")
+        await lab.settled()
         # One that changes its type keeps nothing of ours.
         await say("node-1 answers for 192.0.2.0")
         await lab.edit("services", "web", {"spec": {"type": "ClusterIP"}})

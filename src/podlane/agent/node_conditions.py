@@ -30,6 +30,7 @@ from podlane.compile.tables import Table
 from podlane.errors import ApiError, NotFoundError
 from podlane.kernel.driver import Failure
 from podlane.model.agents import NETWORK_UNAVAILABLE, NOT_READY, UP
+from podlane.model.backends import BackendType
 from podlane.model.objects import Node
 from podlane.watch.backoff import Backoff
 from podlane.watch.http import ApiHttp
@@ -162,10 +163,14 @@ def lacking(compiler: Compiler, failures: Iterable[Failure]) -> list[str]:
     """What keeps this node's pods from all others: what cannot be compiled of the node itself,
     what the kernel refuses of that, drivers that can do nothing. One other node's trouble is none of it."""
     found = list(compiler.refused.get(peers.OWN, ()))
+    # A router without a session is the network's trouble, and may be one of several; a speaker beside another
+    # backend tells routers of services, and pods do without it.
+    aside = {Table.BGP_PEERS}
+    if compiler.view.config.backend.type is not BackendType.BGP:
+        aside.add(Table.SPEAKER)
     for failure in failures:
-        # A router without a session is the network's trouble, and may be one of several.
         whole = failure.key == EVERY_ROW
-        own = failure.table is not Table.BGP_PEERS and compiler.owner(failure.table, failure.key) == peers.OWN
+        own = failure.table not in aside and compiler.owner(failure.table, failure.key) == peers.OWN
         if whole or own:
             found.append(f"{failure.table}: {failure.error}")
     return found
