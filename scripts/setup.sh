@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 # command -> Debian package
 declare -A packages=(
   [nft]=nftables [ip]=iproute2 [tcpdump]=tcpdump [conntrack]=conntrack [ping]=iputils-ping
-  [curl]=curl [gcc]=gcc [iperf3]=iperf3 [nsenter]=util-linux [sysctl]=procps
+  [curl]=curl [gcc]=gcc [iperf3]=iperf3 [nsenter]=util-linux [sysctl]=procps [iptables-nft-save]=iptables [ipset]=ipset
   [/usr/lib/cni/bridge]=containernetworking-plugins [containerd]=containerd [runc]=runc [bird]=bird2 [wireguard-go]=wireguard-go [musl-gcc]=musl-tools
   [promtool]=prometheus [etcd]=etcd-server
 )

@@ -33,6 +33,7 @@ COMMANDS = {
     "trace": ("trace", "Send one packet and show every link it crosses."),
     "bugreport": ("bugreport", "Collect what somebody who is to help needs to see."),
     "agent": ("agent", "Run the node agent."),
+    "cleanup": ("cleanup", "Take away what kube-proxy or Flannel left on this node."),
     "uninstall": ("uninstall", "Remove everything of podlane from this node."),
     "controller": ("controller", "Run the cluster's controller."),
     "version": ("version", "Print the version."),
