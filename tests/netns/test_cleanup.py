@@ -110,9 +110,13 @@ def test_flannels_links_and_bridge_go_when_no_pod_is_on_them(namespaces: Callabl
 -A POSTROUTING -m comment --comment "flanneld masq" -j FLANNEL-POSTRTG
 -A FLANNEL-POSTRTG -s 10.244.0.0/16 -d 10.244.0.0/16 -m comment --comment "flanneld masq" -j RETURN
 -A FLANNEL-POSTRTG -s 10.244.0.0/16 ! -d 224.0.0.0/4 -m comment --comment "flanneld masq" -j MASQUERADE
---random-fully COMMIT *filter :FORWARD ACCEPT [0:0] :FLANNEL-FWD - [0:0] -A FORWARD -m comment --comment
-"flanneld forward" -j FLANNEL-FWD -A FLANNEL-FWD -s 10.244.0.0/16 -m comment --comment "flanneld forward"
--j ACCEPT COMMIT
+COMMIT
+*filter
+:FORWARD ACCEPT [0:0]
+:FLANNEL-FWD - [0:0]
+-A FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD
+-A FLANNEL-FWD -s 10.244.0.0/16 -m comment --comment "flanneld forward" -j ACCEPT
+COMMIT
 """
     run(node, "iptables-nft-restore", stdin=masquerade)
     with Rtnl(node) as rt:
