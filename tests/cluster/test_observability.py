@@ -230,6 +230,15 @@ def test_an_agent_tells_what_it_does(lab: Lab) -> None:
     assert info["version"] in lab.podlane("version").stdout
 
 
+def test_what_somebody_else_changes_is_repaired_and_counted(lab: Lab) -> None:
+    def repairs() -> float:
+        return values(parse(told(lab, "node-2"))["podlane_agent_driver_repairs_total"]).get(("rtnl",), 0)
+
+    before = repairs()
+    lab.node("node-2", "ip", "route", "delete", lab.get("pod", "web")["status"]["podIP"])
+    until(lambda: repairs() > before)
+
+
 def test_services_and_policies_are_counted_when_somebody_asks(lab: Lab) -> None:
     node = lab.get("nodes", "node-2")["status"]["addresses"][0]["address"]
     lab.outside("curl", "-sf", f"http://{node}:30080/hostname")

@@ -61,6 +61,12 @@ def pod(node_name: str, component: str = "agent", **status: Any) -> dict[str, An
     }
 
 
+def rollout(**status: Any) -> dict[str, Any]:
+    whole = {"desiredNumberScheduled": 2, "updatedNumberScheduled": 2, "observedGeneration": 4}
+    meta = {"name": "podlane", "namespace": "podlane-system", "generation": 4}
+    return {"metadata": meta, "status": whole | status}
+
+
 LEASE = {
     "metadata": {"name": "podlane-controller"},
     "spec": {"holderIdentity": "a_1", "leaseDurationSeconds": 15, "renewTime": "2026-01-01T11:59:57.000000Z"},
@@ -81,6 +87,7 @@ def told(**changes: list[Any]) -> ClusterStatus:
         "pods": [pod("one"), pod("two"), pod("", "controller")],
         "leases": [LEASE],
         "pools": [POOL],
+        "daemon_sets": [rollout()],
         "unread": [],
     }
     return judge("https://api", Found(**(whole | changes)), NOW)
@@ -185,6 +192,20 @@ def test_what_agents_do_not_agree_on_is_told() -> None:
         "agents have different versions: 1.0.0 on 5 nodes, 1.1.0 on last",
         "agents have different configurations: 0123456789ab on 5 nodes, ba9876543210 on last",
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        ({"updatedNumberScheduled": 1}, "1 of 2 nodes have the new one"),
+        ({"observedGeneration": 3}, "0 of 2 nodes have the new one"),
+        ({"updatedNumberScheduled": None}, "0 of 2 nodes have the new one"),
+    ],
+)
+def test_what_is_being_rolled_out_is_told(changes: dict[str, Any], note: str) -> None:
+    status = told(daemon_sets=[rollout(**changes)])
+    assert status.ready
+    assert status.notes == [f"podlane-system/podlane is being rolled out: {note}"]
 
 
 def test_an_annotation_of_another_version_is_read_as_far_as_it_goes() -> None:

@@ -9,7 +9,7 @@ import click
 @click.command()
 @click.argument("name", required=False)
 @click.option("--lab", metavar="NAME", help="Which lab (default: lab); the same as NAME.")
-@click.option("--node", is_flag=True, help="No lab: the node this runs on.")
+@click.option("--node", is_flag=True, help="No lab: the node (or the agent's pod) this runs on.")
 @click.option("--kubeconfig", metavar="FILE", help="No lab: the node this runs on, and the cluster it is of.")
 @click.option("--context", metavar="NAME", default="", help="Context of the kubeconfig.")
 @click.option(
@@ -57,7 +57,7 @@ def command(
     """
     from podlane.errors import UsageError
     from podlane.lab import record
-    from podlane.lab.bugreport.run import Here, Wish, of_lab, of_node
+    from podlane.lab.bugreport.run import Here, Wish, of_lab, of_node, reachable
 
     here = node or kubeconfig is not None or bool(context)
     if here and (name or lab):
@@ -71,7 +71,7 @@ def command(
     wish = Wish(Path(output) if output else None, connections, max_size << 20, progress)
     if here:
         place = Path(kubeconfig) if kubeconfig else None
-        asked = kubeconfig is not None or bool(context)
+        asked = kubeconfig is not None or bool(context) or reachable()
         made = of_node(Here(Path(agent_socket), Path(state_dir), Path(config), place, context, asked), wish)
     else:
         made = of_lab(record.load(lab or name or "lab"), wish)

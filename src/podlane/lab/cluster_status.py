@@ -21,7 +21,7 @@ SELECTOR: Final = "app.kubernetes.io/name=podlane"
 
 def gather(client: Client, socket: Path = AGENT_SOCKET) -> ClusterStatus:
     """Raises ApiError, LabError when not even the Nodes can be read; what else cannot is a note."""
-    found = Found(client.list("nodes"), [], [], [], [])
+    found = Found(client.list("nodes"), [], [], [], [], [])
 
     def read(what: str, ask: Callable[[], list[Obj]], into: list[Obj]) -> None:
         try:
@@ -32,6 +32,8 @@ def gather(client: Client, socket: Path = AGENT_SOCKET) -> ClusterStatus:
             found.unread.append(f"{what} cannot be read: {error}")
 
     read("podlane's pods", lambda: client.list("pods", label_selector=SELECTOR), found.pods)
+    sets = "daemonsets.apps"
+    read("its DaemonSet", lambda: client.list(sets, label_selector=SELECTOR), found.daemon_sets)
     named = f"metadata.name={LEASE}"
     leases = "leases.coordination.k8s.io"
     read("its Lease", lambda: client.list(leases, field_selector=named), found.leases)

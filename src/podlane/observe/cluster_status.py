@@ -34,6 +34,7 @@ class Found(NamedTuple):
     pods: list[Obj]
     leases: list[Obj]
     pools: list[Obj]
+    daemon_sets: list[Obj]
     unread: list[str]
 
 
@@ -111,7 +112,7 @@ def judge(server: str, found: Found, now: datetime, here: Obj | None = None) -> 
     pools = [_pool(each) for each in found.pools]
     problems = [f"node {node.name}: {each}" for node in nodes for each in node.problems]
     problems += [*_of_controller(controller, found), *_of_pools(found.pools, pools), *_of_here(here)]
-    notes = [*_differences(nodes), *found.unread]
+    notes = [*_rollouts(found.daemon_sets), *_differences(nodes), *found.unread]
     return ClusterStatus(
         API_VERSION,
         "ClusterStatus",
@@ -174,6 +175,17 @@ def _condition(told: Obj) -> Condition:
         told.get("lastTransitionTime") or "",
         status == "True",
     )
+
+
+def _rollouts(daemon_sets: Iterable[Obj]) -> Iterator[str]:
+    for each in daemon_sets:
+        status, meta = each.get("status") or {}, each["metadata"]
+        wanted = int(status.get("desiredNumberScheduled") or 0)
+        updated = int(status.get("updatedNumberScheduled") or 0)
+        seen = status.get("observedGeneration") == meta.get("generation")
+        if updated < wanted or not seen:
+            there = updated if seen else 0
+            yield f"{_name(each)} is being rolled out: {there} of {wanted} nodes have the new one"
 
 
 def _differences(nodes: Iterable[NodeStatus]) -> Iterator[str]:

@@ -18,6 +18,7 @@ from podlane.lab.record import LabRecord
 from podlane.lab.rest import Client
 from podlane.model.config import DEFAULT, NetworkConfig
 from podlane.watch import configuration
+from podlane.watch.kubeconfig import SERVICE_ACCOUNT
 
 UNIT: Final = "podlane-agent"
 KEY_FILE: Final = "wireguard.key"
@@ -82,6 +83,11 @@ def of_lab(record: LabRecord, wish: Wish) -> Made:
             archive, lambda: Client.from_kubeconfig(paths.kubeconfig), record.config, Path("/nonexistent")
         )
     return Made(archive.path, len(archive.entries), archive.failed)
+
+
+def reachable() -> bool:
+    """It is known how to ask the API without being told: in a pod, or by the environment."""
+    return SERVICE_ACCOUNT.exists() or bool(os.environ.get("KUBECONFIG"))
 
 
 def of_node(here: Here, wish: Wish) -> Made:
