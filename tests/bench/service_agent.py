@@ -23,7 +23,7 @@ from tests.bench.service_objects import Cluster, endpoint, endpoints_of, modifie
 from tests.netns.agent_nodes import TestNode, join
 
 EVENTS = 300
-PAUSE_S = 0.012  # longer than the agent collects changes
+PAUSE_S = 0.06  # longer than the agent collects changes that keep coming
 _TABLES_GROUP, _NEW_GENERATION = 7, 10 << 8 | 15  # NFNLGRP_NFTABLES, NFT_MSG_NEWGEN
 
 Result = dict[str, Any]

@@ -24,6 +24,7 @@ from podlane.compile import facts
 from podlane.compile.engine import Compiler
 from podlane.compile.peers import link_mtu_bytes
 from podlane.compile.tables import Table
+from podlane.compile.view import View
 from podlane.errors import CniError, ConfigError
 from podlane.kernel.driver import Failure
 from podlane.model.addresses import Prefix
@@ -141,15 +142,19 @@ class Attachments:
         return link_mtu_bytes(self._compiler.view) or (self._remembered.mtu_bytes if self._remembered else 0)
 
     def _own_pools(self) -> tuple[Prefix, ...]:
-        node = self._compiler.view.me.node
-        try:
-            return tuple(facts.pod_prefixes(node).values()) if node else ()
-        except ConfigError:
-            return ()  # the node's own unit says what is wrong with them
+        return self._compiler.view.of_me(_own_pools)
 
     @property
     def _remembered(self) -> Known | None:
         return None if self._node_listed() else self._memory.known
+
+
+def _own_pools(view: View) -> tuple[Prefix, ...]:
+    node = view.me.node
+    try:
+        return tuple(facts.pod_prefixes(node).values()) if node else ()
+    except ConfigError:
+        return ()  # the node's own unit says what is wrong with them
 
 
 def _ports(link: Link) -> Ports | None:

@@ -56,7 +56,7 @@ from podlane.model.objects import Object
 from podlane.watch.backoff import Gate
 from podlane.watch.follow import Progress, follow
 from podlane.watch.http import ApiHttp
-from podlane.watch.reflector import News
+from podlane.watch.reflector import News, Upsert
 
 log = logging.getLogger(__name__)
 
@@ -221,11 +221,22 @@ class Agent:
     # --- news of the API ---
 
     def _deliver(self, kind: str, news: News[Object]) -> None:
+        if isinstance(news, Upsert) and self._is_known(kind, news.object):
+            return
         number = self.reconciler.submit(self._changes(kind, news))
         if self.reconciler.synced:
             self.counted.told(kind, number, time.monotonic())
         if self._proxy:
             self._proxy.told(kind, news, number)
+
+    def _is_known(self, kind: str, value: Object) -> bool:
+        """A heartbeat, or whatever else the network does not read: most of what happens to nodes and pods.
+
+        Not this node's own Node, which may come back unchanged after it was gone.
+        """
+        if not self.reconciler.taken_in or (kind == "Node" and value.name == self.options.node_name):
+            return False
+        return self.compiler.view.knows(kind, value)
 
     def _changes(self, kind: str, news: News[Object]) -> Iterator[Change]:
         """News as changes of what is known when their turn comes, and what follows from them."""

@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from podlane.agent.pace import Pace
 from podlane.compile.engine import Compiler
 from podlane.compile.tables import Guard, Table
 from podlane.compile.view import Change
@@ -36,6 +37,9 @@ COLLECT_S = 0.003
 # After a generation that was much work (a service of a thousand endpoints takes 6 ms) more is collected for
 # the next: so many times as long, if nobody waits for it.
 COLLECT_SHARE, COLLECT_MOST_S = 4, 0.05
+# Changes that keep coming are collected: waking up for each of them costs more than compiling it. Single
+# ones, and the first of many, are still applied at once.
+GENERATIONS_PER_S, GENERATIONS_AT_ONCE = 20.0, 20
 RESYNC_S = 300.0
 RESYNC_SHARE = 1 / 300  # of the time, at most: nothing else is applied meanwhile, and the kernel's dump of
 # fifty thousand services takes ten seconds
@@ -98,6 +102,7 @@ class Reconciler:
         self._wake, self._awaited = asyncio.Event(), asyncio.Event()
         self._done = asyncio.Condition()
         self._next_resync_s = self._quiet_since_s = self._collect_s = 0.0
+        self._pace = Pace(GENERATIONS_PER_S, GENERATIONS_AT_ONCE)
 
     # --- what is known ---
 
@@ -117,6 +122,11 @@ class Reconciler:
         since = [s for s in (self._waiting_since_s, self._working_since_s) if s is not None]
         since += [queue.refused_since_s for queue in self._queues if queue.refused_since_s is not None]
         return time.monotonic() - min(since) if since else 0.0
+
+    @property
+    def taken_in(self) -> bool:
+        """All that was submitted has been compiled: the view holds it."""
+        return not self._pending
 
     @property
     def submitted(self) -> int:
@@ -189,7 +199,7 @@ class Reconciler:
 
     async def _sleep(self) -> None:
         """Until there is something to do. What comes after a quiet moment is done at once; what follows on
-        its heels waits out the rest of a moment, for what belongs together."""
+        its heels waits out the rest of a moment, for what belongs together, and longer if it goes on."""
         due_s = [queue.retry_s for queue in self._queues if queue.retry_s is not None]
         if self.synced:
             due_s.append(self._next_resync_s)
@@ -202,7 +212,7 @@ class Reconciler:
         pause_s = self._quiet_since_s + COLLECT_S - time.monotonic()
         if pause_s > 0:
             await asyncio.sleep(pause_s)
-        pause_s = self._quiet_since_s + self._collect_s - time.monotonic()
+        pause_s = max(self._quiet_since_s + self._collect_s, self._pace.due_s()) - time.monotonic()
         if pause_s > 0:
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
@@ -213,6 +223,7 @@ class Reconciler:
         self._wake.clear()
         self._awaited.clear()
         began_s, began_cpu_s = time.monotonic(), time.process_time()
+        self._pace.spend(began_s)
         batch, self._pending = self._pending, []
         self._working_since_s, self._waiting_since_s = self._waiting_since_s, None
         upto = self._submitted

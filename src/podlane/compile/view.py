@@ -207,6 +207,13 @@ class View:
         """Everything of one kind by its key, for taking a list's difference."""
         return MappingProxyType(self._table(kind))
 
+    def knows(self, kind: str, value: Object) -> bool:
+        """That very object is there. False may also mean that its fields were written in another order."""
+        table, key = self._table(kind), key_of(kind, value)
+        if isinstance(table, Shelf):
+            return table.holds(key, value)
+        return bool(table.get(key) == value)
+
     def _table(self, kind: str) -> MutableMapping[Any, Any]:
         tables: dict[str, MutableMapping[Any, Any]] = {
             "Node": self._nodes,

@@ -16,9 +16,10 @@ from podlane.errors import KernelError
 from podlane.model.addresses import Address
 
 _COLLECT_S: Final = 0.02  # who met the old tables is under way by then
-# Where looking takes long it is done less often: at most a tenth of the time, while endpoints come and go.
-_SHARE: Final = 10
-_COLLECT_MOST_S: Final = 0.3
+# While endpoints come and go without end it is done for a fiftieth of the time, or once a second if that is
+# more: a dump walks all buckets of the machine's table, which takes milliseconds when they are empty.
+_SHARE: Final = 50
+_COLLECT_MOST_S: Final = 1.0
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 30.0
 _GIVE_UP_S: Final = 120.0
@@ -53,10 +54,11 @@ class Sweeping(ABC, Generic[W, T]):
         self._durations_s: list[float] = []
         self._wanted = nothing()
         self._doubtful: dict[T, float] = {}  # since when
-        self._pause_s, self._collect_s = _FIRST_PAUSE_S, _COLLECT_S
+        self._pause_s, self._next_s = _FIRST_PAUSE_S, 0.0
         self._error: KernelError | None = None
         self._change = threading.Condition()
         self._busy = self._closed = False
+        self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
     @abstractmethod
@@ -100,6 +102,7 @@ class Sweeping(ABC, Generic[W, T]):
     def close(self) -> None:
         with self._change:
             self._closed = True
+            self._closing.set()
             self._change.notify_all()
         if self._thread is not None:
             self._thread.join()
@@ -112,16 +115,19 @@ class Sweeping(ABC, Generic[W, T]):
                 self._change.wait_for(
                     lambda: self._closed or self._wanted, self._pause_s if self._doubtful else None
                 )
-                if self._wanted and not self._closed:
-                    self._change.wait_for(lambda: self._closed, self._collect_s)
+            if self._wanted:
+                # Not by the condition: whatever else is submitted meanwhile would wake the thread each time.
+                self._closing.wait(max(_COLLECT_S, self._next_s - time.monotonic()))
+            with self._change:
                 if self._closed:
                     return
                 wanted, self._wanted, self._busy = self._wanted, self._nothing(), True
             began_s = time.monotonic()
             try:
                 self.deleted += self._sweep(wanted) if wanted else self._ask_again()
-                took_s = time.monotonic() - began_s
-                self._collect_s = min(max(_COLLECT_S, _SHARE * took_s), _COLLECT_MOST_S)
+                now_s = time.monotonic()
+                took_s = now_s - began_s
+                self._next_s = now_s + min(_SHARE * took_s, _COLLECT_MOST_S)
                 with self._change:
                     self._durations_s.append(took_s)
             except KernelError as error:

@@ -58,7 +58,13 @@ class Response:
     async def chunks(self, silence_s: Silence = lambda: None) -> AsyncGenerator[bytes, None]:
         """Raises HttpError when the body ends early, SilenceError after silence_s() of nothing."""
         if self.headers.get("transfer-encoding", "").lower() == "chunked":
-            while size := await self._chunk_size(silence_s):
+            while True:
+                size, part = await self._chunk(silence_s)
+                if part:
+                    yield part
+                    continue
+                if not size:
+                    break
                 async for part in self._exactly(size, silence_s):
                     yield part
                 await self._line(silence_s)
@@ -77,8 +83,19 @@ class Response:
             size -= len(part)
             yield part
 
-    async def _chunk_size(self, silence_s: Silence) -> int:
-        return _number((await self._line(silence_s)).partition(";")[0], 16)
+    async def _chunk(self, silence_s: Silence) -> tuple[int, bytes]:
+        """The next one's size, and all of it if it is small: an event of a watch is a chunk."""
+        timeout_s = silence_s()
+        try:
+            async with asyncio.timeout(timeout_s):
+                size = _number((await _line(self._reader)).partition(";")[0], 16)
+                if not 0 < size <= BUFFER_BYTES:
+                    return size, b""
+                return size, (await self._reader.readexactly(size + 2))[:-2]
+        except asyncio.IncompleteReadError:
+            raise HttpError("the connection was closed in the middle of an answer") from None
+        except TimeoutError as error:
+            raise _silence(error, timeout_s) from error
 
     async def _part(self, most: int, silence_s: Silence) -> bytes:
         timeout_s = silence_s()
