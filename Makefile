@@ -2,7 +2,7 @@
 # Both install what they need (scripts/setup.sh) and may be run any number of times.
 PY := .venv/bin/python
 
-.PHONY: setup demo test unit lint bench soak lock manifests install clean
+.PHONY: setup demo test unit lint bench soak lock manifests sbom install clean
 setup:            ## Debian packages, .venv from the pinned requirements, generated schemas, the CNI shim
 	@scripts/setup.sh
 
@@ -36,6 +36,9 @@ lock:             ## remake the hash-pinned locks from requirements*.in (needs p
 
 manifests: setup  ## write deploy/ from scripts/deployment/
 	@$(PY) -m scripts.deployment.render
+
+sbom:             ## print a bill of materials (CycloneDX): pinned requirements, and what the image has of Debian
+	@scripts/sbom.py --packages $$(grep -v '^#' scripts/image/packages)
 
 install: setup    ## put `podlane` on the PATH
 	@ln -sf "$(CURDIR)/.venv/bin/podlane" /usr/local/bin/podlane

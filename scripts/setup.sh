@@ -53,20 +53,4 @@ if [ ! -e $generated/.complete ] || [ scripts/generate_schemas.py -nt $generated
   touch $generated/.complete
 fi
 
-if [ -e native/cni_shim.c ] && { [ ! -e native/build/podlane-cni ] || [ native/cni_shim.c -nt native/build/podlane-cni ]; }; then
-  echo "setup: building the CNI shim"
-  mkdir -p native/build
-  # With musl it starts in a third of the time: it is started for each verb of each plugin of a chain.
-  musl-gcc -Os -Wall -Wextra -Werror -static -o native/build/podlane-cni native/cni_shim.c
-fi
-
-for source in native/*.bpf.c; do
-  bpf=native/build/$(basename "$source" .c).o
-  if [ ! -e "$bpf" ] || [ "$source" -nt "$bpf" ]; then
-    echo "setup: compiling $source"
-    mkdir -p native/build
-    # The kernel's headers are the machine's, as gcc finds them; the object is the same on amd64 and arm64.
-    "$(command -v clang || command -v clang-14)" -O2 -Wall -Wextra -Werror -target bpf -mcpu=v3 \
-      -isystem "/usr/include/$(gcc -dumpmachine)" -c -o "$bpf" "$source"
-  fi
-done
+scripts/build_native.sh native/build
