@@ -181,7 +181,6 @@ def test_a_pod_that_the_api_does_not_show_is_told() -> None:
     made = compiler()
     page = MetricsPage(
         made,
-        [],
         AgentMetrics(),
         state=lambda: None,  # type: ignore[arg-type,return-value]
         use=dict,
