@@ -147,6 +147,8 @@ def test_pools_that_change_and_go() -> None:
         spec = {"addresses": ["192.0.2.12-192.0.2.20"], "nodeSelector": nodes}
         await lab.edit(pools.RESOURCE, "public", {"spec": spec}, "")
         await lab.until(lambda: ingress(lab, "any") == ["192.0.2.12"])
+        moved = "Assigned 192.0.2.12 from pool public in place of 192.0.2.10"
+        await lab.until(lambda: ("IPAllocated", moved) in said(lab, "any"))
         assert ingress(lab, "web") == ["192.0.2.15"]
 
         def selector() -> str | None:

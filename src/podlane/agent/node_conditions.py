@@ -16,7 +16,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -111,12 +111,14 @@ class NodeConditions:
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), AGAIN_S * chance.uniform(0.5, 1.5))
+            # What is only looked at again an API server may answer from its memory.
+            query = {} if self._changed.is_set() else {"resourceVersion": "0"}
             self._changed.clear()
             node = self._node()
             if node is None or not self._wanted:
                 continue
             try:
-                await self._bring(node.name)
+                await self._bring(node.name, query)
             except NotFoundError:
                 pass  # deleted; `look` comes with the next one
             except ApiError as error:
@@ -128,9 +130,9 @@ class NodeConditions:
                 self._uid, self.error = node.metadata.uid, ""
                 backoff.succeeded()
 
-    async def _bring(self, name: str) -> None:
+    async def _bring(self, name: str, query: Mapping[str, str]) -> None:
         path, wanted = f"/api/v1/nodes/{name}", list(self._wanted.values())
-        known = msgspec.json.decode(await self._api.get(path, {}), type=_Node)
+        known = msgspec.json.decode(await self._api.get(path, query), type=_Node)
         conditions = differing(wanted, known.status.conditions, _now())
         if conditions:
             # The uid: never of a Node that was registered anew meanwhile.

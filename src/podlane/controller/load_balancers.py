@@ -182,8 +182,10 @@ class LoadBalancers(Controller):
         service = await self._mark(service, marks)
         ingress = [{"ip": str(where), "ipMode": "VIP"} for where in given.addresses]
         if ingress != ingress_of(service):
+            before = ", ".join(each.get("ip", "") for each in ingress_of(service))
             await self._ingress(service, ingress)
             message = f"Assigned {', '.join(map(str, given.addresses))} from pool {pool.name}"
+            message += f" in place of {before}" if before else ""
             self.context.events.normal("Service", service, "IPAllocated", message, COMPONENT)
 
     async def _release(self, service: Obj) -> None:
@@ -192,6 +194,11 @@ class LoadBalancers(Controller):
         if not _touched(service):
             return  # of another controller, or of none
         if ingress_of(service):  # of another type by now, too
+            before = ", ".join(each.get("ip", "") for each in ingress_of(service))
+            if not is_deleting(service):
+                self.context.events.normal(
+                    "Service", service, "IPReleased", f"{before} taken back", COMPONENT
+                )
             service = await self._ingress(service, [])
         await self._mark(service, {})
 
