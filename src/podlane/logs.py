@@ -106,9 +106,14 @@ class Repeats(logging.Filter):
         return -1
 
 
+def formatter(form: str) -> logging.Formatter:
+    """form: text or json."""
+    return _Json() if form == "json" else _Text()
+
+
 def configure(level: str, form: str = "text") -> None:
     """level: debug, info, warning or error; form: text or json."""
     handler = logging.StreamHandler()
-    handler.setFormatter(_Json() if form == "json" else _Text())
+    handler.setFormatter(formatter(form))
     handler.addFilter(Repeats())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

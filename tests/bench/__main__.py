@@ -19,6 +19,7 @@ PARTS = (
     "failover",
     "policy",
     "cluster_scale",
+    "scrape",
 )
 
 
