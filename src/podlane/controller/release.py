@@ -14,18 +14,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from podlane.compile.facts import UNDERLAY_ANNOTATION
-from podlane.compile.wireguard import KEY_ANNOTATION
+from podlane.compile.bgp import AS_ANNOTATION
 from podlane.controller.client import ApiClient, Obj
 from podlane.controller.leader import LEASES, NAME
 from podlane.controller.meta import annotations_of
 from podlane.errors import ConflictError, NotFoundError, PodlaneError
 from podlane.model import pools
-from podlane.model.agents import AGENT_ANNOTATION, NETWORK_UNAVAILABLE, REASONS
+from podlane.model.agents import NETWORK_UNAVAILABLE, REASONS
 
 OURS: Final = "podlane.dev/"
 OF_SERVICES: Final = (pools.ALLOCATED_FROM, pools.ANNOUNCING_NODES, pools.ANNOUNCED_BY)
-OF_NODES: Final = (UNDERLAY_ANNOTATION, KEY_ANNOTATION, AGENT_ANNOTATION)
+OF_USERS: Final = frozenset({AS_ANNOTATION})
+"""What people write at Nodes. All other annotations of ours there are the agents'."""
 _ATTEMPTS: Final = 5
 
 Say = Callable[[str], None]
@@ -70,7 +70,11 @@ def _marked(service: Obj) -> bool:
 
 
 def _told(node: Obj) -> bool:
-    return not annotations_of(node).keys().isdisjoint(OF_NODES) or bool(_conditions(node)[1])
+    return bool(_of_agents(node)) or bool(_conditions(node)[1])
+
+
+def _of_agents(node: Obj) -> list[str]:
+    return [each for each in annotations_of(node) if each.startswith(OURS) and each not in OF_USERS]
 
 
 def _conditions(obj: Obj) -> tuple[list[Obj], list[Obj]]:
@@ -104,7 +108,8 @@ async def _release_node(client: ApiClient, node: Obj) -> None:
     others, ours = _conditions(node)
     if ours:
         node = await _patch(client, "nodes", node, {"status": {"conditions": others}}, "status")
-    await _patch(client, "nodes", node, {"metadata": {"annotations": dict.fromkeys(OF_NODES)}})
+    if found := _of_agents(node):
+        await _patch(client, "nodes", node, {"metadata": {"annotations": dict.fromkeys(found)}})
 
 
 async def _patch(client: ApiClient, resource: str, obj: Obj, patch: Obj, subresource: str = "") -> Obj:
