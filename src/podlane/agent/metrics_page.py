@@ -67,7 +67,8 @@ class MetricsPage:
         state = self._state()
         known = [*self._counted.metrics(), *self._node(state)]
         text = report.metrics(state) + report.exposition(*known)
-        text += report.exposition(*await asyncio.to_thread(lambda: list(self._readings())))
+        devices = self._devices()
+        text += report.exposition(*await asyncio.to_thread(lambda: list(self._readings(devices))))
         text += self._proxy.text() if self._proxy else ""
         text += await self._sockets.metrics() if self._sockets else ""
         return _answer(text + process.text("agent"))
@@ -109,7 +110,13 @@ class MetricsPage:
 
     # --- of what is read ---
 
-    def _readings(self) -> Iterator[Metric]:
+    def _devices(self) -> set[str]:
+        """Tunnels, bridges and the uplink."""
+        found = {*TUNNEL_DEVICES, *self._compiler.tables[Table.BRIDGES]}
+        underlay = self._compiler.view.me.underlay
+        return {*found, underlay.device} if underlay is not None else found
+
+    def _readings(self, devices: set[str]) -> Iterator[Metric]:
         try:
             tracked = statistics.read()
         except KernelError as error:
@@ -121,22 +128,9 @@ class MetricsPage:
             yield Metric(
                 "conntrack_events_total", "counter", "What went wrong in connection tracking.", events
             )
-        yield from self._traffic()
+        yield from _traffic(devices)
         if self.bird is not None:
             yield from self._sessions(self.bird)
-
-    def _traffic(self) -> Iterator[Metric]:
-        ours = {*TUNNEL_DEVICES, *self._compiler.tables[Table.BRIDGES]}
-        underlay = self._compiler.view.me.underlay
-        if underlay is not None:
-            ours.add(underlay.device)
-        found = {name: each for name, each in traffic.read().items() if name in ours}
-        for field in traffic.Traffic._fields:
-            samples = [
-                ({"device": name}, float(getattr(each, field))) for name, each in sorted(found.items())
-            ]
-            help_ = f"{field.replace('_', ' ').capitalize()} of tunnels, bridges and the uplink."
-            yield Metric(f"network_{field}_total", "counter", help_, samples)
 
     def _sessions(self, bird: BirdDriver) -> Iterator[Metric]:
         try:
@@ -161,6 +155,9 @@ class MetricsPage:
         if refusal := _refused(query):
             return refusal
 
+        # Copied here: on the other thread they might change while they are gone through.
+        tables = {**self._compiler.tables, Table.BACKENDS: dict(self._compiler.tables[Table.BACKENDS])}
+
         def read() -> str:
             from podlane.observe.demand import service_metrics
 
@@ -170,7 +167,7 @@ class MetricsPage:
             finally:
                 flows.close()
             namespace = query.get("namespace", "")
-            return exposition("podlane_service_", service_metrics(entries, self._compiler.tables, namespace))
+            return exposition("podlane_service_", service_metrics(entries, tables, namespace))
 
         return await _read(read)
 
@@ -204,6 +201,14 @@ async def _read(read: Callable[[], str]) -> http.Answer:
 
 def _answer(text: str) -> http.Answer:
     return http.Answer(200, text.encode(), CONTENT_TYPE)
+
+
+def _traffic(devices: set[str]) -> Iterator[Metric]:
+    found = {name: each for name, each in traffic.read().items() if name in devices}
+    for field in traffic.Traffic._fields:
+        samples = [({"device": name}, float(getattr(each, field))) for name, each in sorted(found.items())]
+        help_ = f"{field.replace('_', ' ').capitalize()} of tunnels, bridges and the uplink."
+        yield Metric(f"network_{field}_total", "counter", help_, samples)
 
 
 def unreachable(compiler: Compiler, failures: Sequence[Failure]) -> set[str]:

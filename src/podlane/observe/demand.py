@@ -33,7 +33,7 @@ def service_metrics(entries: Iterable[Entry], tables: Tables, namespace: str = "
     """namespace: only services of this one; "": all. Those without connections have zeros."""
     connections: dict[tuple[str, ...], float] = {}
     endpoints: dict[tuple[str, ...], float] = {}
-    for key, row in dict(tables[Table.BACKENDS]).items():
+    for key, row in tables[Table.BACKENDS].items():
         if namespace in ("", key.namespace):
             labels = _labels(key)
             connections.setdefault(labels, 0)
