@@ -110,13 +110,13 @@ class Addresses:
             if not self._reserved[where]:
                 del self._reserved[where]
                 self._count(self._reserved_in, where, -1)
+                self._lower(where)
         for where in (found := tuple(dict.fromkeys(own))):
             if where not in self._reserved:
                 self._count(self._reserved_in, where, 1)
             self._reserved[where] += 1
         if found:
             self._of_node[node] = found
-        self._floors = {}
 
     def pool_of(self, where: Address) -> Pool | None:
         return next((pool for pool in self.pools.values() if where in pool), None)
@@ -157,10 +157,14 @@ class Addresses:
             if not holders:
                 del self._holders[where]
                 self._count(self._assigned, where, -1)
-                for each, floor in self._floors.items():
-                    if where in each:
-                        self._floors[each] = min(floor, int(where))
+                self._lower(where)
         return had
+
+    def _lower(self, where: Address) -> None:
+        """It may be free now: no address below the floor of its range is."""
+        for each, floor in self._floors.items():
+            if where in each:
+                self._floors[each] = min(floor, int(where))
 
     def _count(self, counter: Counter[tuple[str, Family]], where: Address, step: int) -> None:
         if (pool := self.pool_of(where)) is not None:
