@@ -8,15 +8,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator, Set
+from pathlib import Path
 from typing import Final
 
 from podlane.agent.announcer import Announcer
+from podlane.agent.flannel_files import SubnetFile
 from podlane.agent.reconciler import EVERY_ROW, Reconciler
 from podlane.compile import reception, spoken
 from podlane.compile.engine import Compiler
-from podlane.compile.peers import WAYS
+from podlane.compile.peers import WAYS, flannel_says
 from podlane.compile.tables import DIRECT, Table
 from podlane.compile.view import STANDING, Change
+from podlane.errors import ConfigError
 from podlane.kernel.driver import Failure
 from podlane.model.backends import BackendType
 from podlane.model.local import Standing
@@ -25,7 +28,13 @@ LINGER_S: Final = 1.0
 
 
 class Backends:
-    def __init__(self, compiler: Compiler, reconciler: Reconciler, announcer: Announcer) -> None:
+    """run_dir: the agent's own. complaint: what could not be told, or written."""
+
+    def __init__(
+        self, compiler: Compiler, reconciler: Reconciler, announcer: Announcer, run_dir: Path
+    ) -> None:
+        self._subnet_file = SubnetFile(compiler.view.config.flannel.subnet_file, run_dir)
+        self._unsaid = ""
         self._compiler, self._reconciler, self._announcer = compiler, reconciler, announcer
         self._judged: object = None
         self._last_sent_s: dict[str, float] = {}  # by backend
@@ -41,6 +50,8 @@ class Backends:
         sent = {str(kinds[0])} if len(kinds) == 1 else set(self._sent())
         said = spoken.announcement(kinds[0], here, self._lingering(sent, spoken.sends(view.me.node)))
         self._announcer.say({spoken.BACKEND_ANNOTATION: said})
+        if view.config.backend.flannel_compat:
+            self._speak_flannel()
         tables = self._compiler.tables
         now = failures, kinds, len(tables[Table.TUNNEL_PEERS]), len(tables[Table.LEARNT])
         if now == self._judged and len(kinds) == 1:
@@ -50,6 +61,21 @@ class Backends:
         if standing != known:
             came = [Change(STANDING, None, each) for each in standing - known]
             self._reconciler.submit([*came, *(Change(STANDING, each, None) for each in known - standing)])
+
+    @property
+    def complaint(self) -> str:
+        return self._unsaid or self._subnet_file.complaint
+
+    def _speak_flannel(self) -> None:
+        try:
+            says = flannel_says(self._compiler.view)
+        except ConfigError as error:
+            self._unsaid = str(error)
+            return
+        self._unsaid = ""
+        if says is not None:
+            self._announcer.say(says[0])
+            self._subnet_file.write(says[1])
 
     def _lingering(self, sent: Set[str], told: Set[str]) -> set[str]:
         """With what was sent by until a moment ago: packets are still on their way."""

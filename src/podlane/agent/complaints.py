@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 from podlane.compile.engine import Compiler
+from podlane.compile.peers import NAME as PEERS
 from podlane.compile.peers import OWN
 from podlane.compile.store import Contradiction, UnitKey
 from podlane.compile.tables import FrontendKey, HealthCheckKey, ListKey, NodePortKey, Table
@@ -25,6 +26,7 @@ HEALTH_CHECK_FAILED: Final = "FailedToStartServiceHealthcheck"
 _KINDS: Final = {
     ("services", "service"): "Service",
     ("node", "node"): "Node",
+    ("peers", "node"): "Node",
     ("node", "service-cidr"): "ServiceCIDR",
     ("policy", "policy"): "NetworkPolicy",
     ("pods", "pod"): "Pod",
@@ -80,8 +82,8 @@ def _lost(contradiction: Contradiction) -> Iterator[Complaint]:
 
 def _refused(compiler: Compiler, failure: Failure) -> Iterator[Complaint]:
     unit, node = _owner(compiler, failure), compiler.view.me.name
-    if unit is None or not _kind(unit):
-        return
+    if unit is None or not _kind(unit) or unit.capability == PEERS:
+        return  # what a peer lacks for a moment is many nodes' business: it is in the status
     if failure.table is Table.HEALTH_CHECKS:
         message = (
             f'node {node} failed to start healthcheck "{unit.namespace}/{unit.name}" '

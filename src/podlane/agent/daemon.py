@@ -103,7 +103,9 @@ class Agent:
             options, self.compiler, self.attachment_changed, self._node_listed, self.counted.answered
         )
         self._uplink = Uplink(self.compiler, self.reconciler, self._announcer, self._settings, self._complain)
-        self._backends = Backends(self.compiler, self.reconciler, self._announcer)
+        self._backends = Backends(
+            self.compiler, self.reconciler, self._announcer, Path(options.agent_socket).parent
+        )
         self._metrics = MetricsPage(
             self.compiler,
             self.counted,
@@ -402,6 +404,7 @@ class Agent:
         refused = [sentence for each in compiler.refused.values() for sentence in each]
         refused += map(str, compiler.contradictions)
         refused += filter(None, [self._install_refused, self._announcer.error, self.conditions.error])
+        refused += filter(None, [self._backends.complaint])
         refused += [self._uplink.complaint] if self.ready and self._uplink.complaint else []
         applied: dict[str, str] = {}
         for kind, versions in self._progress.items():

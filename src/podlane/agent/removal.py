@@ -26,7 +26,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from podlane.agent import install
+from podlane.agent import flannel_files, install
 from podlane.cni import aside, plugins, wire
 from podlane.cni.service import SPOOL
 from podlane.engines.bird import driver as bird
@@ -198,6 +198,8 @@ def _settings(place: Place, account: Account) -> None:
 
 
 def _files(place: Place, account: Account) -> None:
+    if (written := flannel_files.remove(place.run_dir)) is not None:
+        account.removed.append(str(written))
     if account.attached:
         what = f"{place.cni_bin_dir}/{install.PROGRAM} and {place.state_dir}"
         number = len(account.attached)

@@ -11,13 +11,13 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
-from podlane.compile import bgp, facts
+from podlane.compile import bgp, facts, flannel
 from podlane.compile.bgp import AS_ANNOTATION, BgpRoutes
 from podlane.compile.engine import Capability
 from podlane.compile.hostgw import HostGateway, is_next_to
 from podlane.compile.ipip import IpInIp
 from podlane.compile.reception import ANSWERED, active, choose, flips
-from podlane.compile.spoken import received
+from podlane.compile.spoken import received, said
 from podlane.compile.store import Compiled, UnitKey
 from podlane.compile.tables import DIRECT, NOTHING, PeerWay, Rows, Table
 from podlane.compile.view import CONFIG, STANDING, UNDERLAY, Change, View, since
@@ -41,8 +41,14 @@ WAYS: Final[dict[BackendType, Way]] = {
     BackendType.HOST_GW: DIRECT_WAY,
     BackendType.BGP: BgpRoutes(),
 }
-TUNNEL_DEVICES: Final = tuple(way.tunnel for way in WAYS.values() if way.tunnel)
+FLANNEL_VXLAN: Final = flannel.FlannelVxlan()
+TUNNEL_DEVICES: Final = (*(way.tunnel for way in WAYS.values() if way.tunnel), flannel.SECOND_DEVICE)
 """What a tunnel's device may be called on a node, whichever way it is that is configured."""
+
+
+def way_of(kind: BackendType, config: NetworkConfig) -> Way:
+    compat = config.backend.flannel_compat and kind is BackendType.VXLAN
+    return FLANNEL_VXLAN if compat else WAYS[kind]
 
 
 def units_of(change: Change, view: View) -> Iterator[UnitKey]:
@@ -82,7 +88,7 @@ def _device(view: View) -> Rows | Compiled:
     if here is None:
         return NOTHING
     kinds = active(view)
-    devices = [partial(WAYS[kind].device, _by(kind, here)) for kind in kinds]
+    devices = [partial(way_of(kind, here.config).device, _by(kind, here)) for kind in kinds]
     if view.config.speaks_bgp and BackendType.BGP not in kinds:
         devices.append(partial(bgp.to_routers, here))
     for device in devices:
@@ -119,8 +125,9 @@ def _peer(name: str, view: View) -> Rows | Compiled:
     rows: dict[Table, dict[Any, Any]] = {}
     sent: dict[Family, str] = {}
     try:
-        for kinds, families in _ways(Peer(node, pods), view, here):
-            part = Peer(node, {f: pods[f] for f in theirs if f in families})
+        whole = _met(node, pods, view.config)
+        for kinds, families in _ways(whole, view, here):
+            part = whole._replace(pods={f: pods[f] for f in theirs if f in families})
             kind, found, why = _first(kinds, part, here)
             if found is None:
                 refused.append(f"node {name}: {why}")
@@ -136,6 +143,19 @@ def _peer(name: str, view: View) -> Rows | Compiled:
     return Compiled(rows, since(node), tuple(refused))
 
 
+def _met(node: Node, pods: dict[Family, Prefix], config: NetworkConfig) -> Peer:
+    """Raises ConfigError for a node that does not speak Flannel's protocol where that is spoken."""
+    if not config.backend.flannel_compat:
+        return Peer(node, pods)
+    if said(node) is None:
+        flannel.require(node, config)
+    addresses = {}
+    for family in pods:
+        with suppress(ConfigError):  # its way says so
+            addresses[family] = flannel.public_address(node, family)
+    return Peer(node, pods, addresses)
+
+
 Kinds = Sequence[BackendType | None]
 """Ways in the order in which they are tried; None: without the tunnel."""
 
@@ -145,7 +165,7 @@ def _first(kinds: Kinds, peer: Peer, here: Here) -> tuple[BackendType | None, Ro
     refused = ""
     for kind in kinds:
         try:
-            way = DIRECT_WAY if kind is None else WAYS[kind]
+            way = DIRECT_WAY if kind is None else way_of(kind, here.config)
             return kind, way.peer(peer, _by(kind, here)), ""
         except ConfigError as error:
             refused = refused or str(error)
@@ -159,7 +179,11 @@ def _ways(peer: Peer, view: View, here: Here) -> Iterator[tuple[Kinds, set[Famil
         near = {family for family in peer.pods if is_next_to(peer, family, here)}
     if near:
         yield [None], near
-    if far := set(peer.pods) - near:
+    far = set(peer.pods) - near
+    if far and view.config.backend.flannel_compat:
+        kinds = choose(peer.node, view)
+        yield from ((kinds, {family}) for family in far)  # each has a tunnel of its own
+    elif far:
         yield choose(peer.node, view), far
 
 
@@ -174,7 +198,7 @@ def _receive(
         if kind is sent or (kind in ANSWERED and kind not in received(peer.node)):
             continue
         with suppress(ConfigError):  # it does not come that way
-            found = WAYS[kind].peer(peer, _by(kind, here))
+            found = way_of(kind, here.config).peer(peer, _by(kind, here))
             _merge(rows, {table: part for table, part in found.items() if table is not Table.ROUTES})
 
 
@@ -196,7 +220,9 @@ def link_mtu_bytes(view: View) -> int:
 
 
 def _mtu_bytes(kind: BackendType, config: NetworkConfig, underlay: Underlay, outer: Family) -> int:
-    return config.backend.mtu_bytes or underlay.mtu_bytes - WAYS[kind].overhead_bytes(outer)
+    if config.backend.flannel_compat and Family.IPV6 in config.ip_families:
+        outer = Family.IPV6  # pods of IPv6 have a tunnel over IPv6
+    return config.backend.mtu_bytes or underlay.mtu_bytes - way_of(kind, config).overhead_bytes(outer)
 
 
 def _by(kind: BackendType | None, here: Here) -> Here:
@@ -204,6 +230,17 @@ def _by(kind: BackendType | None, here: Here) -> Here:
     if kind is None:
         return here
     return here._replace(mtu_bytes=_mtu_bytes(kind, here.config, here.underlay, here.outer))
+
+
+def flannel_says(view: View) -> tuple[dict[str, str], str] | None:
+    """This node's annotations of Flannel's protocol, and its subnet.env; None while it is not known.
+
+    Raises ConfigError for an annotation of its own that cannot be used.
+    """
+    here = _here(view)
+    if here is None:
+        return None
+    return flannel.announcements(here), flannel.subnet_env(here, link_mtu_bytes(view))
 
 
 def underlay_from_node(view: View) -> Underlay | None:

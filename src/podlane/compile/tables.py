@@ -75,7 +75,8 @@ class VxlanLink(Struct, frozen=True):
     """A VXLAN device (RFC 7348) with learning off: every peer is an entry of FDB.
 
     mac: deterministic, set at creation (udev must find nothing to change). local: outer source.
-    addresses: what the device itself carries, as the source of packets the node masquerades.
+    addresses: what the device itself carries, as the source of packets the node masquerades. gbp: packet
+    marks are carried along as Group Policy ID (draft-smith-vxlan-group-policy).
     """
 
     name: str
@@ -86,6 +87,7 @@ class VxlanLink(Struct, frozen=True):
     mac: str
     mtu_bytes: int
     addresses: tuple[Prefix, ...]
+    gbp: bool = False
 
 
 class Neighbour(Struct, frozen=True):

@@ -32,7 +32,7 @@ from podlane.model.addresses import Address, Family, Prefix, family_of, host_pre
 DEVICE: Final = "plvxlan"
 
 # Outer Ethernet is not counted in the underlay's MTU: IP + UDP 8 + VXLAN 8 + inner Ethernet 14.
-_OVERHEAD_BYTES: Final = {Family.IPV4: 20 + 8 + 8 + 14, Family.IPV6: 40 + 8 + 8 + 14}
+OVERHEAD_BYTES: Final = {Family.IPV4: 20 + 8 + 8 + 14, Family.IPV6: 40 + 8 + 8 + 14}
 
 
 class Vxlan:
@@ -42,7 +42,7 @@ class Vxlan:
     place: Final = (Table.LINKS, DEVICE)
 
     def overhead_bytes(self, outer: Family) -> int:
-        return _OVERHEAD_BYTES[outer]
+        return OVERHEAD_BYTES[outer]
 
     def device(self, here: Here) -> Rows:
         backend = here.config.backend
@@ -57,6 +57,7 @@ class Vxlan:
             mac=vtep_mac(here.node.name),
             mtu_bytes=here.mtu_bytes,
             addresses=tuple(host_prefix(vtep_address(pods)) for pods in here.pods.values()),
+            gbp=backend.gbp,
         )
         return {Table.LINKS: {DEVICE: link}}
 

@@ -44,13 +44,17 @@ class Here(NamedTuple):
 
 
 class Peer(NamedTuple):
-    """Another node. pods: its CIDRs of the families that this node's pods speak too."""
+    """Another node. pods: its CIDRs of the families that this node's pods speak too. addresses: where it is
+    sent to, if not where its Node says."""
 
     node: Node
     pods: Mapping[Family, Prefix]
+    addresses: Mapping[Family, Address] | None = None
 
     def address(self, family: Family) -> Address | None:
         """Where it is sent to."""
+        if self.addresses is not None:
+            return self.addresses.get(family)
         return facts.underlay_address(self.node, family)
 
 

@@ -11,6 +11,7 @@ from msgspec import field
 
 from podlane.errors import ConfigError
 from podlane.model.addresses import address
+from podlane.model.flannel import KINDS
 from podlane.model.sections import Section
 
 
@@ -32,7 +33,8 @@ AVAILABLE_BACKENDS = (*TUNNELS, BackendType.HOST_GW, BackendType.BGP)
 class Backend(Section, frozen=True):
     """type: how pods of two nodes reach each other. vni, port, mtuBytes (0: from the underlay).
 
-    directRouting: nodes on one subnet without the tunnel, by plain routes.
+    directRouting: nodes on one subnet without the tunnel, by plain routes. gbp: VXLAN carries packet marks
+    along. flannelCompat: Flannel's annotations are spoken, so that nodes with flanneld are peers.
     """
 
     type: BackendType = BackendType.VXLAN
@@ -40,6 +42,8 @@ class Backend(Section, frozen=True):
     port: int = 8472
     mtu_bytes: int = 0
     direct_routing: bool = False
+    gbp: bool = False
+    flannel_compat: bool = False
 
 
 class BgpPeerConfig(Section, frozen=True):
@@ -98,6 +102,13 @@ def problems(backend: Backend, bgp: Bgp, wireguard: Wireguard) -> Iterator[tuple
     if backend.direct_routing and kind not in TUNNELS:
         why = f"{kind} has no tunnel to leave out; it goes with {', '.join(TUNNELS)}"
         yield "backend.directRouting", why
+    if backend.flannel_compat and kind not in KINDS:
+        yield (
+            "backend.flannelCompat",
+            f"{kind} is not spoken as Flannel does; it goes with {', '.join(KINDS)}",
+        )
+    if backend.gbp and kind is not BackendType.VXLAN:
+        yield "backend.gbp", f"{kind} carries no marks; it goes with vxlan"
     if not 0 < backend.vni < 1 << 24:
         yield "backend.vni", f"{backend.vni} is not between 1 and 16777215"
     if not 0 < backend.port < 1 << 16:

@@ -18,6 +18,7 @@ from podlane.errors import ConfigError
 from podlane.model import backends, stores
 from podlane.model.addresses import Family, Prefix, family_of, prefix
 from podlane.model.backends import Advertised, Backend, BackendType, Bgp, Wireguard
+from podlane.model.flannel import Flannel
 from podlane.model.sections import Section
 from podlane.model.underlay import UnderlayChoice
 
@@ -158,6 +159,7 @@ class NetworkConfig(Section, frozen=True):
     backend: Backend = Backend()
     bgp: Bgp = Bgp()
     wireguard: Wireguard = Wireguard()
+    flannel: Flannel = Flannel()
     link: Link = Link()
     services: Services = Services()
     policy: Policy = Policy()

@@ -57,7 +57,13 @@ OPTIONAL = frozenset({"ServiceCIDR"})
 
 # Annotations someone compiles from. Others are dropped on the way in: they may be large (the last applied
 # configuration) or change without meaning (leases of controllers).
-ANNOTATIONS = ("podlane.dev/", "service.kubernetes.io/", "kubernetes.io/", "endpoints.kubernetes.io/")
+ANNOTATIONS = (
+    "podlane.dev/",
+    "service.kubernetes.io/",
+    "kubernetes.io/",
+    "endpoints.kubernetes.io/",
+    "flannel.alpha.coreos.com/",
+)
 
 Key: TypeAlias = tuple[str, str]  # (namespace, name)
 T = TypeVar("T")

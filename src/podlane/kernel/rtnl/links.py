@@ -31,6 +31,7 @@ _IFLA_INET_CONF, _DEVCONF_ARP_NOTIFY = 1, 22
 
 _IFLA_BR_FORWARD_DELAY, _IFLA_BR_STP_STATE, _IFLA_BR_MCAST_SNOOPING = 1, 5, 23
 _VXLAN_ID, _VXLAN_LINK, _VXLAN_LOCAL, _VXLAN_LEARNING, _VXLAN_PORT, _VXLAN_LOCAL6 = 1, 3, 4, 7, 15, 17
+_VXLAN_GBP = 23  # a flag: there or not
 
 _IFINFO = struct.Struct("=BxHiII")
 
@@ -38,7 +39,7 @@ _IFINFO = struct.Struct("=BxHiII")
 class Vxlan(NamedTuple):
     """What makes a VXLAN device the one it is: none of it can be changed later.
 
-    underlay: index of the link it sends by, 0 for any.
+    underlay: index of the link it sends by, 0 for any. gbp: with Group Policy IDs.
     """
 
     vni: int
@@ -46,6 +47,7 @@ class Vxlan(NamedTuple):
     underlay: int
     local: Address | None
     learning: bool = False
+    gbp: bool = False
 
 
 class Link(Struct, frozen=True):
@@ -196,6 +198,8 @@ def create_vxlan(
         kind = _VXLAN_LOCAL if vxlan.local.version == 4 else _VXLAN_LOCAL6
         data += attribute(kind, vxlan.local.packed)
     data += attribute(_VXLAN_LEARNING, u8(vxlan.learning)) + attribute(_VXLAN_PORT, nl.be16(vxlan.port))
+    if vxlan.gbp:
+        data += attribute(_VXLAN_GBP, b"")
     return _create(name, "vxlan", _common(name, mac, mtu_bytes), data, up=up, master=0, link_local=link_local)
 
 
@@ -320,6 +324,7 @@ def _unpack_vxlan(data: bytes) -> Vxlan:
         underlay=_u32(found.get(_VXLAN_LINK)),
         local=ipaddress.ip_address(local) if local else None,
         learning=found.get(_VXLAN_LEARNING, b"\0") != b"\0",
+        gbp=_VXLAN_GBP in found,
     )
 
 

@@ -49,9 +49,10 @@ def rows(
                 mac=link.mac,
                 mtu_bytes=link.mtu_bytes,
                 addresses=tuple(by_link.get(link.index, ())),
+                gbp=vxlan.gbp,
             )
     return found
 
 
 def _parameters(row: VxlanLink, underlay: int) -> Vxlan:
-    return Vxlan(row.vni, row.port, underlay, row.local, learning=False)
+    return Vxlan(row.vni, row.port, underlay, row.local, learning=False, gbp=row.gbp)
