@@ -18,6 +18,7 @@ PARTS = (
     "balancing",
     "failover",
     "policy",
+    "peers",
     "cluster_scale",
     "scrape",
 )

@@ -29,7 +29,7 @@ LISTED = "1000000"  # resourceVersion of the lists
 _BOOKMARK_S = 60.0
 _AT_ONCE = 200  # events of a streaming list written together
 
-CHURN = ("endpoints", "pods", "heartbeats")
+CHURN = ("endpoints", "pods", "heartbeats", "nodes")
 
 
 class Api:
@@ -148,21 +148,37 @@ class Api:
             self.version += 1
             lines = list(self._changes(first + turn, way))
             sent.append(time.monotonic())
-            for kind, value in lines:
-                self.tell(kind, b'{"type":"MODIFIED","object":%s}\n' % value)
+            for what, kind, value in lines:
+                self.tell(kind, b'{"type":"%s","object":%s}\n' % (what, value))
         return sent
 
-    def _changes(self, turn: int, way: str) -> Iterator[tuple[str, bytes]]:
+    def _changes(self, turn: int, way: str) -> Iterator[tuple[bytes, str, bytes]]:
+        """What is told, of which kind, and the object."""
         size, beat = self.size, f"2026-02-01T{turn // 3600 % 24:02}:{turn // 60 % 60:02}:{turn % 60:02}Z"
         if way == "heartbeats":
-            yield "Node", cluster_objects.node(1 + turn % (size.nodes - 1), self.version, beat)
+            yield b"MODIFIED", "Node", cluster_objects.node(1 + turn % (size.nodes - 1), self.version, beat)
+            return
+        if way == "nodes":  # one that was not there comes, and goes with the next change
+            yield (
+                (b"DELETED" if turn % 2 else b"ADDED"),
+                "Node",
+                cluster_objects.node(size.nodes, self.version),
+            )
             return
         number = turn * 7919 % size.services
         if way == "pods":  # an endpoint changes because a pod does, which its kubelet tells in four steps
             which = number // 2 % size.apps * cluster_objects.PODS_OF_APP
             for step in range(4):
-                yield "Pod", cluster_objects.pod(which, size, self.version, f"{beat[:-1]}.{step}Z")
-        yield "EndpointSlice", cluster_objects.piece(number, size, self.version, new_address(turn))
+                yield (
+                    b"MODIFIED",
+                    "Pod",
+                    cluster_objects.pod(which, size, self.version, f"{beat[:-1]}.{step}Z"),
+                )
+        yield (
+            b"MODIFIED",
+            "EndpointSlice",
+            cluster_objects.piece(number, size, self.version, new_address(turn)),
+        )
 
 
 def new_address(turn: int) -> str:
