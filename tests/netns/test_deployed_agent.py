@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 from collections.abc import Iterator
@@ -12,9 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
+from podlane.cni import client
 from podlane.kernel import netns
 from podlane.kernel.rtnl import Rtnl
-from tests.netns.agent_nodes import FAMILIES, TestNode, two_nodes, wait_until
+from tests.netns.agent_nodes import CNI_CONFIG, FAMILIES, Echo, TestNode, ask, two_nodes, wait_until
 from tests.netns.deployed import Deployed, manifest, missing
 from tests.netns.test_agent import assert_reaches
 
@@ -74,6 +76,21 @@ def deployed(
                 node.container.close()
 
 
+def host_port_works(node: TestNode, other: TestNode) -> None:
+    """A pod with a hostPort is reached at the node's address, by the other node and in both families."""
+    fd = node.pods["web"] = netns.new()
+    with Rtnl(fd) as rt:
+        rt.set_up("lo")
+    ports = [{"hostPort": 8088, "containerPort": 9999, "protocol": "udp"}]
+    config = {**CNI_CONFIG, "capabilities": {"portMappings": True}, "runtimeConfig": {"portMappings": ports}}
+    call = client.call(node.sockets / "cni.sock", "ADD", netns_fd=fd, container_id="web", config=config)
+    addresses = [ip["address"].partition("/")[0] for ip in asyncio.run(call)["ips"]]
+    for at, address in enumerate(addresses):
+        with Echo(fd, address) as server:
+            assert ask(other.fd, node.addresses[at], 8088, server) == other.addresses[at]
+    node.delete_pod("web")
+
+
 def test_it_serves_pods_with_the_capabilities_it_is_given(tmp_path: Path) -> None:
     with deployed(tmp_path) as (_, left, right):
         one, two = left.node, right.node
@@ -82,6 +99,10 @@ def test_it_serves_pods_with_the_capabilities_it_is_given(tmp_path: Path) -> Non
         near, far = one.add_pod("near"), two.add_pod("far")
         for family in ("IPv4", "IPv6"):
             assert_reaches(one.pods["near"], two.pods["far"], far[family], near[family])
+            at = FAMILIES["both"].index(family)
+            # As a kubelet probes: from the node itself, which the pod sees by the node's address.
+            assert_reaches(one.fd, one.pods["near"], near[family], one.addresses[at])
+        host_port_works(one, two)
         installed = left.host / "opt/cni/bin"
         assert {"podlane", "bridge", "portmap"} <= {path.name for path in installed.iterdir()}
         conflist = left.host / "etc/cni/net.d/10-podlane.conflist"

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from podlane import logs
 from podlane.agent import collector, notify
 from podlane.agent.daemon import Agent
 from podlane.agent.gone import GonePods
@@ -25,7 +26,7 @@ from podlane.engines.bird import driver as bird
 from podlane.engines.bird.driver import BirdDriver
 from podlane.engines.wireguard import driver as wireguard
 from podlane.engines.wireguard.driver import WireguardDriver
-from podlane.kernel import cgroups
+from podlane.kernel import cgroups, sysctl
 from podlane.kernel.announce.driver import AnnounceDriver
 from podlane.kernel.bpf import installation
 from podlane.kernel.bpf.sockets import SocketDriver
@@ -57,13 +58,16 @@ def run(options: dict[str, Any]) -> None:
 
 def main(options: AgentOptions) -> None:
     """Raises ConfigError before anything is touched."""
+    sysctl.locate(options.proc_sys)
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    sysctl.keep_journal(Path(options.state_dir) / sysctl.JOURNAL, boot_id)
     if options.standalone:
         from podlane.agent import standalone
 
         standalone.main(options)
         return
     config = read_config(options.config)
-    access = kubeconfig.load(options.kubeconfig or None, options.context)
+    access = kubeconfig.load(options.kubeconfig or None, options.context, options.api_servers)
     Path(options.state_dir).mkdir(parents=True, exist_ok=True)
     collector.relax()
     asyncio.run(_main(options, config, access))
@@ -79,6 +83,7 @@ async def _main(options: AgentOptions, config: NetworkConfig, access: kubeconfig
     found = drivers(options, config, gone.among)
     agent = Agent(options, config, api, found)
     gone.view = agent.compiler.view
+    logs.about(options.node_name, lambda: agent.reconciler.counts.generation)
     loop.add_signal_handler(signal.SIGHUP, agent.reconciler.request_resync)
     told = asyncio.create_task(notify.keep_telling(lambda: _sentence(agent)), name="notify")
     try:
