@@ -14,48 +14,47 @@ from typing import Any, Final
 
 REMOVED: Final = "(removed)"
 
-# Parts of names; compared without case, '-' and '_'.
+# Parts of names; where a `-` stands there may be one, or `_` or `.`, or nothing.
 _NAMES: Final = (
-    "password",
-    "passwd",
-    "passphrase",
+    "pass-word",
+    "pass-wd",
+    "pass-phrase",
     "secret",
     "token",
-    "privatekey",
-    "presharedkey",
+    "private-key",
+    "pre-shared-key",
     "psk",
-    "apikey",
-    "accesskey",
+    "api-key",
+    "access-key",
     "authorization",
     "credential",
-    "clientkey",
-    "clientkeydata",
-    "clientcertificatedata",
-    "certificateauthoritydata",
+    "client-key",
+    "client-certificate-data",
+    "certificate-authority-data",
 )
 # Names that have such a part and hold no secret.
 _HARMLESS: Final = frozenset(
-    {
-        "tokenfile",
-        "secretname",
-        "secretref",
-        "secretkeyref",
-        "serviceaccounttoken",
-        "automountserviceaccounttoken",
-    }
+    {"tokenfile", "secretname", "secretref", "secretkeyref", "serviceaccounttoken"}
+    | {"automountserviceaccounttoken", "certificateauthority"}
 )
 
-_BY_NAME: Final = re.compile(
-    r"""(?P<name>(?P<quote>["']?)(?P<word>[A-Za-z][A-Za-z0-9_.-]*)(?P=quote)   # a word, quoted or not,
-        (?:\s*[:=]\s*|\s+(?=["'])))                                            # and what leads to its value
-        (?P<value>"(?:[^"\\]|\\.)*"?|'[^']*'?|[^\s,;}\]"']+)""",
-    re.VERBOSE,
+_PLAIN_NAMES: Final = tuple(name.replace("-", "") for name in _NAMES)
+_PART: Final = "|".join(name.replace("-", "[-_.]?") for name in _NAMES)
+# Of bounded length, and from its beginning on: a long line without a gap is gone through once.
+_WORD: Final = rf"(?P<word>[A-Za-z0-9_.-]{{0,60}}?(?i:{_PART})[A-Za-z0-9_.-]{{0,60}})"
+_VALUE: Final = (
+    r"""(?P<value>[|>][-+]?\d?[ \t]*\n(?:[ \t]+[^\n]*(?:\n|\Z))+"""  # a block of YAML
+    r"""|"(?:[^"\\]|\\.)*"?|'[^']*'?|[^\s,;}\]"']+)"""
 )
-_FLAG: Final = re.compile(r"(?P<name>--(?P<word>[a-z][a-z0-9-]*)[\s=])(?P<value>\S+)")
+_BY_NAME: Final = re.compile(
+    rf"""(?<![A-Za-z0-9_.-])(?P<name>(?P<quote>["']?){_WORD}(?P=quote)"""
+    rf"""(?:[ \t]{{0,64}}[:=][ \t]{{0,64}}|[ \t]{{1,64}}(?=["']))){_VALUE}"""
+)
+_FLAG: Final = re.compile(rf"(?<![A-Za-z0-9_.-])(?P<name>--{_WORD}[ =])(?P<value>\S+)")
 _PEM: Final = re.compile(r"-----BEGIN ([A-Z ]*PRIVATE KEY)-----.*?(?:-----END \1-----|\Z)", re.DOTALL)
 _BEARER: Final = re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
 _JWT: Final = re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*")
-_URL: Final = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s:@]+:[^/\s@]+@")
+_URL: Final = re.compile(r"(\b[a-z][a-z0-9+.-]{0,30}://)[^/\s:@]*:[^/\s@]+@")
 _WORTH_A_LOOK: Final = re.compile(
     r"(?i)pass|secret|token|psk|key|authoriz|credential|client|authority|bearer|basic|eyJ|://|-----BEGIN"
 )
@@ -66,7 +65,7 @@ _LEAST: Final = 6
 def is_secret(name: str) -> bool:
     """Whether what has this name is not to be shown."""
     plain = re.sub(r"[^a-z0-9]", "", name.lower())
-    return plain not in _HARMLESS and any(part in plain for part in _NAMES)
+    return plain not in _HARMLESS and any(part in plain for part in _PLAIN_NAMES)
 
 
 def text(found: str, known: Iterable[str] = ()) -> str:
@@ -84,9 +83,15 @@ def text(found: str, known: Iterable[str] = ()) -> str:
 
 
 def _without_value(found: re.Match[str]) -> str:
-    if not is_secret(found["word"]) or found["value"].strip("\"'") in _NOTHING:
+    value = found["value"]
+    if value.strip("\"'") in _NOTHING:
         return found[0]
-    quote = found["value"][0] if found["value"][0] in "\"'" else ""
+    if not is_secret(found["word"]):
+        return found["name"] + text(value)
+    if value[0] in "|>":
+        end = "\n" if value.endswith("\n") else ""
+        return f"{found['name']}{REMOVED}{end}"
+    quote = value[0] if value[0] in "\"'" else ""
     return f"{found['name']}{quote}{REMOVED}{quote}"
 
 
