@@ -23,7 +23,7 @@ from podlane.watch.backoff import Gate
 from podlane.watch.follow import Progress, follow
 from podlane.watch.http import ApiHttp
 from podlane.watch.kubeconfig import Access
-from podlane.watch.reflector import Delete, News, Replace, Source, Upsert
+from podlane.watch.reflector import Delete, News, Part, Replace, Source, Upsert
 from tests.unit.stand_in import NODES, PODS, SLICES, STREAM, Answer, Asked, StandIn, chunk, status
 
 
@@ -44,8 +44,12 @@ class Copy:
 
     def deliver(self, kind: str, news: News[Object]) -> None:
         match news:
+            case Part(objects):
+                self.objects |= {each.name: each for each in objects}
             case Replace(objects):
-                self.objects = {each.name: each for each in objects}
+                there = {name for _, name in news.keys}
+                self.objects |= {each.name: each for each in objects}
+                self.objects = {name: each for name, each in self.objects.items() if name in there}
                 self.told.append(("=", sorted(self.objects)))
             case Upsert(found):
                 self.objects[found.name] = found

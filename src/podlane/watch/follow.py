@@ -133,7 +133,8 @@ class Follower(Generic[T]):
                 self._backoff.succeeded()
                 if news is not None:
                     self._deliver(news)
-                self._tell("")
+                if self.reflector.state is State.WATCHING:
+                    self._tell("")
         return heard
 
     def _silence_s(self) -> float:

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import enum
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
@@ -32,6 +32,8 @@ import msgspec
 from podlane.errors import ApiError, GoneError, NotFoundError
 from podlane.model.objects import EndpointSlice
 from podlane.model.packed import Pile, key_of
+from podlane.watch import wire
+from podlane.watch.wire import ItemList, Meta
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +42,6 @@ PAGE_BYTES = 2 * 1024 * 1024
 PART_OBJECTS = 100  # of a streaming list
 STREAM_SILENCE_S = 20.0
 """A streaming list that sends nothing for so long is none: older servers take it for a plain watch."""
-INITIAL_EVENTS_END = "k8s.io/initial-events-end"
 
 PATHS = {
     "Node": "/api/v1/nodes",
@@ -131,44 +132,6 @@ class State(enum.Enum):
     WATCHING = "watching"
 
 
-class _Meta(msgspec.Struct, rename="camel"):
-    resource_version: str = ""
-    name: str = ""
-    namespace: str = ""
-    annotations: dict[str, str] | None = None
-    continue_: str = msgspec.field(default="", name="continue")
-
-
-class _Head(msgspec.Struct):
-    metadata: _Meta = msgspec.field(default_factory=_Meta)
-
-
-class _List(msgspec.Struct, rename="camel"):
-    items: list[msgspec.Raw] | None = None
-    metadata: _Meta = msgspec.field(default_factory=_Meta)
-    api_version: str = ""
-    kind: str = ""
-
-
-class _Event(msgspec.Struct):
-    type: str
-    object: msgspec.Raw
-
-
-class _Failure(msgspec.Struct):
-    """metav1.Status inside an ERROR event."""
-
-    message: str = ""
-    reason: str = ""
-    code: int = 500
-
-
-_LIST = msgspec.json.Decoder(_List)
-_EVENT = msgspec.json.Decoder(_Event)
-_HEAD = msgspec.json.Decoder(_Head)
-_FAILURE = msgspec.json.Decoder(_Failure)
-
-
 class Reflector(Generic[T]):
     """The protocol of one source.
 
@@ -192,6 +155,8 @@ class Reflector(Generic[T]):
         self.paused_s = 0.0
         self._can_stream = self._streaming = streaming
         self._decoder = msgspec.json.Decoder(kind)
+        event: Any = msgspec.defstruct(f"{source.kind}Event", [("object", kind)])
+        self._event_decoder: Any = msgspec.json.Decoder(event)
         self._continue = ""
         self._page_objects = PAGE_OBJECTS[1]
         self._kind, self._piecemeal = kind, piecemeal
@@ -235,7 +200,7 @@ class Reflector(Generic[T]):
 
     def page(self, body: bytes) -> Part[T] | Replace[T] | None:
         """One page of a list; the last one completes it. Raises msgspec.DecodeError."""
-        answer = _LIST.decode(body)
+        answer = wire.LIST.decode(body)
         if self.state is State.WATCHING:
             self._doubtful = False
             if _older(answer.metadata.resource_version, self.version):
@@ -244,7 +209,7 @@ class Reflector(Generic[T]):
         if not self._continue:
             self._begin()
         for raw in answer.items or ():
-            found = self._decode(raw, _HEAD.decode(raw).metadata, answer)
+            found = self._read(self._decoder.decode, raw, wire.HEAD.decode(raw).metadata, answer)
             if found is not None:
                 self._collected.append(found)
         least, _, most = PAGE_OBJECTS
@@ -255,15 +220,15 @@ class Reflector(Generic[T]):
 
     def event(self, line: bytes) -> News[T] | None:
         """One line of a watch. Raises ApiError for an ERROR event (see `refused`), DecodeError."""
-        event = _EVENT.decode(line)
+        event = wire.EVENT.decode(line)
         if event.type == "ERROR":
             self._said_error = True
-            failure = _FAILURE.decode(event.object)
+            failure = wire.FAILURE.decode(line).object
             kind = GoneError if failure.code == 410 else ApiError
             raise kind(failure.message or "the watch failed", code=failure.code, reason=failure.reason)
-        meta = _HEAD.decode(event.object).metadata
+        meta = event.object.metadata
         if self.state is State.LISTING:
-            return self._initial(event, meta)
+            return self._initial(event.type, meta, line)
         if _older(meta.resource_version, self.version):
             raise GoneError(
                 f"after resourceVersion {self.version} came {meta.resource_version}: the API's database is "
@@ -279,18 +244,18 @@ class Reflector(Generic[T]):
         if event.type not in ("ADDED", "MODIFIED"):
             log.debug("%s: an event of type %r is not known here", self.source.kind, event.type)
             return None
-        found = self._decode(event.object, meta)
+        found = self._read(self._event_object, line, meta)
         self.version = meta.resource_version
         return Upsert(found) if found is not None else None
 
-    def _initial(self, event: _Event, meta: _Meta) -> Part[T] | Replace[T] | None:
+    def _initial(self, kind: str, meta: Meta, line: bytes) -> Part[T] | Replace[T] | None:
         """An event of a streaming list."""
-        if event.type != "BOOKMARK":
-            found = self._decode(event.object, meta)
+        if kind != "BOOKMARK":
+            found = self._read(self._event_object, line, meta)
             if found is not None:
                 self._collected.append(found)
             return self._part(PART_OBJECTS)
-        if (meta.annotations or {}).get(INITIAL_EVENTS_END) == "true":
+        if meta.marks_end:
             return self._complete(meta.resource_version)
         raise ApiError("a bookmark before the end of a streaming list: the API does not know them", code=422)
 
@@ -357,11 +322,16 @@ class Reflector(Generic[T]):
         self._collected, self._told = [], []
         return found
 
-    def _decode(self, raw: msgspec.Raw, meta: _Meta, page: _List | None = None) -> T | None:
+    def _event_object(self, line: bytes) -> Any:
+        return self._event_decoder.decode(line).object
+
+    def _read(
+        self, decode: Callable[[Any], Any], raw: bytes | msgspec.Raw, meta: Meta, page: ItemList | None = None
+    ) -> T | None:
         """None for an object that cannot be read: it is remembered by name, the others stand."""
         key = (meta.namespace, meta.name)
         try:
-            found: Any = self._decoder.decode(raw)
+            found = decode(raw)
         except msgspec.ValidationError as error:
             self.malformed[key] = str(error)
             about = {"object": f"{self.source.kind} {'/'.join(filter(None, key))}", "error": error}
