@@ -12,6 +12,7 @@ PARTS = (
     "lab",
     "path",
     "throughput",
+    "udp",
     "cni",
     "sockets",
     "services",

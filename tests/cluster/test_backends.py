@@ -258,3 +258,61 @@ def test_ipip_reaches_every_pod_across_racks_and_goes_on_without_an_agent(lab: L
     lab.node("node-1", "ip", "link", "del", "plipip")
     until(lambda: "10.244.1.0/24" in routes_of(lab, "node-1", "plipip"))
     lab.check()
+
+
+DENY = """
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: none}
+spec: {podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress]}
+"""
+
+
+def udp_pid(lab: Lab, node: str) -> int:
+    try:
+        return int(Path(f"/run/podlane/labs/{lab.name}/nodes/{node}/udp/udp.pid").read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def test_udp_reaches_every_pod_across_racks_and_outlives_agents_and_proxies(lab: Lab) -> None:
+    settings = ["backend.type=udp", "fabric.racks=2"]
+    lab.up("--nodes", "3", *(w for s in settings for w in ("--set", s)), "-f", "-", input=PODS)
+    lab.check()
+    one, two = pod_on(lab, "node-1"), pod_on(lab, "node-2")
+    assert outer(lab, f"pod/{one}", f"pod/{two}:80")
+    told = lab.podlane("explain", "--lab", lab.name, f"pod/{one}", f"pod/{two}:80").stdout
+    how = "a bare packet in a datagram, 172.30.1.11 -> 172.30.2.12, UDP 8285; MTU 1472"
+    assert f"{how} (28 bytes more on the wire)" in told
+    assert lab.exec(one, "cat", "/sys/class/net/eth0/mtu").stdout.strip() == "1472"
+    seen = on_the_wire(lab, "node-1", "udp port 8285", one, two)
+    assert any("172.30.1.11.8285 > 172.30.2.12.8285: UDP" in line for line in seen)
+
+    # A dead agent stops no packet, and the next one goes on with the proxy it finds.
+    proxy, agent = udp_pid(lab, "node-1"), lab.running_pid("agent/node-1")
+    os.kill(agent, signal.SIGKILL)
+    address = lab.get("pod", two)["status"]["podIP"]
+    assert lab.exec(one, "curl", "-s", "-m3", f"http://{address}/hostname").stdout == two
+    until(lambda: lab.running_pid("agent/node-1") not in (0, agent))
+    lab.check()
+    assert udp_pid(lab, "node-1") == proxy
+
+    # A dead proxy leaves device and routes, and is started again; a device taken away comes back.
+    os.kill(proxy, signal.SIGKILL)
+    assert "10.244.1.0/24" in routes_of(lab, "node-1", "pludp")
+    until(lambda: udp_pid(lab, "node-1") not in (0, proxy))
+    until(lambda: lab.exec(one, "curl", "-s", "-m1", f"http://{address}/hostname", check=False).stdout == two)
+    lab.node("node-1", "ip", "link", "del", "pludp")
+    until(lambda: "10.244.1.0/24" in routes_of(lab, "node-1", "pludp"))
+    lab.check()
+
+    # What comes of another sender than a node is counted, and policy holds across it.
+    socket = f"/run/podlane/labs/{lab.name}/nodes/node-1/agent.sock"
+    ask = ["curl", "-s", "--unix-socket", socket, "http://agent/metrics"]
+    lab.outside("python3", "-c", "import socket as s; s.socket(2, 2).sendto(b'x', ('172.30.1.11', 8285))")
+    dropped = 'podlane_agent_udp_drops_total{reason="unknown_sender"} 1'
+    until(lambda: dropped in subprocess.run(ask, capture_output=True, text=True, check=True).stdout)
+    lab.kubectl("create", "-f", "-", input=DENY)
+    until(lambda: not lab.exec(one, "curl", "-s", "-m1", f"http://{address}/hostname", check=False).stdout)
+    lab.kubectl("delete", "networkpolicy", "none")
+    until(lambda: lab.exec(one, "curl", "-s", "-m1", f"http://{address}/hostname", check=False).stdout == two)

@@ -10,8 +10,8 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from podlane.compile.tables import Table
 from podlane.compile.view import ATTACHMENT, CLUSTER_WIDE, Change
 from podlane.compile.wireguard import KEY_ANNOTATION
 from podlane.engines.bird.driver import BirdDriver
+from podlane.engines.udp.driver import UdpDriver
 from podlane.engines.wireguard.driver import WireguardDriver
 from podlane.errors import ConfigError, PodlaneError
 from podlane.kernel.announce.driver import AnnounceDriver
@@ -213,12 +214,11 @@ class Agent:
         if isinstance(driver, WireguardDriver):
             loop.call_soon_threadsafe(self._announcer.say, {KEY_ANNOTATION: driver.public})
         elif isinstance(driver, BirdDriver):
-
-            def died() -> None:
-                loop.call_soon_threadsafe(resync, Table.SPEAKER)
-
-            driver.died = died
+            driver.died = lambda: _in(loop, resync, Table.SPEAKER)
             self._metrics.bird = driver
+        elif isinstance(driver, UdpDriver):
+            driver.died = lambda: _in(loop, resync, Table.TUNNELS)
+            self._metrics.udp = driver
 
     # --- news of the API ---
 
@@ -434,6 +434,11 @@ class Agent:
 
     def _readyz(self) -> http.Answer:
         return http.text("ok") if self.ready else http.text("\n".join(self._blockers() or ["wait"]), 503)
+
+
+def _in(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *arguments: Any) -> None:
+    with suppress(RuntimeError):  # it is over
+        loop.call_soon_threadsafe(call, *arguments)
 
 
 async def _cancel(tasks: list[asyncio.Task[Any]]) -> None:

@@ -24,6 +24,8 @@ from podlane.compile.peers import WAYS
 from podlane.compile.tables import Table
 from podlane.engines.bird import driver as bird
 from podlane.engines.bird.driver import BirdDriver
+from podlane.engines.udp import driver as udp
+from podlane.engines.udp.driver import UdpDriver
 from podlane.engines.wireguard import driver as wireguard
 from podlane.engines.wireguard.driver import WireguardDriver
 from podlane.kernel import cgroups, sysctl
@@ -138,6 +140,16 @@ def drivers(options: AgentOptions, config: NetworkConfig, gone: Gone | None = No
             lambda: WireguardDriver(config, beside / "wireguard", state),
             lambda: wireguard.stop(beside / "wireguard"),
             now=own is BackendType.WIREGUARD,
+        ),
+    )
+    found.insert(
+        0,
+        OnDemand(
+            udp.TABLES,
+            _into(WAYS[BackendType.UDP].tunnel),
+            lambda: UdpDriver(beside / "udp"),
+            lambda: udp.stop(beside / "udp"),
+            now=own is BackendType.UDP,
         ),
     )
     found.insert(

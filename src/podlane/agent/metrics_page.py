@@ -21,6 +21,8 @@ from podlane.compile.peers import NAME as PEERS
 from podlane.compile.peers import TUNNEL_DEVICES
 from podlane.compile.tables import Table
 from podlane.engines.bird.driver import BirdDriver
+from podlane.engines.udp import counters as udp
+from podlane.engines.udp.driver import UdpDriver
 from podlane.errors import KernelError
 from podlane.kernel.conntrack import statistics
 from podlane.kernel.conntrack.codec import Filter
@@ -56,6 +58,7 @@ class MetricsPage:
     ) -> None:
         self._compiler, self._counted = compiler, counted
         self.bird: BirdDriver | None = None  # while there is one
+        self.udp: UdpDriver | None = None
         self._state, self._use, self._requests = state, use, requests
         self._proxy, self._sockets = proxy, sockets
         self.asked: dict[str, http.AskedPage] = {
@@ -131,6 +134,8 @@ class MetricsPage:
         yield from _traffic(devices)
         if self.bird is not None:
             yield from self._sessions(self.bird)
+        if self.udp is not None:
+            yield from _datagrams(self.udp)
 
     def _sessions(self, bird: BirdDriver) -> Iterator[Metric]:
         try:
@@ -185,6 +190,19 @@ class MetricsPage:
 
 
 QUERY: Final = ("namespace",)
+
+
+def _datagrams(driver: UdpDriver) -> Iterator[Metric]:
+    """Of backend udp: what its proxy counted since it began."""
+    try:
+        counted = driver.counters()
+    except KernelError as error:
+        log.debug("the UDP proxy: %s", error)
+        return
+    for name, help_ in udp.MOVED.items():
+        yield Metric(f"udp_{name}_total", "counter", help_, [({}, float(counted.get(name, 0)))])
+    drops = labelled(("reason",), {(reason,): counted.get(reason, 0) for reason in udp.DROPS})
+    yield Metric("udp_drops_total", "counter", "Packets that the UDP proxy dropped, by reason.", drops)
 
 
 def _refused(query: http.Query) -> http.Answer | None:

@@ -1,7 +1,7 @@
 """Everything of podlane's goes from a node: the opposite of an agent's start, when no agent runs any more.
 
     conflist        first: from now on the runtime sends no pod here; what was set aside has its name again
-    engines         BIRD and wireguard-go end, and the routes that BIRD brought go
+    engines         BIRD, wireguard-go and the UDP proxy end, and the routes that BIRD brought go
     programs        of services at the socket, and of IP in IP
     tables          nftables tables of our names
     addresses, routes of protocol 85; links named pl…, pods' among them; bridges that say they are ours
@@ -30,6 +30,7 @@ from podlane.agent import flannel_files, install
 from podlane.cni import aside, plugins, wire
 from podlane.cni.service import SPOOL
 from podlane.engines.bird import driver as bird
+from podlane.engines.udp import driver as udp
 from podlane.engines.wireguard import driver as wireguard
 from podlane.errors import KernelError, PodlaneError
 from podlane.kernel import sysctl
@@ -146,6 +147,9 @@ def _engines(place: Place, account: Account) -> None:
     if (place.run_dir / "wireguard").exists():
         wireguard.stop(place.run_dir / "wireguard")
         account.removed.append("wireguard-go")
+    if (place.run_dir / "udp").exists():
+        udp.stop(place.run_dir / "udp")
+        account.removed.append("the UDP proxy")
 
 
 def _programs(place: Place, account: Account) -> None:

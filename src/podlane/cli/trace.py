@@ -59,7 +59,7 @@ def command(
             destination=str(ends),
             source_address=way.own,
             timeout_s=timeout_s,
-            vxlan_ports=frozenset({look.config.backend.port}),
+            tunnel_ports=frozenset({look.config.backend.port, look.config.udp.port}),
             cgroup=snapshot.cgroup(record, pids[way.place]) if way.place in pids else None,
         )
     if output == "json":

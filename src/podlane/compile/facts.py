@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Final
 
 import msgspec
@@ -59,6 +59,12 @@ def source_address(node: Node, underlay: Underlay | None, family: Family) -> Add
     if underlay is None or not underlay.chosen or internal in (underlay.node_addresses or [internal]):
         return internal
     return _of_family(underlay.chosen, family)
+
+
+def sending_addresses(node: Node, remote: Address, families: Container[Family]) -> list[Address]:
+    """What a node itself sends to others' pods from: its InternalIPs, and where it is sent to."""
+    found = [a for a in internal_addresses(node) if family_of(a) in families]
+    return found if remote in found or family_of(remote) not in families else [*found, remote]
 
 
 def outer_family(node: Node, underlay: Underlay | None, families: Iterable[Family]) -> Family | None:

@@ -20,6 +20,7 @@ from podlane.compile.reception import ANSWERED, active, choose, flips
 from podlane.compile.spoken import received, said
 from podlane.compile.store import Compiled, UnitKey
 from podlane.compile.tables import DIRECT, NOTHING, PeerWay, Rows, Table
+from podlane.compile.udp import UdpTunnel
 from podlane.compile.view import CONFIG, STANDING, UNDERLAY, Change, View, since
 from podlane.compile.vxlan import Vxlan
 from podlane.compile.ways import Here, Peer, Way
@@ -38,6 +39,7 @@ WAYS: Final[dict[BackendType, Way]] = {
     BackendType.VXLAN: Vxlan(),
     BackendType.WIREGUARD: WireguardTunnel(),
     BackendType.IPIP: IpInIp(),
+    BackendType.UDP: UdpTunnel(),
     BackendType.HOST_GW: DIRECT_WAY,
     BackendType.BGP: BgpRoutes(),
 }

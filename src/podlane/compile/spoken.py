@@ -53,6 +53,8 @@ def data(kind: BackendType, config: NetworkConfig) -> dict[str, int]:
     match kind:
         case BackendType.VXLAN:
             return {"vni": config.backend.vni, "port": config.backend.port}
+        case BackendType.UDP:
+            return {"port": config.udp.port}
         case BackendType.WIREGUARD:
             return {"port": config.wireguard.port}
         case _:

@@ -21,7 +21,7 @@ from podlane.compile.tables import Route, Rows, Table, Tunnel, TunnelPeer
 from podlane.compile.vxlan import vtep_address
 from podlane.compile.ways import Here, Peer
 from podlane.errors import ConfigError
-from podlane.model.addresses import Family, family_of, host_prefix
+from podlane.model.addresses import Family, host_prefix
 from podlane.model.backends import BackendType, wireguard_key
 from podlane.model.objects import Node
 
@@ -59,15 +59,13 @@ class WireguardTunnel:
         if remote is None:
             raise ConfigError(f"no InternalIP of {here.outer}, the family of the tunnels")
         key = public_key(peer.node)
-        own = [a for a in facts.internal_addresses(peer.node) if family_of(a) in peer.pods]
-        own += [remote] if remote not in own and family_of(remote) in peer.pods else []
         row = TunnelPeer(
             device=DEVICE,
             node=peer.node.name,
             remote=remote,
             port=port_of(peer.node, BackendType.WIREGUARD, here.config.wireguard.port),
             pods=tuple(peer.pods.values()),
-            sources=tuple(map(host_prefix, own)),
+            sources=tuple(map(host_prefix, facts.sending_addresses(peer.node, remote, peer.pods))),
         )
         routes: dict[Any, Any] = {
             pods: Route(pods, None, DEVICE, here.source(family)) for family, pods in peer.pods.items()

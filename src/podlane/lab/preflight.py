@@ -48,6 +48,10 @@ def require(config: NetworkConfig) -> None:
         from podlane.engines.wireguard.process import require as require_wireguard
 
         require_wireguard()
+    if config.backend.type is BackendType.UDP:
+        from podlane.engines.udp import process as udp
+
+        udp.require()
     if config.backend.type is BackendType.IPIP:
         from podlane.kernel.ipip import programs
 

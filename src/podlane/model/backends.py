@@ -26,7 +26,7 @@ class BackendType(enum.StrEnum):
     EXTENSION = "extension"
 
 
-TUNNELS = (BackendType.VXLAN, BackendType.IPIP, BackendType.WIREGUARD)
+TUNNELS = (BackendType.VXLAN, BackendType.IPIP, BackendType.WIREGUARD, BackendType.UDP)
 AVAILABLE_BACKENDS = (*TUNNELS, BackendType.HOST_GW, BackendType.BGP)
 
 
@@ -94,7 +94,13 @@ class Wireguard(Section, frozen=True):
     keepalive_seconds: int = 0
 
 
-def problems(backend: Backend, bgp: Bgp, wireguard: Wireguard) -> Iterator[tuple[str, str]]:
+class Udp(Section, frozen=True):
+    """Of backend.type udp. port: of every node."""
+
+    port: int = 8285
+
+
+def problems(backend: Backend, bgp: Bgp, wireguard: Wireguard, udp: Udp) -> Iterator[tuple[str, str]]:
     """(key, what is wrong with it)"""
     kind = backend.type
     if kind not in AVAILABLE_BACKENDS:
@@ -115,6 +121,8 @@ def problems(backend: Backend, bgp: Bgp, wireguard: Wireguard) -> Iterator[tuple
         yield "backend.port", f"{backend.port} is not between 1 and 65535"
     if not 0 <= backend.mtu_bytes <= 65535:
         yield "backend.mtuBytes", f"{backend.mtu_bytes} is not between 0 and 65535"
+    if not 0 < udp.port < 1 << 16:
+        yield "udp.port", f"{udp.port} is not between 1 and 65535"
     if not 0 < wireguard.port < 1 << 16:
         yield "wireguard.port", f"{wireguard.port} is not between 1 and 65535"
     if not 0 <= wireguard.keepalive_seconds < 1 << 16:

@@ -17,7 +17,7 @@ from msgspec import field
 from podlane.errors import ConfigError
 from podlane.model import backends, stores
 from podlane.model.addresses import Family, Prefix, family_of, prefix
-from podlane.model.backends import Advertised, Backend, BackendType, Bgp, Wireguard
+from podlane.model.backends import Advertised, Backend, BackendType, Bgp, Udp, Wireguard
 from podlane.model.flannel import Flannel
 from podlane.model.sections import Section
 from podlane.model.underlay import UnderlayChoice
@@ -159,6 +159,7 @@ class NetworkConfig(Section, frozen=True):
     backend: Backend = Backend()
     bgp: Bgp = Bgp()
     wireguard: Wireguard = Wireguard()
+    udp: Udp = Udp()
     flannel: Flannel = Flannel()
     link: Link = Link()
     services: Services = Services()
@@ -337,7 +338,8 @@ def validate(config: NetworkConfig, where: str) -> NetworkConfig:
         if services.prefixlen > family.bits - 4 or (family is Family.IPV6 and services.prefixlen < 64):
             raise refuse("serviceCIDRs", f"{services}: use at least 16 addresses, and /64 or longer for IPv6")
     for key, why in chain(
-        backends.problems(config.backend, config.bgp, config.wireguard), config.underlay.problems()
+        backends.problems(config.backend, config.bgp, config.wireguard, config.udp),
+        config.underlay.problems(),
     ):
         raise refuse(key, why)
     if (

@@ -89,11 +89,11 @@ class Hop(Struct, frozen=True, rename="camel"):
 REQUEST, REPLY = "request", "reply"
 
 
-def seen(place: str, sightings: Iterable[Sighting], vxlan_ports: Container[int]) -> Iterator[Seen]:
+def seen(place: str, sightings: Iterable[Sighting], tunnel_ports: Container[int]) -> Iterator[Seen]:
     """What was captured in one place, decoded; what is no IP is left out."""
     for sighting in sightings:
         decode = packets.decode_ethernet if sighting.ethernet else packets.decode_ip
-        packet = decode(sighting.data, vxlan_ports)
+        packet = decode(sighting.data, tunnel_ports)
         if packet is not None:
             inner = packet.inner
             yield Seen(place, sighting, inner or packet, packet if inner else None)

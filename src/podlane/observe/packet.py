@@ -20,7 +20,8 @@ from podlane.model.addresses import Address
 
 TCP, UDP, ICMP, ICMPV6 = 6, 17, 1, 58
 NAMES: Final = {TCP: "TCP", UDP: "UDP", ICMP: "ICMP", ICMPV6: "ICMPv6", 132: "SCTP"}
-VXLAN_PORTS: Final = frozenset({8472, 4789})
+TUNNEL_PORTS: Final = frozenset({8472, 4789, 8285})
+"""UDP ports of VXLAN, and of bare packets in datagrams; which of them it is the first byte tells."""
 
 FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
 _FLAGS: Final = ((SYN, "SYN"), (FIN, "FIN"), (RST, "RST"), (0x08, "PSH"), (ACK, "ACK"))
@@ -52,7 +53,8 @@ class Packet(Struct, frozen=True):
 
     protocol: IANA number; ports are 0 where the protocol has none. flags: TCP's; sequence and
     acknowledgement are TCP's numbers. icmp: (type, code). payload: what UDP carries, as far as captured.
-    inner: what a VXLAN packet carries, with vni, or IP in IP. quoted: the packet an ICMP error is about.
+    inner: what a VXLAN packet carries, with vni, or IP in IP or in a datagram. quoted: the packet an ICMP
+    error is about.
     """
 
     source: Address
@@ -88,26 +90,28 @@ class Packet(Struct, frozen=True):
         return NAMES.get(self.protocol, f"protocol {self.protocol}")
 
 
-def decode_ethernet(frame: bytes, vxlan_ports: Container[int] = VXLAN_PORTS, depth: int = 0) -> Packet | None:
+def decode_ethernet(
+    frame: bytes, tunnel_ports: Container[int] = TUNNEL_PORTS, depth: int = 0
+) -> Packet | None:
     """The IP packet in an Ethernet frame; None for anything else (ARP, say)."""
     at, kind = 14, int.from_bytes(frame[12:14], "big")
     while kind in (_VLAN, _QINQ) and len(frame) >= at + 4:
         kind = int.from_bytes(frame[at + 2 : at + 4], "big")
         at += 4
-    return decode_ip(frame[at:], vxlan_ports, depth) if kind in (_IPV4, _IPV6) else None
+    return decode_ip(frame[at:], tunnel_ports, depth) if kind in (_IPV4, _IPV6) else None
 
 
-def decode_ip(data: bytes, vxlan_ports: Container[int] = VXLAN_PORTS, depth: int = 0) -> Packet | None:
+def decode_ip(data: bytes, tunnel_ports: Container[int] = TUNNEL_PORTS, depth: int = 0) -> Packet | None:
     """A packet that begins with its IP header (as links without Ethernet carry it)."""
     if depth >= _MAX_DEPTH or not data:
         return None
     version = data[0] >> 4
     if version == 4:
-        return _ipv4(data, vxlan_ports, depth)
-    return _ipv6(data, vxlan_ports, depth) if version == 6 else None
+        return _ipv4(data, tunnel_ports, depth)
+    return _ipv6(data, tunnel_ports, depth) if version == 6 else None
 
 
-def _ipv4(data: bytes, vxlan_ports: Container[int], depth: int) -> Packet | None:
+def _ipv4(data: bytes, tunnel_ports: Container[int], depth: int) -> Packet | None:
     if len(data) < 20:
         return None
     header_bytes = (data[0] & 0x0F) * 4
@@ -118,10 +122,10 @@ def _ipv4(data: bytes, vxlan_ports: Container[int], depth: int) -> Packet | None
     if fragment & 0x1FFF:
         return packet  # a later fragment has no ports
     # Short frames are padded to 60 bytes; a length of 0 is a packet the kernel has yet to cut up.
-    return _transport(packet, data[header_bytes : length or len(data)], vxlan_ports, depth)
+    return _transport(packet, data[header_bytes : length or len(data)], tunnel_ports, depth)
 
 
-def _ipv6(data: bytes, vxlan_ports: Container[int], depth: int) -> Packet | None:
+def _ipv6(data: bytes, tunnel_ports: Container[int], depth: int) -> Packet | None:
     if len(data) < 40:
         return None
     length, protocol = struct.unpack_from("!HB", data, 4)
@@ -135,10 +139,10 @@ def _ipv6(data: bytes, vxlan_ports: Container[int], depth: int) -> Packet | None
         size = 8 if protocol == _FRAGMENT else (body[1] + 1) * 8
         protocol, body = body[0], body[size:]
     packet = Packet(ipaddress.IPv6Address(data[8:24]), ipaddress.IPv6Address(data[24:40]), protocol, data[7])
-    return packet if later_fragment else _transport(packet, body, vxlan_ports, depth)
+    return packet if later_fragment else _transport(packet, body, tunnel_ports, depth)
 
 
-def _transport(packet: Packet, body: bytes, vxlan_ports: Container[int], depth: int) -> Packet:
+def _transport(packet: Packet, body: bytes, tunnel_ports: Container[int], depth: int) -> Packet:
     """packet with what its transport header says; an error's quotation may end after 8 bytes of it."""
     from msgspec.structs import replace
 
@@ -160,7 +164,7 @@ def _transport(packet: Packet, body: bytes, vxlan_ports: Container[int], depth: 
         case 17:  # UDP
             payload = body[8:]
             vni, inner = (
-                _vxlan(payload, vxlan_ports, depth) if destination_port in vxlan_ports else (None, None)
+                _wrapped(payload, tunnel_ports, depth) if destination_port in tunnel_ports else (None, None)
             )
             return replace(
                 packet,
@@ -176,16 +180,18 @@ def _transport(packet: Packet, body: bytes, vxlan_ports: Container[int], depth: 
             quoted = decode_ip(body[8:], (), depth + 1) if kind in errors else None
             return replace(packet, icmp=(kind, body[1]), quoted=quoted)
         case 4 | 41:  # IP in IP (RFC 2003), IPv6 in IP (RFC 4213)
-            return replace(packet, inner=decode_ip(body, vxlan_ports, depth + 1))
+            return replace(packet, inner=decode_ip(body, tunnel_ports, depth + 1))
         case 132:  # SCTP
             return replace(packet, source_port=source_port, destination_port=destination_port)
     return packet
 
 
-def _vxlan(payload: bytes, vxlan_ports: Container[int], depth: int) -> tuple[int | None, Packet | None]:
+def _wrapped(payload: bytes, tunnel_ports: Container[int], depth: int) -> tuple[int | None, Packet | None]:
+    if payload and payload[0] >> 4 in (4, 6):
+        return None, decode_ip(payload, tunnel_ports, depth + 1)
     if len(payload) < 8 or not payload[0] & 0x08:  # the I flag: the VNI is valid
         return None, None
-    return int.from_bytes(payload[4:7], "big"), decode_ethernet(payload[8:], vxlan_ports, depth + 1)
+    return int.from_bytes(payload[4:7], "big"), decode_ethernet(payload[8:], tunnel_ports, depth + 1)
 
 
 def _icmp_words(protocol: int, kind: int, code: int) -> str:

@@ -29,6 +29,7 @@ from podlane.observe.cluster import Cluster, Party, family_for, port_of
 from podlane.observe.explain import entrance
 from podlane.observe.explanation import API_VERSION, Outcome, end
 from podlane.observe.hops import REPLY, REQUEST, Hop, Probe, Seen, hops, recognise, seen
+from podlane.observe.packet import TUNNEL_PORTS
 from podlane.observe.targets import TargetKind
 
 # After the answer: time for the last sightings to be queued.
@@ -126,7 +127,7 @@ def trace(
     destination: str = "",
     source_address: Address | None = None,
     timeout_s: float = 2.0,
-    vxlan_ports: Container[int] = frozenset({8472, 4789}),
+    tunnel_ports: Container[int] = TUNNEL_PORTS,
     cgroup: Path | None = None,
 ) -> Trace:
     """Send one packet from place `source` and follow it.
@@ -152,7 +153,7 @@ def trace(
         lost = sum(capture.dropped() for capture in captures.values())
     everything: list[Seen] = []
     for name, sightings in pending.items():
-        everything += seen(name, sightings, vxlan_ports)
+        everything += seen(name, sightings, tunnel_ports)
     found = hops(recognise(everything, probe), probe)
     verdict, why = _verdict(found, probe, error)
     return Trace(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from podlane.compile.peers import WAYS
 from podlane.compile.tables import Route, Table, Tunnel, TunnelPeer, VxlanLink
 from podlane.model.addresses import Address, Family, family_of
 from podlane.model.backends import BackendType
@@ -95,7 +96,9 @@ def _far_end(tables: Tables, tunnel: Tunnel, to: Address) -> tuple[str, TunnelPe
 def _wrapping(tunnel: Tunnel, peer: TunnelPeer, to: Address) -> str:
     name = _NAMES.get((tunnel.kind, to.version)) or _NAMES.get((tunnel.kind, 0)) or tunnel.kind
     how = f"{name}, {tunnel.local} -> {peer.remote}"
-    return f"{how}{f', UDP {peer.port}' if peer.port else ''}; MTU {tunnel.mtu_bytes}"
+    more = WAYS[tunnel.kind].overhead_bytes(family_of(tunnel.local))
+    port = f", UDP {peer.port}" if peer.port else ""
+    return f"{how}{port}; MTU {tunnel.mtu_bytes} ({more} bytes more on the wire)"
 
 
 def _rows(tunnel: Tunnel, key: str, peer: TunnelPeer) -> tuple[Row, Row]:
@@ -108,6 +111,7 @@ def _rows(tunnel: Tunnel, key: str, peer: TunnelPeer) -> tuple[Row, Row]:
 
 _NAMES = {
     (BackendType.WIREGUARD, 0): "encrypted by WireGuard",
+    (BackendType.UDP, 0): "a bare packet in a datagram",
     (BackendType.IPIP, 4): "IP in IP (protocol 4)",
     (BackendType.IPIP, 6): "IPv6 in IP (protocol 41)",
 }

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
-import select
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +13,7 @@ from podlane.compile.tables import Learnt, Table
 from podlane.delta import Delta, merge
 from podlane.engines.bird.config import render, session_name
 from podlane.engines.bird.process import BirdProcess, require
+from podlane.engines.ending import EndWatch
 from podlane.errors import KernelError
 from podlane.kernel.driver import Failure, Report
 from podlane.kernel.rtnl import Rtnl, routes
@@ -41,7 +39,7 @@ class BirdDriver:
         self.died = died
         self._bird = BirdProcess(directory)
         self._desired: dict[Table, dict[Any, Any]] = {table: {} for table in TABLES}
-        self._watched = 0
+        self._end = EndWatch("bird", self._ended)
         self._rt = Rtnl()
 
     @property
@@ -78,7 +76,7 @@ class BirdDriver:
         except ValueError as error:
             refusal = KernelError.of(errno.EINVAL, "configure BIRD", str(error))
             return Report(0, (Failure(Table.SPEAKER, SPEAKER, refusal),))
-        self._watch()
+        self._end.watch(self._bird.pid)
         return Report(operations, (*self._missing(learnt), *self._silent()))
 
     def _missing(self, learnt: Mapping[Any, Learnt]) -> Iterator[Failure]:
@@ -110,28 +108,13 @@ class BirdDriver:
 
     def _sweep(self) -> int:
         """Routes that a speaker which is no longer wanted left behind."""
-        stale = self._rt.routes(protocol=RTPROT_BIRD, table=MAIN_TABLE) if self._watched else []
+        stale = self._rt.routes(protocol=RTPROT_BIRD, table=MAIN_TABLE) if self._end.watched else []
         for route in stale:
             self._rt.delete_route(route.destination, protocol=RTPROT_BIRD)
-        self._watched = 0
+        self._end.forget()
         return len(stale)
 
-    def _watch(self) -> None:
-        pid = self._bird.pid
-        if not pid or pid == self._watched:
-            return
-        try:
-            descriptor = os.pidfd_open(pid)
-        except OSError:
-            return  # it ended already: the next resync finds that
-        self._watched = pid
-        threading.Thread(target=self._await_end, args=(descriptor,), daemon=True, name="bird").start()
-
-    def _await_end(self, descriptor: int) -> None:
-        try:
-            select.select([descriptor], [], [])
-        finally:
-            os.close(descriptor)
+    def _ended(self) -> None:
         if self._desired[Table.SPEAKER]:
             log.warning("BIRD has ended; it is started anew")
             self.died()

@@ -14,9 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from msgspec import to_builtins
+
 from podlane import __version__
+from podlane.compile.udp import DEVICE as UDP_DEVICE
 from podlane.compile.wireguard import DEVICE
 from podlane.engines.bird.process import BirdProcess
+from podlane.engines.udp.control import Request
+from podlane.engines.udp.process import UdpProcess
 from podlane.engines.wireguard import uapi
 from podlane.engines.wireguard.process import WireguardProcess
 from podlane.errors import LabError, UnsupportedError
@@ -113,6 +118,10 @@ def collectors(site: Site, *, connections: bool) -> Iterator[tuple[str, Collecto
     if wireguard.pid:
         yield "wireguard/device.txt", lambda: _without_keys(wireguard.ask(uapi.GET))
         yield "wireguard/wireguard.log", lambda: tail(wireguard.log)
+    proxy = UdpProcess(site.agent_socket.parent / "udp", UDP_DEVICE)
+    if proxy.pid:
+        yield "udp/proxy.json", lambda: to_builtins(proxy.ask(Request()))
+        yield "udp/udp.log", lambda: tail(proxy.log)
 
 
 def machine() -> dict[str, Any]:
