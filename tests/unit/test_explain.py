@@ -103,7 +103,7 @@ def test_a_tunnel_whose_peers_are_prefixes_has_the_same_stages(family: Family, s
     assert (names(way), way.verdict) == (names(vxlan), Outcome.DELIVERED)
     assert [s.node for s in way.stages] == [s.node for s in vxlan.stages]
     wrapped = stage(way, "encapsulation")
-    assert wrapped.detail == f"{says}, 172.30.1.11 -> 172.30.1.12; MTU 1480"
+    assert wrapped.detail == f"{says}, 172.30.1.11 -> 172.30.1.12; MTU 1480 (20 bytes more on the wire)"
     assert [row.table for row in wrapped.rows] == ["tunnels", "tunnel-peers"]
     assert stage(way, "arrival").detail == "plipip takes the outer packet off"
 
