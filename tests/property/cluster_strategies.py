@@ -14,15 +14,24 @@ from podlane.model.backends import Advertised, Backend, BackendType, Bgp
 from podlane.model.config import NetworkConfig, Services
 from podlane.model.local import Attachment, Shares, Standing, Underlay
 from podlane.model.objects import (
+    Container,
+    ContainerPort,
+    EgressRule,
     Endpoint,
     EndpointConditions,
     EndpointHints,
     EndpointPort,
     EndpointSlice,
     ForZone,
+    IngressRule,
+    LabelSelector,
     LoadBalancerIngress,
     LoadBalancerStatus,
     Namespace,
+    NetworkPolicy,
+    NetworkPolicyPeer,
+    NetworkPolicyPort,
+    NetworkPolicySpec,
     Node,
     NodeAddress,
     NodeSpec,
@@ -55,6 +64,11 @@ CONFIGS = [
     NetworkConfig(backend=Backend(type=BackendType.HOST_GW)),
     NetworkConfig(backend=Backend(direct_routing=True)),
     NetworkConfig(backend=Backend(type=BackendType.BGP), bgp=Bgp(advertise=list(Advertised))),
+]
+CONTAINERS = [
+    [Container(name="c")],
+    [Container(name="c", ports=[ContainerPort(80, "http")])],
+    [Container(name="c", ports=[ContainerPort(8080, "http")])],
 ]
 AGES = ["2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z", None]
 
@@ -191,8 +205,45 @@ def pods(draw: st.DrawFn, namespace: str, name: str) -> Pod:
             labels=draw(st.sampled_from([{}, {"app": "a"}, {"app": "b"}, {"app": "a", "tier": "1"}])),
             annotations=draw(st.sampled_from([{}, {}, {"podlane.dev/weight": "3"}])),
         ),
-        spec=PodSpec(node_name=draw(st.sampled_from(["", *NODES])), host_network=draw(st.booleans())),
-        status=PodStatus(pod_ips=[PodIP(a) for a in draw(some(["10.244.1.2", "fd00:10:244:1::2"]))]),
+        spec=PodSpec(
+            node_name=draw(st.sampled_from(["", *NODES])),
+            host_network=draw(st.booleans()),
+            containers=draw(st.sampled_from(CONTAINERS)),
+        ),
+        status=PodStatus(
+            phase=draw(st.sampled_from(["", "Running", "Running", "Succeeded"])),
+            pod_ips=[PodIP(a) for a in draw(some(["10.244.1.2", "fd00:10:244:1::2"]))],
+        ),
+    )
+
+
+SELECTORS = [None, {}, {"app": "a"}, {"app": "b"}, {"app": "a", "tier": "1"}]
+
+
+@st.composite
+def policies(draw: st.DrawFn, namespace: str, name: str) -> NetworkPolicy:
+    """Peers of their own namespace, of all, and of those with a label; ports by number and by name."""
+
+    def selector(labels: list[dict[str, str] | None]) -> LabelSelector | None:
+        found = draw(st.sampled_from(labels))
+        return LabelSelector(found) if found is not None else None
+
+    def peers() -> list[NetworkPolicyPeer] | None:
+        made = [
+            NetworkPolicyPeer(selector(SELECTORS), selector([None, {}, {"a": "b"}]))
+            for _ in range(draw(st.integers(0, 2)))
+        ]
+        return [each for each in made if each.pod_selector or each.namespace_selector] or None
+
+    port = st.sampled_from([NetworkPolicyPort(port=80), NetworkPolicyPort(port="http")])
+    spec = NetworkPolicySpec(
+        pod_selector=selector(SELECTORS[1:]),
+        ingress=[IngressRule(peers(), draw(st.none() | st.lists(port, max_size=2, unique_by=id)))],
+        egress=draw(st.none() | st.just([EgressRule(peers(), [NetworkPolicyPort(port="http")])])),
+    )
+    age = draw(st.sampled_from(AGES))
+    return NetworkPolicy(
+        metadata=ObjectMeta(name=name, namespace=namespace, creation_timestamp=age), spec=spec
     )
 
 
@@ -206,7 +257,9 @@ def shares(draw: st.DrawFn, namespace: str, name: str) -> Shares:
 def attachments(draw: st.DrawFn, container: str) -> Attachment:
     where = [f"10.244.1.{draw(st.sampled_from('23'))}", f"fd00:10:244:1::{draw(st.sampled_from('23'))}"]
     mac = draw(st.sampled_from(["02:00:00:00:00:01", "02:00:00:00:00:02"]))
-    return Attachment(container, "eth0", f"pl{container}", mac, tuple(map(address, draw(some(where)))))
+    addresses = tuple(map(address, draw(some(where))))
+    pod = draw(st.sampled_from([("", ""), ("default", "p1"), ("other", "p2")]))
+    return Attachment(container, "eth0", f"pl{container}", mac, addresses, *pod)
 
 
 def underlays() -> st.SearchStrategy[Underlay]:
@@ -234,6 +287,9 @@ def changes(draw: st.DrawFn) -> Change:
                 "Namespace",
                 "ServiceCIDR",
                 "Pod",
+                "Pod",
+                "NetworkPolicy",
+                "NetworkPolicy",
                 "Service",
                 "EndpointSlice",
                 ATTACHMENT,
@@ -254,6 +310,8 @@ def changes(draw: st.DrawFn) -> Change:
         value = ServiceCIDR(metadata=ObjectMeta(name=name), spec=ServiceCIDRSpec(cidrs=cidrs))
     elif kind == "Pod":
         value = draw(pods(namespace, draw(st.sampled_from(["p1", "p2"]))))
+    elif kind == "NetworkPolicy":
+        value = draw(policies(namespace, draw(st.sampled_from(["np1", "np2"]))))
     elif kind == "Service":
         value = draw(services(namespace, draw(st.sampled_from(["s1", "s2"]))))
     elif kind == "EndpointSlice":

@@ -21,16 +21,29 @@ from podlane.model.addresses import address
 from podlane.model.config import NetworkConfig
 from podlane.model.local import Attachment, Underlay
 from podlane.model.objects import (
+    Container,
+    ContainerPort,
     Endpoint,
     EndpointPort,
     EndpointSlice,
+    IngressRule,
+    LabelSelector,
     LoadBalancerIngress,
     LoadBalancerStatus,
+    Namespace,
+    NetworkPolicy,
+    NetworkPolicyPeer,
+    NetworkPolicyPort,
+    NetworkPolicySpec,
     Node,
     NodeAddress,
     NodeSpec,
     NodeStatus,
     ObjectMeta,
+    Pod,
+    PodIP,
+    PodSpec,
+    PodStatus,
     Service,
     ServicePort,
     ServiceSpec,
@@ -147,7 +160,38 @@ def piece(number: int, *endings: int) -> EndpointSlice:
 
 def attachment(number: int) -> Attachment:
     where = (address(f"10.244.1.{number}"), address(f"fd00:10:244:1::{number:x}"))
-    return Attachment(f"c{number}", "eth0", f"pl{number}", f"02:00:00:00:00:{number:02x}", where)
+    mac = f"02:00:00:00:00:{number:02x}"
+    return Attachment(f"c{number}", "eth0", f"pl{number}", mac, where, "default", f"p{number}")
+
+
+LOCAL = (1, 2, 3)  # pods of this node, in every cluster
+
+
+def pod(number: int, app: int = 0) -> Pod:
+    return Pod(
+        metadata=ObjectMeta(name=f"p{number}", namespace="default", labels={"app": f"a{app or number}"}),
+        spec=PodSpec(
+            node_name=ME if number in LOCAL else f"n{number}",
+            containers=[Container(name="c", ports=[ContainerPort(8080, "http")])],
+        ),
+        status=PodStatus(phase="Running", pod_ips=[PodIP(f"10.244.{number}.2")]),
+    )
+
+
+def policy(number: int, *peers: int, subject: int = 0) -> NetworkPolicy:
+    """Of pods of one label, who lets in those of the next one, or of others."""
+
+    def of(app: int) -> LabelSelector:
+        return LabelSelector({"app": f"a{app}"})
+
+    let_in = [NetworkPolicyPeer(of(peer)) for peer in peers or (number + 1,)]
+    return NetworkPolicy(
+        metadata=ObjectMeta(name=f"np{number}", namespace="default"),
+        spec=NetworkPolicySpec(
+            pod_selector=of(subject or number),
+            ingress=[IngressRule(let_in, [NetworkPolicyPort(port="http")])],
+        ),
+    )
 
 
 def cluster(size: int, only: list[Capability]) -> Compiler:
@@ -157,6 +201,9 @@ def cluster(size: int, only: list[Capability]) -> Compiler:
     compiler.apply(Change("Service", None, service(n)) for n in range(1, size))
     compiler.apply(Change("EndpointSlice", None, piece(n, 2, 3)) for n in range(1, size))
     compiler.apply(Change(ATTACHMENT, None, attachment(n)) for n in range(2, size))
+    compiler.apply([Change("Namespace", None, Namespace(metadata=ObjectMeta(name="default")))])
+    compiler.apply(Change("NetworkPolicy", None, policy(n)) for n in range(1, size))
+    compiler.apply(Change("Pod", None, pod(n)) for n in range(1, size))
     return compiler
 
 
@@ -171,6 +218,15 @@ ONE_CHANGE = {
     "a slice goes": Change("EndpointSlice", piece(3, 2, 3), None),
     "a pod is attached": Change(ATTACHMENT, None, attachment(200)),
     "a pod is detached": Change(ATTACHMENT, attachment(3), None),
+    "a pod that is nobody's peer comes": Change("Pod", None, pod(200)),
+    "a pod that is a peer comes": Change("Pod", None, pod(200, app=4)),
+    "a peer becomes somebody else": Change("Pod", pod(4), pod(4, app=200)),
+    "a peer goes": Change("Pod", pod(4), None),
+    "a pod of this node becomes somebody else": Change("Pod", pod(3), pod(3, app=4)),
+    "a policy comes that selects nobody here": Change("NetworkPolicy", None, policy(200)),
+    "a policy comes that selects a pod here": Change("NetworkPolicy", None, policy(200, 5, subject=3)),
+    "a policy in use changes": Change("NetworkPolicy", policy(3), policy(3, 4, 5)),
+    "a policy in use goes": Change("NetworkPolicy", policy(3), None),
 }
 
 
@@ -186,9 +242,21 @@ def test_work_for_one_change_does_not_grow_with_the_cluster(only: list[Capabilit
     assert work(60) == work(6)
 
 
+def test_a_pod_that_is_nobodys_peer_costs_no_unit() -> None:
+    only = [one for one in capabilities() if one.name == "policy"]
+    compiler = cluster(60, only)
+    units = compiler.units_compiled
+    compiler.apply([Change("Pod", None, pod(200))])
+    assert compiler.units_compiled == units
+    compiler.apply([Change("Pod", None, pod(200, app=4))])
+    assert compiler.units_compiled == units + 1
+    assert [key.name for key in compiler.tables[Table.PEERS]] == ["p1", "p2", "p3", "p4", "p200"]
+
+
 @each_capability
 def test_what_changes_nothing_costs_nothing(only: list[Capability]) -> None:
     compiler = cluster(6, only)
     units = compiler.units_compiled
-    assert compiler.apply([Change("Node", None, node(3)), Change(ATTACHMENT, None, attachment(3))]) == {}
+    same = [("Node", node(3)), (ATTACHMENT, attachment(3)), ("Pod", pod(3)), ("NetworkPolicy", policy(3))]
+    assert compiler.apply(Change(kind, None, value) for kind, value in same) == {}
     assert compiler.units_compiled == units
