@@ -12,7 +12,7 @@ declare -A packages=(
   [nft]=nftables [ip]=iproute2 [tcpdump]=tcpdump [conntrack]=conntrack [ping]=iputils-ping
   [curl]=curl [gcc]=gcc [iperf3]=iperf3 [nsenter]=util-linux [sysctl]=procps [iptables-nft-save]=iptables [ipset]=ipset
   [/usr/lib/cni/bridge]=containernetworking-plugins [containerd]=containerd [runc]=runc [bird]=bird2 [wireguard-go]=wireguard-go [musl-gcc]=musl-tools
-  [promtool]=prometheus [etcd]=etcd-server
+  [promtool]=prometheus [etcd]=etcd-server [/usr/lib/frr/bgpd]=frr [gobgpd]=gobgpd
 )
 missing=()
 for command in "${!packages[@]}"; do

@@ -148,6 +148,19 @@ def test_bgp_reaches_every_pod_across_racks_and_outlives_agents_and_speakers(lab
     assert lab.exec(one, "curl", "-s", "-m3", f"http://{address}/hostname").stdout == three
 
 
+def test_a_route_reflector_brings_every_pod_without_a_mesh(lab: Lab) -> None:
+    reflectors = 'bgp.routeReflectors={"kubernetes.io/hostname": "node-2"}'
+    lab.up("--nodes", "3", "--set", "backend.type=bgp", "--set", reflectors, "-f", "-", input=PODS)
+    lab.check()
+    socket = f"/run/podlane/labs/{lab.name}/nodes/node-1/bird/bird.ctl"
+    shown = lab.node("node-1", "birdc", "-s", socket, "show", "protocols", "all").stdout
+    described = {line.split()[-1] for line in shown.splitlines() if "Description:" in line}
+    assert described & {"node-2", "node-3"} == {"node-2"}
+    assert (
+        "10.244.2.0/24 via 172.30.1.13" in lab.node("node-1", "ip", "route", "show", "proto", "bird").stdout
+    )
+
+
 def wireguard_pid(lab: Lab, node: str) -> int:
     try:
         return int(Path(f"/run/podlane/labs/{lab.name}/nodes/{node}/wireguard/wireguard.pid").read_text())

@@ -10,7 +10,8 @@ from podlane.compile.spoken import BACKEND_ANNOTATION, announcement
 from podlane.compile.view import ATTACHMENT, SHARES, STANDING, UNDERLAY, ZONE_LABEL, Change
 from podlane.compile.wireguard import KEY_ANNOTATION
 from podlane.model.addresses import Family, address, prefix
-from podlane.model.backends import Advertised, Backend, BackendType, Bgp
+from podlane.model.backends import Backend, BackendType
+from podlane.model.bgp import Advertised, Bgp
 from podlane.model.config import NetworkConfig, Services
 from podlane.model.local import Attachment, Shares, Standing, Underlay
 from podlane.model.objects import (

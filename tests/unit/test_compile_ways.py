@@ -19,7 +19,8 @@ from podlane.errors import ConfigError
 from podlane.kernel.nft.policy_chains import TUNNELS, Contents, bridge_sets, skeleton_sets
 from podlane.model import config as configs
 from podlane.model.addresses import Family
-from podlane.model.backends import AVAILABLE_BACKENDS, Advertised, Backend, BackendType, Bgp, BgpPeerConfig
+from podlane.model.backends import AVAILABLE_BACKENDS, Backend, BackendType
+from podlane.model.bgp import Advertised, Bgp, BgpPeerConfig
 from podlane.model.config import NetworkConfig
 from podlane.model.local import Underlay
 from podlane.model.objects import (
@@ -171,6 +172,53 @@ def test_a_router_is_a_peer_of_the_nodes_its_labels_choose() -> None:
     (row,) = compiler.tables[Table.BGP_PEERS].values()
     assert (row.address, row.as_number, row.node) == (ip_address("172.30.1.254"), 64600, False)
     assert compiler.tables == compiled(config, me, node(2)).tables
+
+
+def test_with_reflectors_nodes_have_sessions_with_those_alone() -> None:
+    bgp = Bgp(route_reflectors={"reflects": "yes"})
+    config = NetworkConfig(backend=Backend(type=BackendType.BGP), bgp=bgp)
+
+    def reflecting(plain: Node) -> Node:
+        return replace(plain, metadata=ObjectMeta(name=plain.metadata.name, labels={"reflects": "yes"}))
+
+    client = compiled(config, node(1), reflecting(node(2)), node(3))
+    assert set(client.tables[Table.BGP_PEERS]) == {("node-2", family) for family in Family}
+    assert not any(row.client for row in client.tables[Table.BGP_PEERS].values())
+    assert len(client.tables[Table.LEARNT]) == 4  # what node-3 announces comes by way of node-2
+    assert client.tables[Table.SPEAKER]["bgp"].cluster_id == ""
+
+    # Labels move: the node reflects itself, then another one does as well.
+    client.apply([Change("Node", node(1), reflecting(node(1)))])
+    peers = client.tables[Table.BGP_PEERS]
+    assert client.tables[Table.SPEAKER]["bgp"].cluster_id == "172.30.1.1"
+    assert {name: row.client for (name, _), row in peers.items()} == {"node-2": False, "node-3": True}
+    client.apply([Change("Node", node(3), reflecting(node(3)))])
+    assert not any(row.client for row in client.tables[Table.BGP_PEERS].values())
+    assert client.tables == compiled(config, *(reflecting(node(i)) for i in (1, 2, 3))).tables
+
+
+def test_a_node_of_another_as_is_no_client_of_a_reflector() -> None:
+    config = NetworkConfig(
+        backend=Backend(type=BackendType.BGP),
+        bgp=Bgp(route_reflectors={"reflects": "yes"}, cluster_id="10.0.0.1"),
+    )
+    me = replace(node(1), metadata=ObjectMeta(name="node-1", labels={"reflects": "yes"}))
+    annotations = {"podlane.dev/bgp-as-number": "65001"}
+    other = replace(node(2), metadata=ObjectMeta(name="node-2", annotations=annotations))
+    tables = compiled(config, me, other, node(3)).tables
+    assert tables[Table.SPEAKER]["bgp"].cluster_id == "10.0.0.1"
+    assert {name: row.client for (name, _), row in tables[Table.BGP_PEERS].items()} == {
+        "node-2": False,
+        "node-3": True,
+    }
+
+
+def test_a_peer_without_an_address_is_one_session_for_both_families() -> None:
+    peers = [BgpPeerConfig(interface="eth1", as_number=64600)]
+    config = NetworkConfig(backend=Backend(type=BackendType.BGP), bgp=Bgp(peers=peers, node_mesh=False))
+    ((key, row),) = compiled(config, node(1), node(2)).tables[Table.BGP_PEERS].items()
+    assert key == ("eth1", Family.IPV6)
+    assert (row.address, row.interface, row.on_link, row.node) == (None, "eth1", True, False)
 
 
 def test_a_node_may_have_an_as_of_its_own() -> None:

@@ -153,3 +153,11 @@ def test_where_objects_are_kept() -> None:
     assert found.shown == "[fd00::1]:1, b:2379"
     assert stores.parse("etcd://local?members=5").members == 5
     assert stores.parse(DEFAULT.store).kind is stores.StoreKind.SQLITE
+
+
+def test_what_has_parts_is_set_as_json() -> None:
+    settings = ['bgp.peers=[{"address": "172.30.1.1", "asNumber": 64511}]', 'bgp.routeReflectors={"a": "b"}']
+    found = with_settings(DEFAULT, settings).bgp
+    assert (found.peers[0].as_number, found.route_reflectors) == (64511, {"a": "b"})
+    with pytest.raises(ConfigError, match=r"--set bgp\.peers: \[\{: no JSON"):
+        with_settings(DEFAULT, ["bgp.peers=[{"])

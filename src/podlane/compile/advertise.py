@@ -25,7 +25,7 @@ from podlane.compile.tables import NOTHING, Rows, Table
 from podlane.compile.view import CONFIG, Change, View, service_of, since
 from podlane.errors import ConfigError
 from podlane.model.addresses import Address, address, family_of, host_prefix
-from podlane.model.backends import Advertised
+from podlane.model.bgp import Advertised
 from podlane.model.objects import Node, Service
 from podlane.model.pools import Way, announced, announcing_nodes, may_announce, pool_addresses, ways_of
 

@@ -3,10 +3,11 @@
     node-1 announces 10.244.1.0/24 to its peers; node-2's session with it brings
     route       10.244.1.0/24 via 172.30.1.11 dev eth0 proto bird src 172.30.1.12
 
-Every node has a session with every other (bgp.nodeMesh), one a family, each between the nodes' InternalIPs
-of that family, and with the routers of bgp.peers. Nodes of one AS speak iBGP; a node with an AS of its own
-(annotation podlane.dev/bgp-as-number) eBGP. Between subnets the routers must know pods' prefixes: they are
-told as peers, or the nodes' next hops do not lead there.
+Every node has a session with every other (bgp.nodeMesh), or with the route reflectors alone
+(bgp.routeReflectors), one a family, each between the nodes' InternalIPs of that family, and with the routers
+of bgp.peers. Nodes of one AS speak iBGP; a node with an AS of its own (annotation podlane.dev/bgp-as-number)
+eBGP. Between subnets the routers must know pods' prefixes: they are told as peers, or the nodes' next hops do
+not lead there.
 
 With another backend and bgp.peers the speaker tells routers addresses of services; nodes have no sessions
 with each other then, and nothing is learnt.
@@ -23,6 +24,7 @@ from podlane.compile.tables import NOTHING, BgpPeer, BgpSpeaker, Learnt, Rows, T
 from podlane.compile.ways import Here, Peer
 from podlane.errors import ConfigError
 from podlane.model.addresses import Address, Family, Prefix, address, family_of
+from podlane.model.bgp import Bgp, BgpPeerConfig
 from podlane.model.objects import Node
 
 AS_ANNOTATION: Final = "podlane.dev/bgp-as-number"
@@ -58,10 +60,18 @@ class BgpRoutes:
             if via is None:
                 raise ConfigError(f"no InternalIP of {family}, the next hop to its pods {pods}")
             learnt[pods] = Learnt(pods, via)
-            if bgp.node_mesh:
+            if _speak(here.node, peer.node, bgp):
                 number = as_number(peer.node, here)
-                session = BgpPeer(via, number, bgp.password, here.reaches(via), True)
-                sessions[peer.node.name, family] = session
+                client = reflects(here.node, bgp) and number == as_number(here.node, here)
+                sessions[peer.node.name, family] = BgpPeer(
+                    via,
+                    number,
+                    bgp.password,
+                    here.reaches(via),
+                    True,
+                    client=client and not reflects(peer.node, bgp),
+                    bfd=bgp.bfd,
+                )
         return {Table.BGP_PEERS: sessions, Table.LEARNT: learnt}
 
 
@@ -79,8 +89,9 @@ def _speaker(
     here: Here, sources: tuple[Address, ...], own: tuple[Prefix, ...], accepted: tuple[Prefix, ...]
 ) -> dict[Table, dict[Any, Any]]:
     bgp = here.config.bgp
+    router_id = _router_id(sources)
     speaker = BgpSpeaker(
-        router_id=_router_id(sources),
+        router_id=router_id,
         as_number=as_number(here.node, here),
         interface=here.underlay.device,
         sources=sources,
@@ -88,16 +99,47 @@ def _speaker(
         accepted=accepted,
         bfd=bgp.bfd,
         restart_s=bgp.graceful_restart_seconds,
+        cluster_id=(bgp.cluster_id or router_id) if own and reflects(here.node, bgp) else "",
+        pod_communities=tuple(bgp.communities.pods),
+        service_communities=tuple(bgp.communities.services),
     )
     peers: dict[Any, Any] = {}
     for peer in bgp.peers:
-        where = address(peer.address)
-        if peer.nodes.items() <= here.node.metadata.labels.items() and family_of(where) in here.pods:
-            row = BgpPeer(
-                where, peer.as_number, peer.password, here.reaches(where), False, peer.port, peer.bfd
-            )
-            peers[str(where), family_of(where)] = row
+        if peer.nodes.items() <= here.node.metadata.labels.items():
+            where = address(peer.address) if peer.address else None
+            family = family_of(where) if where is not None else Family.IPV6
+            if where is None or family in here.pods:
+                peers[peer.interface or str(where), family] = _router(peer, where, here)
     return {Table.SPEAKER: {SPEAKER: speaker}, Table.BGP_PEERS: peers}
+
+
+def _router(peer: BgpPeerConfig, where: Address | None, here: Here) -> BgpPeer:
+    return BgpPeer(
+        where,
+        peer.as_number,
+        peer.password,
+        where is None or here.reaches(where),
+        False,
+        peer.port,
+        interface=peer.interface,
+        bfd=peer.bfd,
+        import_rules=tuple(peer.import_rules),
+        export_rules=tuple(peer.export_rules),
+        local_preference=peer.local_preference,
+        prepend=peer.prepend,
+    )
+
+
+def reflects(node: Node, bgp: Bgp) -> bool:
+    """Whether it is a route reflector (RFC 4456)."""
+    return bool(bgp.route_reflectors) and bgp.route_reflectors.items() <= node.metadata.labels.items()
+
+
+def _speak(one: Node, other: Node, bgp: Bgp) -> bool:
+    """Whether two nodes have a session."""
+    if bgp.route_reflectors:
+        return reflects(one, bgp) or reflects(other, bgp)
+    return bgp.node_mesh
 
 
 def as_number(node: Node, here: Here) -> int:

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from podlane.model.addresses import Address, Family, Interface, Prefix, Protocol
 from podlane.model.backends import BackendType
+from podlane.model.bgp import BgpRule
 from podlane.model.config import Balancing
 from podlane.model.selectors import Selector
 
@@ -169,8 +170,9 @@ class BgpSpeaker(Struct, frozen=True):
     """This node's BGP speaker (RFC 4271). sources: its own address of each family, primary first.
 
     accepted: what it takes from other nodes: prefixes within these, but none within `own`. bfd: sessions
-    with nodes are watched by BFD (RFC 5880). restart_s: how long others keep its routes when it is away
-    (RFC 4724), 0 for not at all. interface: the uplink.
+    are watched by BFD (RFC 5880). restart_s: how long others keep its routes when it is away (RFC 4724),
+    0 for not at all. interface: the uplink. cluster_id: of a route reflector (RFC 4456). communities: what
+    routers are told with prefixes of pods, and with addresses of services.
     """
 
     router_id: str
@@ -181,19 +183,32 @@ class BgpSpeaker(Struct, frozen=True):
     accepted: tuple[Prefix, ...]
     bfd: bool
     restart_s: int
+    cluster_id: str = ""
+    pod_communities: tuple[str, ...] = ()
+    service_communities: tuple[str, ...] = ()
 
 
 class BgpPeer(Struct, frozen=True):
     """One session. on_link: the neighbour is on a subnet of the uplink. node: it is a node of the cluster,
-    of which pods' prefixes are taken and nothing else; of other peers everything is. bfd: of other peers."""
+    of which pods' prefixes are taken and nothing else; of other peers everything is, but what rules reject.
 
-    address: Address
+    address None: whoever has the AS number on `interface`, by link-local addresses; one session is for both
+    families then. client: this node reflects to it what it learns of others.
+    """
+
+    address: Address | None
     as_number: int
     password: str
     on_link: bool
     node: bool
     port: int = 179
+    interface: str = ""
+    client: bool = False
     bfd: bool = False
+    import_rules: tuple[BgpRule, ...] = ()
+    export_rules: tuple[BgpRule, ...] = ()
+    local_preference: int = 100
+    prepend: int = 0
 
 
 class Learnt(Struct, frozen=True):

@@ -19,7 +19,8 @@ from podlane.lab import record as records
 from podlane.lab.record import zone
 from podlane.lab.topology import Topology, plan
 from podlane.model.addresses import Family, Prefix, family_of
-from podlane.model.backends import BackendType, BgpPeerConfig
+from podlane.model.backends import BackendType
+from podlane.model.bgp import BgpPeerConfig
 from podlane.model.config import NetworkConfig
 
 AS_NUMBER = 64511

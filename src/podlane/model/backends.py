@@ -1,4 +1,4 @@
-"""NetworkConfig's sections `backend` and `bgp`: how pods of two nodes reach each other."""
+"""NetworkConfig's sections `backend` and `wireguard`: how pods of two nodes reach each other."""
 
 from __future__ import annotations
 
@@ -7,10 +7,6 @@ import binascii
 import enum
 from collections.abc import Iterator
 
-from msgspec import field
-
-from podlane.errors import ConfigError
-from podlane.model.addresses import address
 from podlane.model.flannel import KINDS
 from podlane.model.sections import Section
 
@@ -46,45 +42,6 @@ class Backend(Section, frozen=True):
     flannel_compat: bool = False
 
 
-class BgpPeerConfig(Section, frozen=True):
-    """A BGP speaker that is no node: a router. nodes: labels of the nodes that peer with it; none: all. bfd:
-    the session is watched by BFD, which the router must do too."""
-
-    address: str
-    as_number: int
-    port: int = 179
-    password: str = ""
-    bfd: bool = False
-    nodes: dict[str, str] = field(default_factory=dict)
-
-
-class Advertised(enum.StrEnum):
-    """Service addresses that routers may be told."""
-
-    CLUSTER_IP = "ClusterIP"
-    EXTERNAL_IP = "ExternalIP"
-    LOAD_BALANCER_IP = "LoadBalancerIP"
-
-
-class Bgp(Section, frozen=True):
-    """Of backend.type bgp; with any other, routers among `peers` are told addresses of services and nothing
-    else, and nothing is learnt of them. asNumber: of every node whose annotation podlane.dev/bgp-as-number
-    says no other.
-
-    nodeMesh: every node has a session with every other. password: of these sessions (TCP MD5, RFC 2385).
-    gracefulRestartSeconds: how long others keep the routes of a speaker that is away, 0 for not at all.
-    advertise: which addresses of services the routers among `peers` are told, beside pods' prefixes.
-    """
-
-    as_number: int = 64512
-    node_mesh: bool = True
-    password: str = ""
-    bfd: bool = True
-    graceful_restart_seconds: int = 120
-    peers: list[BgpPeerConfig] = field(default_factory=list)
-    advertise: list[Advertised] = field(default_factory=list)
-
-
 class Wireguard(Section, frozen=True):
     """Of backend.type wireguard. port: UDP, of every node. presharedKey: of all nodes, 32 bytes in base64 (as
     `wg genpsk` makes them); "" for none. keepaliveSeconds: for a NAT between nodes; 0 for none."""
@@ -100,7 +57,7 @@ class Udp(Section, frozen=True):
     port: int = 8285
 
 
-def problems(backend: Backend, bgp: Bgp, wireguard: Wireguard, udp: Udp) -> Iterator[tuple[str, str]]:
+def problems(backend: Backend, wireguard: Wireguard, udp: Udp) -> Iterator[tuple[str, str]]:
     """(key, what is wrong with it)"""
     kind = backend.type
     if kind not in AVAILABLE_BACKENDS:
@@ -129,7 +86,6 @@ def problems(backend: Backend, bgp: Bgp, wireguard: Wireguard, udp: Udp) -> Iter
         yield "wireguard.keepaliveSeconds", f"{wireguard.keepalive_seconds} is not between 0 and 65535"
     if wireguard.preshared_key and wireguard_key(wireguard.preshared_key) is None:
         yield "wireguard.presharedKey", "not 32 bytes in base64; `wg genpsk` makes one"
-    yield from _bgp_problems(bgp)
 
 
 def wireguard_key(text: str) -> bytes | None:
@@ -139,38 +95,3 @@ def wireguard_key(text: str) -> bytes | None:
     except (binascii.Error, ValueError):
         return None
     return key if len(key) == 32 else None
-
-
-def _bgp_problems(bgp: Bgp) -> Iterator[tuple[str, str]]:
-    if not 0 < bgp.as_number < 1 << 32:
-        yield "bgp.asNumber", f"{bgp.as_number} is not between 1 and 4294967295"
-    if not 0 <= bgp.graceful_restart_seconds <= 4095:
-        yield "bgp.gracefulRestartSeconds", f"{bgp.graceful_restart_seconds} is not between 0 and 4095"
-    if why := _password_problem(bgp.password):
-        yield "bgp.password", why
-    seen: set[object] = set()
-    for number, peer in enumerate(bgp.peers):
-        key = f"bgp.peers[{number}]"
-        try:
-            where = address(peer.address)
-        except ConfigError as error:
-            yield f"{key}.address", str(error)
-            continue
-        if where in seen:
-            yield f"{key}.address", f"{where} is another peer's too"
-        seen.add(where)
-        if not 0 < peer.as_number < 1 << 32:
-            yield f"{key}.asNumber", f"{peer.as_number} is not between 1 and 4294967295"
-        if not 0 < peer.port < 1 << 16:
-            yield f"{key}.port", f"{peer.port} is not between 1 and 65535"
-        if why := _password_problem(peer.password):
-            yield f"{key}.password", why
-
-
-def _password_problem(password: str) -> str:
-    """TCP MD5 keys have at most 80 bytes (tcp(7)); a configuration file's string knows no escapes."""
-    if len(password.encode()) > 80:
-        return "longer than 80 bytes"
-    if any(not " " <= each <= "~" or each in '"\\' for each in password):
-        return "printable ASCII without quotation marks and backslashes"
-    return ""

@@ -15,9 +15,10 @@ import msgspec
 from msgspec import field
 
 from podlane.errors import ConfigError
-from podlane.model import backends, stores
+from podlane.model import backends, bgp, stores
 from podlane.model.addresses import Family, Prefix, family_of, prefix
-from podlane.model.backends import Advertised, Backend, BackendType, Bgp, Udp, Wireguard
+from podlane.model.backends import Backend, BackendType, Udp, Wireguard
+from podlane.model.bgp import Action, Advertised, Bgp
 from podlane.model.flannel import Flannel
 from podlane.model.sections import Section
 from podlane.model.underlay import UnderlayChoice
@@ -219,7 +220,7 @@ def parse(document: Any, where: str = "NetworkConfig") -> NetworkConfig:
 
 
 def with_settings(config: NetworkConfig, settings: list[str]) -> NetworkConfig:
-    """`KEY=VALUE` pairs applied over config: KEY is a dotted path, VALUE a YAML-like scalar or a,b,c."""
+    """`KEY=VALUE` pairs applied over config: KEY is a dotted path, VALUE a scalar, a,b,c or JSON."""
     document = msgspec.to_builtins(config)
     for setting in settings:
         path, equals, text = setting.partition("=")
@@ -231,14 +232,19 @@ def with_settings(config: NetworkConfig, settings: list[str]) -> NetworkConfig:
             if not isinstance(section.get(parent), dict):
                 raise ConfigError(f"--set {path}: there is no section {parent!r}")
             section = section[parent]
-        if last not in section or isinstance(section[last], dict):
+        if last not in section or (isinstance(section[last], dict) and not text.startswith("{")):
             known = ", ".join(sorted(k for k in section if k not in ("apiVersion", "kind", "metadata")))
             raise ConfigError(f"--set {path}: unknown key {last!r}; known here: {known}")
-        section[last] = _value(text, like=section[last])
+        section[last] = _value(text, section[last], path)
     return validate(_convert(document, "--set"), "--set")
 
 
-def _value(text: str, like: Any) -> Any:
+def _value(text: str, like: Any, path: str) -> Any:
+    if isinstance(like, dict | list) and text[:1] in ("{", "["):
+        try:
+            return msgspec.json.decode(text)
+        except msgspec.DecodeError as error:
+            raise ConfigError(f"--set {path}: {text}: no JSON: {error}") from None
     if isinstance(like, list):
         items = [t.strip() for t in text.split(",") if t.strip()]
         return [int(i) for i in items] if like and isinstance(like[0], int) else items
@@ -262,6 +268,7 @@ _CHOICES: dict[str, type[enum.StrEnum]] = {
     "link.hairpin": Hairpin,
     "services.mode": ServiceMode,
     "bgp.advertise": Advertised,
+    "bgp.peers": Action,
     "services.balancing": Balancing,
     "services.hashBy": HashBy,
     "ipFamilies": Family,
@@ -338,7 +345,8 @@ def validate(config: NetworkConfig, where: str) -> NetworkConfig:
         if services.prefixlen > family.bits - 4 or (family is Family.IPV6 and services.prefixlen < 64):
             raise refuse("serviceCIDRs", f"{services}: use at least 16 addresses, and /64 or longer for IPv6")
     for key, why in chain(
-        backends.problems(config.backend, config.bgp, config.wireguard, config.udp),
+        backends.problems(config.backend, config.wireguard, config.udp),
+        bgp.problems(config.bgp),
         config.underlay.problems(),
     ):
         raise refuse(key, why)

@@ -15,7 +15,7 @@ from msgspec import Struct
 from podlane.errors import ConfigError
 from podlane.model import selectors
 from podlane.model.addresses import Address, Family, Prefix, address, family_of
-from podlane.model.backends import Advertised
+from podlane.model.bgp import Advertised
 from podlane.model.config import NetworkConfig
 from podlane.model.objects import Condition, Node, Service
 from podlane.model.selectors import EVERYTHING, Selector

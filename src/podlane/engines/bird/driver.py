@@ -11,7 +11,7 @@ from typing import Any, Final
 from podlane.compile.bgp import SPEAKER
 from podlane.compile.tables import Learnt, Table
 from podlane.delta import Delta, merge
-from podlane.engines.bird.config import render, session_name
+from podlane.engines.bird.config import PeerKey, render, session_name
 from podlane.engines.bird.process import BirdProcess, require
 from podlane.engines.ending import EndWatch
 from podlane.errors import KernelError
@@ -93,18 +93,17 @@ class BirdDriver:
             return
         states = session_states(self._bird.ask("show protocols"))
         for key, row in routers.items():
-            state = states.get(session_name(*key), "not configured")
+            state = state_of(states, key)
             if state != "Established":
-                why = f"no BGP session with {row.address} (AS {row.as_number}): {state}"
+                whom = row.address or f"anyone on {row.interface}"
+                why = f"no BGP session with {whom} (AS {row.as_number}): {state}"
                 yield Failure(Table.BGP_PEERS, key, KernelError.of(errno.ENOTCONN, f"peer {key[0]}", why))
 
     def sessions(self) -> dict[tuple[str, Family], tuple[bool, bool]]:
         """By peer: (it is a node of the cluster, the session is established). Raises KernelError."""
         peers = dict(self._desired[Table.BGP_PEERS])
         states = session_states(self._bird.ask("show protocols")) if peers else {}
-        return {
-            key: (row.node, states.get(session_name(*key)) == "Established") for key, row in peers.items()
-        }
+        return {key: (row.node, state_of(states, key) == "Established") for key, row in peers.items()}
 
     def _sweep(self) -> int:
         """Routes that a speaker which is no longer wanted left behind."""
@@ -128,6 +127,15 @@ def stop(directory: Path) -> None:
         for route in rt.routes(protocol=RTPROT_BIRD, table=MAIN_TABLE):
             rt.do(routes.delete(route))
     log.info("the backend is no longer bgp: its speaker has ended and its routes are gone")
+
+
+def state_of(states: Mapping[str, str], key: PeerKey) -> str:
+    """As session_states has it. Of a peer without an address: the best session of those there are."""
+    name = session_name(*key)
+    found = [state for each, state in states.items() if each.startswith(f"{name}_")]
+    if "Established" in found:
+        return "Established"
+    return found[0] if found else states.get(name, "not configured")
 
 
 def session_states(answer: str) -> dict[str, str]:
