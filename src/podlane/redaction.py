@@ -52,11 +52,13 @@ _BY_NAME: Final = re.compile(
 )
 _FLAG: Final = re.compile(rf"(?<![A-Za-z0-9_.-])(?P<name>--{_WORD}[ =])(?P<value>\S+)")
 _PEM: Final = re.compile(r"-----BEGIN ([A-Z ]*PRIVATE KEY)-----.*?(?:-----END \1-----|\Z)", re.DOTALL)
+_PEM_END: Final = re.compile(r"-----END [A-Z ]*PRIVATE KEY-----")
+_PEM_LINE: Final = re.compile(r"[A-Za-z0-9+/=]{1,76}\r?")
 _BEARER: Final = re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
 _JWT: Final = re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*")
 _URL: Final = re.compile(r"(\b[a-z][a-z0-9+.-]{0,30}://)[^/\s:@]*:[^/\s@]+@")
 _WORTH_A_LOOK: Final = re.compile(
-    r"(?i)pass|secret|token|psk|key|authoriz|credential|client|authority|bearer|basic|eyJ|://|-----BEGIN"
+    r"(?i)pass|secret|token|psk|key|authoriz|credential|client|authority|bearer|basic|eyJ|://|-----BEGIN|-----END"
 )
 _NOTHING: Final = ("", None, False, True, "null", "~", "true", "false", REMOVED)
 _LEAST: Final = 6
@@ -75,11 +77,21 @@ def text(found: str, known: Iterable[str] = ()) -> str:
             found = found.replace(secret, REMOVED)
     if not _WORTH_A_LOOK.search(found):
         return found
-    found = _PEM.sub(REMOVED, found)
+    found = _without_rests(_PEM.sub(REMOVED, found))
     found = _URL.sub(rf"\1{REMOVED}@", found)
     found = _BEARER.sub(rf"\1 {REMOVED}", found)
     found = _JWT.sub(REMOVED, found)
     return _FLAG.sub(_without_value, _BY_NAME.sub(_without_value, found))
+
+
+def _without_rests(found: str) -> str:
+    """Without the last lines of a PEM key whose beginning is not there: a log may begin in the middle of one."""
+    while end := _PEM_END.search(found):
+        lines = found[: end.start()].rstrip("\n").split("\n")
+        while lines and _PEM_LINE.fullmatch(lines[-1]):
+            lines.pop()
+        found = "\n".join([*lines, REMOVED]) + found[end.end() :]
+    return found
 
 
 def _without_value(found: re.Match[str]) -> str:

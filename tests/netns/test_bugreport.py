@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from podlane.errors import KernelError, LabError
-from podlane.lab.bugreport import secrets
+from podlane.lab.bugreport import node, secrets
 from podlane.lab.bugreport.archive import Archive
 from podlane.lab.bugreport.run import Here, Wish, of_node
 
@@ -82,6 +82,16 @@ def test_secrets_are_known_by_what_they_are(tmp_path: Path, monkeypatch: pytest.
     assert base64.b64encode(b"token-hunter22").decode() in found
     assert base64.b64encode(PEM.encode()).decode() in found
     assert "1" not in found
+
+
+def test_a_long_log_is_told_from_a_whole_line_on(tmp_path: Path) -> None:
+    log = tmp_path / "agent.log"
+    log.write_text("first\n" + "x" * node.LOG_BYTES + "\nlast\n")
+    text = node.tail(log)
+    assert text is not None
+    assert text.startswith("[…")
+    assert text.splitlines()[1:] == ["last"]
+    assert node.tail(tmp_path / "absent") is None
 
 
 def refuse() -> str:

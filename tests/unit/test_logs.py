@@ -142,6 +142,8 @@ def test_what_is_no_secret_stays(text: str) -> None:
 def test_secrets_go_by_what_they_look_like_and_by_what_they_are() -> None:
     assert redaction.text(f"before {KEY} after") == f"before {REMOVED} after"
     assert redaction.text(f"cut off {KEY[:50]}") == f"cut off {REMOVED}"
+    rest = "end of a line\nMHcCAQEEIA\nMHcCAQEEIA==\n-----END EC PRIVATE KEY-----\nnext"
+    assert redaction.text(rest) == f"end of a line\n{REMOVED}\nnext"
     assert redaction.text(f"got {TOKEN}!") == f"got {REMOVED}!"
     assert redaction.text("a hunter22 b", ["hunter22", "b"]) == f"a {REMOVED} b"
 

@@ -231,7 +231,10 @@ def tail(path: Path) -> str | None:
         size = file.tell()
         file.seek(max(0, size - LOG_BYTES))
         text = file.read().decode("utf-8", "replace")
-    return f"[… {size - LOG_BYTES} bytes before …]\n{text}" if size > LOG_BYTES else text
+    if size <= LOG_BYTES:
+        return text
+    # Half a line might be half a secret, which nobody knows again.
+    return f"[… {size - LOG_BYTES} bytes and the rest of a line before …]\n{text.partition(chr(10))[2]}"
 
 
 def _without_keys(answer: str) -> str:
