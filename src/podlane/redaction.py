@@ -85,13 +85,15 @@ def text(found: str, known: Iterable[str] = ()) -> str:
 
 
 def _without_rests(found: str) -> str:
-    """Without the last lines of a PEM key whose beginning is not there: a log may begin in the middle of one."""
-    while end := _PEM_END.search(found):
-        lines = found[: end.start()].rstrip("\n").split("\n")
+    """Without the last lines of PEM keys whose beginning is not there: a log may begin within one."""
+    parts, at = [], 0
+    for end in _PEM_END.finditer(found):
+        lines = found[at : end.start()].rstrip("\n").split("\n")
         while lines and _PEM_LINE.fullmatch(lines[-1]):
             lines.pop()
-        found = "\n".join([*lines, REMOVED]) + found[end.end() :]
-    return found
+        parts.append("\n".join([*lines, REMOVED]))
+        at = end.end()
+    return "".join([*parts, found[at:]])
 
 
 def _without_value(found: re.Match[str]) -> str:

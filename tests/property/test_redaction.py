@@ -102,7 +102,21 @@ def test_a_secret_is_gone_at_any_depth_and_in_any_notation(around: Any, name: st
 
 
 @pytest.mark.parametrize(
-    "unit", ["a", "a.", "a-", "a b", "token ", "a=", "'", "://", "eyJ", "-----BEGIN ", " "]
+    "unit",
+    [
+        "a",
+        "a.",
+        "a-",
+        "a b",
+        "token ",
+        "a=",
+        "'",
+        "://",
+        "eyJ",
+        "-----BEGIN ",
+        "-----END PRIVATE KEY-----",
+        " ",
+    ],
 )
 def test_a_long_line_is_gone_through_once(unit: str) -> None:
     """Quadratic work on these would not end within the test's time."""
