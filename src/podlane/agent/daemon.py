@@ -37,6 +37,7 @@ from podlane.agent.rebalancing import Rebalancing
 from podlane.agent.reconciler import Observation, Reconciler
 from podlane.agent.ruleset_monitor import RulesetMonitor
 from podlane.agent.sockets import SocketPages
+from podlane.agent.surroundings import Watch
 from podlane.agent.uplink import Uplink
 from podlane.compile.engine import Compiler, capabilities
 from podlane.compile.tables import Table
@@ -99,6 +100,9 @@ class Agent:
         self._degradation = Degradation(
             self.conditions, lambda: degraded(self.compiler, self.reconciler.failures)
         )
+        self._surroundings = Watch(
+            options, config, self.conditions, uplink=self._uplink_device, left=lambda: self._left
+        )
         self._announcements = Announcements(options.node_name, self.compiler.view, api)
         self._attachments = Attachments(
             options, self.compiler, self.attachment_changed, self._node_listed, self.counted.answered
@@ -118,6 +122,7 @@ class Agent:
         )
         self._install_refused = ""
         self._settled = False
+        self._settled_event = asyncio.Event()
         self._takeover: asyncio.Task[None] | None = None
 
     # --- life ---
@@ -160,7 +165,8 @@ class Agent:
                 {
                     skeleton.TABLE: lambda: resync(Table.FRONTENDS),
                     policy_chains.TABLE: lambda: resync(Table.GUARDS),
-                }
+                },
+                others=self._surroundings.changed,
             )
             stack.callback(ruleset.close)
             if self._sockets is not None:
@@ -193,6 +199,7 @@ class Agent:
             tasks.append(asyncio.create_task(self.conditions.run(), name="node conditions"))
             tasks.append(asyncio.create_task(self._availability.run(), name="availability"))
             tasks.append(asyncio.create_task(self._degradation.run(), name="degradation"))
+            tasks.append(asyncio.create_task(self._watch_surroundings(), name="surroundings"))
             rebalancing = self._rebalancing.run(self.reconciler.submit)
             tasks.append(asyncio.create_task(rebalancing, name="rebalancing"))
             tasks.append(asyncio.create_task(self._announcements.run(), name="announcements"))
@@ -376,8 +383,17 @@ class Agent:
             log.warning("%s", error)
         log.info("node %s holds what the API says", self.options.node_name)
         self._announcer.say({AGENT_ANNOTATION: facts_of(self.options, self.config).annotation})
+        self._settled_event.set()
         self._availability.settled()
         self._degradation.settled()
+
+    def _uplink_device(self) -> str:
+        underlay = self.compiler.view.me.underlay
+        return underlay.device if underlay else ""
+
+    @property
+    def _left(self) -> list[str]:
+        return list(map(str, self._attachments.left))
 
     def _lacking(self) -> list[str]:
         """What of this node's own network is not there, as sentences."""
@@ -385,6 +401,11 @@ class Agent:
             return self._blockers() or ["the kernel is being compared with what the API says"]
         found = [self._install_refused] if self._install_refused else []
         return [*found, *lacking(self.compiler, self.reconciler.failures)]
+
+    async def _watch_surroundings(self) -> None:
+        """From the first generation on: the agent has made its settings by then."""
+        await self._settled_event.wait()
+        await self._surroundings.run()
 
     async def _finish_takeover(self) -> None:
         try:
@@ -430,6 +451,7 @@ class Agent:
             attachments=len(compiler.view.me.attachments),
             announced=self._announcements.held,
             waiting_s=reconciler.waiting_s,
+            conflicts=tuple(self._surroundings.found),
         )
 
     def _readyz(self) -> http.Answer:

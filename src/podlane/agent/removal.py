@@ -40,6 +40,7 @@ from podlane.kernel.nft import command, skeleton
 from podlane.kernel.rtnl import PROTOCOL, Rtnl, bridges, routes
 from podlane.kernel.rtnl.driver import PREFIX
 from podlane.kernel.rtnl.routes import MAIN_TABLE
+from podlane.kernel.xtables import forward
 
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _HELD: Final = "SELECT {} FROM {} WHERE boot_id = ?"
@@ -159,6 +160,8 @@ def _programs(place: Place, account: Account) -> None:
 
 
 def _tables(place: Place, account: Account) -> None:
+    for each in forward.remove():
+        account.removed.append(f"what accepted pods in FORWARD of {each}")
     done = subprocess.run(
         [command.PROGRAM, "list", "tables"], capture_output=True, text=True, check=False, timeout=60
     )

@@ -10,6 +10,7 @@ import msgspec
 from podlane.agent.reconciler import Counts
 from podlane.compile.tables import Backend, Table
 from podlane.kernel.driver import Failure
+from podlane.observe.conflicts import KINDS, Conflict
 from podlane.observe.exposition import Metric, counter, gauge
 from podlane.observe.exposition import exposition as exposition_of
 
@@ -22,7 +23,8 @@ class State(NamedTuple):
     blockers: what the first resync waits for, as sentences; refused: objects that could not be compiled
     or lost a contradiction; applied: kind -> resourceVersion that the node holds; away: kind -> why the
     API could not be asked, for the kinds it could not be asked for; announced: load-balancer addresses
-    that this node answers for; waiting_s: for how long the oldest change that is pending has waited.
+    that this node answers for; conflicts: what else on the node works against podlane; waiting_s: for how
+    long the oldest change that is pending has waited.
     """
 
     node: str
@@ -40,6 +42,7 @@ class State(NamedTuple):
     attachments: int
     announced: tuple[str, ...] = ()
     waiting_s: float = 0.0
+    conflicts: tuple[Conflict, ...] = ()
 
 
 def status(state: State) -> dict[str, Any]:
@@ -56,6 +59,7 @@ def status(state: State) -> dict[str, Any]:
             {"table": str(f.table), "key": words(f.key), "error": str(f.error)} for f in state.failures
         ],
         "refused": state.refused,
+        "conflicts": [msgspec.to_builtins(each) for each in state.conflicts],
         "apiAway": dict(state.away),
         "attachments": state.attachments,
         "announced": list(state.announced),
@@ -117,6 +121,12 @@ def metrics(state: State) -> str:
         gauge("attachments", "Pod interfaces on this node.", state.attachments),
         gauge("announced_addresses", "Load-balancer addresses this node answers for.", len(state.announced)),
         gauge("refused", "Objects that could not be compiled.", len(state.refused)),
+        Metric(
+            "conflicts",
+            "gauge",
+            "Who or what else on the node works against podlane.",
+            [({"kind": kind}, sum(c.kind == kind for c in state.conflicts)) for kind in KINDS],
+        ),
         Metric(
             "table_rows",
             "gauge",

@@ -40,10 +40,17 @@ def concerns(message: Message, table: str) -> bool:
 
 class RulesetMonitor:
     """Listens on the running loop. damaged: by the name of a table what to call a moment after a foreign
-    change to it; all are called when notices were lost."""
+    change to it; all are called when notices were lost. others: what to call when any table was changed by
+    somebody else."""
 
-    def __init__(self, damaged: Mapping[str, Callable[[], None]], netns_fd: int | None = None) -> None:
-        self._damaged = damaged
+    def __init__(
+        self,
+        damaged: Mapping[str, Callable[[], None]],
+        netns_fd: int | None = None,
+        *,
+        others: Callable[[], None] | None = None,
+    ) -> None:
+        self._damaged, self._others = damaged, others
         self._hurt: set[str] = set()
         self._netlink = Netlink(NETLINK_NETFILTER, netns_fd, groups=(_NFNLGRP_NFTABLES,))
         self._netlink.ignore_own()
@@ -67,6 +74,8 @@ class RulesetMonitor:
             self._soon(self._damaged)
             return
         foreign = [message for message in heard if not own_ports.is_own(message.port)]
+        if foreign and self._others is not None:
+            self._others()
         self._soon(name for name in self._damaged if any(concerns(message, name) for message in foreign))
 
     def _soon(self, tables: Iterable[str]) -> None:

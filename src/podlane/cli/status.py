@@ -89,6 +89,8 @@ def _print(status: dict[str, Any]) -> None:
         )
         for failure in agent.get("failures", []):
             click.echo(f"           refused: {failure['table']} {failure['key']}: {failure['error']}")
+        for each in agent.get("conflicts", []):
+            click.echo(f"           conflict: {each['what']}: {each['remedy']}")
         for line in agent.get("refused", []):
             click.echo(f"           refused: {line}")
     for line in status["problems"]:

@@ -16,6 +16,8 @@ NETWORK_UNAVAILABLE: Final = "NetworkUnavailable"  # core/v1, of a Node
 UP, NOT_READY = "PodlaneIsUp", "PodlaneIsNotReady"
 REASONS: Final = frozenset({UP, NOT_READY})
 """Why a Node's NetworkUnavailable is what it is, where an agent has said so."""
+CONFLICT: Final = "podlane.dev/Conflict"
+"""The Node's condition: who or what else on it works against podlane."""
 DEGRADED: Final = "podlane.dev/Degraded"
 """The Node's condition: what its kernel or engines refuse, but for what leads to other nodes."""
 

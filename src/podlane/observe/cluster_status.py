@@ -280,6 +280,8 @@ def _of_here(here: Obj | None) -> Iterator[str]:
         return
     for line in here.get("blockers") or ():
         yield f"{node}: {line}"
+    for each in here.get("conflicts") or ():
+        yield f"{node}: {each['what']}: {each['remedy']}"
     for each in here.get("failures") or ():
         yield f"{node}: refused: {each['table']} {each['key']}: {each['error']}"
 
