@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from podlane.agent import http
-from podlane.agent.metrics import AgentMetrics
+from podlane.agent.metrics import AgentMetrics, driver_name
 from podlane.agent.metrics_page import MetricsPage, unreachable
+from podlane.agent.on_demand import OnDemand
 from podlane.agent.reconciler import EVERY_ROW, Observation
 from podlane.agent.standalone import metrics_of
 from podlane.compile.engine import Compiler
@@ -80,7 +81,17 @@ def test_repairs_are_what_comparisons_change_after_the_first() -> None:
     assert counted.repairs == {("rtnl",): 0}
     counted.observed(observed(full=True, operations=3))
     assert counted.repairs == {("rtnl",): 3}
-    assert counted.errors == {("rtnl", "routes", "EBUSY"): 1}
+    counted.observed(observed(Failure(Table.ROUTES, "x", REFUSED), full=True, operations=1))
+    assert counted.repairs == {("rtnl",): 3}
+    assert counted.errors == {("rtnl", "routes", "EBUSY"): 2}
+
+
+def test_a_driver_that_is_made_on_demand_has_its_own_name() -> None:
+    made: Any = RtnlDriver()
+    driver = OnDemand((Table.ROUTES,), lambda table, row: True, lambda: made, lambda: None)
+    assert driver_name(driver) == ""
+    driver.driver = made
+    assert driver_name(driver) == "rtnl"
 
 
 def test_everything_that_is_counted_has_a_name_of_the_field() -> None:

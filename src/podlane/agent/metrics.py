@@ -10,6 +10,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Any
 
+from podlane.agent.on_demand import OnDemand
 from podlane.agent.reconciler import EVERY_ROW, Observation
 from podlane.observe.exposition import WORK_BUCKETS_S, Histograms, Metric, labelled
 from podlane.watch.reflector import Reflector
@@ -45,10 +46,14 @@ class AgentMetrics:
     def observed(self, observation: Observation) -> None:
         """A piece of a driver's work. Its first comparison takes over what is there; later ones repair."""
         name = driver_name(observation.driver)
+        if not name:
+            return  # nobody wants it here: there was nothing to do
         self.work.of(name, "full" if observation.full else "partial").observe(observation.seconds)
         if observation.full:
             if name in self._compared:
-                self.repairs[(name,)] += observation.report.operations
+                # What was refused again is no repair.
+                report = observation.report
+                self.repairs[(name,)] += max(0, report.operations - len(report.failures))
             elif not any(failure.key == EVERY_ROW for failure in observation.report.failures):
                 self._compared.add(name)
                 self.repairs[(name,)] += 0
@@ -107,5 +112,9 @@ class AgentMetrics:
 
 
 def driver_name(driver: Any) -> str:
-    """rtnl, services, policy, bird, ..."""
+    """rtnl, services, policy, bird, ...; "" for one that is made on demand, and is not there."""
+    if isinstance(driver, OnDemand):
+        driver = driver.driver
+        if driver is None:
+            return ""
     return type(driver).__name__.removesuffix("Driver").lower()
