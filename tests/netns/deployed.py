@@ -8,6 +8,7 @@ with the runtime.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ from tests.netns.agent_nodes import wait_until
 
 Obj = dict[str, Any]
 ROOT = Path(__file__).parents[2]
+ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 MANIFEST = ROOT / "deploy" / "podlane.yaml"
 # containerd's, of every container that is not privileged (pkg/cri/opts, oci/spec.go)
 _MASKED = ["/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/scsi"]
@@ -42,7 +44,8 @@ def manifest(kind: str, name: str, path: Path = MANIFEST) -> Obj:
 class Deployed:
     """A container of a workload's pod template, in network namespace netns_fd.
 
-    host: the directory that stands for the host's root. files: mount path -> content, for ConfigMaps.
+    host: the directory that stands for the host's root. files: mount path -> content: of ConfigMaps, and what
+    the kubelet gives of a service account.
     """
 
     def __init__(
@@ -53,13 +56,12 @@ class Deployed:
         host: Path,
         environment: Mapping[str, str],
         files: Mapping[str, Mapping[str, str]],
-        more: list[str],
     ) -> None:
         self.name = f"podlane-test-{os.getpid()}-{host.parent.name}-{container['name']}"
         self.host, self.bundle = host, host.parent / f"bundle-{container['name']}"
         self.log = host.parent / f"{container['name']}.log"
         self._process: subprocess.Popen[bytes] | None = None
-        self._spec = self._make(pod, container, netns_fd, environment, files, more)
+        self._spec = self._make(pod, container, netns_fd, environment, files)
 
     def _make(
         self,
@@ -68,7 +70,6 @@ class Deployed:
         netns_fd: int,
         environment: Mapping[str, str],
         files: Mapping[str, Mapping[str, str]],
-        more: list[str],
     ) -> Obj:
         arguments = list(container["args"])
         for name, value in environment.items():
@@ -84,7 +85,7 @@ class Deployed:
             "hostname": "node",
             "root": {"path": "root", "readonly": security["readOnlyRootFilesystem"]},
             "process": {
-                "args": [str(Path(sys.executable).with_name("podlane")), *arguments, *more],
+                "args": [str(Path(sys.executable).with_name("podlane")), *arguments],
                 "cwd": "/",
                 "env": [f"{name}={value}" for name, value in env.items()],
                 "user": {"uid": user, "gid": user},
@@ -120,7 +121,9 @@ class Deployed:
         code = {"/usr", str(ROOT), str(Path(sys.executable).resolve().parents[1])}
         found += [_bind(path, path, read_only=True) for path in sorted(code)]
         volumes = {volume["name"]: volume for volume in pod["volumes"]}
-        for mount in container["volumeMounts"]:
+        account = [{"name": ACCOUNT, "mountPath": ACCOUNT, "readOnly": True}] if ACCOUNT in files else []
+        volumes[ACCOUNT] = {"name": "account", "configMap": {}}
+        for mount in container["volumeMounts"] + account:
             volume, where = volumes[mount["name"]], mount["mountPath"]
             if "configMap" in volume:
                 source = self.bundle / volume["name"]
@@ -164,9 +167,16 @@ class Deployed:
         """As a kubelet does: the first process is told, and what is left is killed with its namespace."""
         if self._process is None:
             return
-        subprocess.run(self._runc("kill", self.name, str(int(number))), check=False, capture_output=True)
-        self._process.wait(30)
-        self._process = None
+        process, self._process = self._process, None
+
+        def ended() -> bool:
+            # One that was started just now is not known to runc yet: it is told again.
+            subprocess.run(self._runc("kill", self.name, str(int(number))), check=False, capture_output=True)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(2)
+            return process.poll() is not None
+
+        wait_until(ended, f"{self.name} ends")
 
     def close(self) -> None:
         self.stop(signal.SIGKILL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,8 +37,13 @@ class Lab:
 
 @contextmanager
 def running(
-    directory: Path, kubelets: Kubelets | None = None, *, database: Path | str = ":memory:"
+    directory: Path,
+    kubelets: Kubelets | None = None,
+    *,
+    database: Path | str = ":memory:",
+    sockets: Sequence[socket.socket] = (),
 ) -> Iterator[Lab]:
+    """sockets: listening ones, of wherever it is to be reached at 127.0.0.1 too."""
     pki = auth.make_pki(directory / "pki", ["localhost"], ["127.0.0.1"])
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
@@ -51,7 +56,7 @@ def running(
 
     async def start() -> ApiServer:
         server = ApiServer(database, DEFAULT, kubelets, service_endpoints=["172.30.0.2"])
-        await server.start([listener], pki.server_context(), pki.token)
+        await server.start([listener, *sockets], pki.server_context(), pki.token)
         return server
 
     try:
