@@ -12,6 +12,7 @@ PARTS = (
     "lab",
     "path",
     "throughput",
+    "bgp",
     "udp",
     "cni",
     "sockets",
