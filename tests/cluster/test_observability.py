@@ -12,6 +12,7 @@ import subprocess
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -19,6 +20,7 @@ import pytest
 import yaml
 from prometheus_client.metrics_core import Metric
 
+from podlane.agent import metrics_page, report
 from podlane.kernel import netns
 from podlane.lab import agents
 from podlane.lab import record as records
@@ -179,10 +181,17 @@ def everything(lab: Lab, outside: Outside) -> dict[str, Metric]:
         *(told(lab, node) for node in NODES),
         *(told(lab, "node-2", f"/metrics/{page}") for page in ("services", "policies")),
         outside.metrics(),
+        _of_other_backends(),
     ):
         lint(text)
         found |= parse(text)
     return found
+
+
+def _of_other_backends() -> str:
+    """What no agent of this lab has: the backend udp's."""
+    proxy: Any = SimpleNamespace(counters=dict)
+    return report.exposition(*metrics_page._datagrams(proxy))
 
 
 def test_the_docs_have_every_metric_and_no_other(everything: dict[str, Metric]) -> None:
