@@ -69,6 +69,11 @@ ROWS: dict[str, list[Panel]] = {
             {"count by (component, version) (podlane_build_info)": "{{component}} {{version}}"},
             "stat",
         ),
+        Panel(
+            "Conflicts with others on the node",
+            "short",
+            {f"sum by (instance, kind) (podlane_agent_conflicts{_NODE}) > 0": "{{instance}} {{kind}}"},
+        ),
         Panel("Pods", "short", {f"podlane_agent_attachments{_NODE}": "{{instance}}"}),
         Panel(
             "Pods that nothing passes of", "short", {f"podlane_agent_pods_fail_closed{_NODE}": "{{instance}}"}
