@@ -32,6 +32,22 @@ def test_what_is_committed_is_what_the_sources_make() -> None:
         assert path.read_text() == text, f"{path.name}: run scripts/monitoring.py"
 
 
+def test_what_is_scraped_is_what_is_deployed() -> None:
+    found = list(yaml.safe_load_all((ROOT / "deploy" / "podlane.yaml").read_text()))
+    workloads = [each for each in found if each and each["kind"] in ("DaemonSet", "Deployment")]
+    monitor = yaml.safe_load((RULES.parent / "podlane.podmonitor.yaml").read_text())
+    (job,) = yaml.safe_load((RULES.parent / "podlane.scrape.yaml").read_text())["scrape_configs"]
+    (discovery,) = job["kubernetes_sd_configs"]
+    assert len(workloads) == 2
+    for each in workloads:
+        pod = each["spec"]["template"]
+        ports = [port["name"] for c in pod["spec"]["containers"] for port in c.get("ports", ())]
+        assert monitor["spec"]["podMetricsEndpoints"][0]["port"] in ports
+        assert monitor["spec"]["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+        namespace = each["metadata"]["namespace"]
+        assert [namespace] == discovery["namespaces"]["names"] == [monitor["metadata"]["namespace"]]
+
+
 def test_every_expression_is_promql(tmp_path: Path) -> None:
     promtool("check", "rules", str(RULES))
     expressions = [
