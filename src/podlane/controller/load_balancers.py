@@ -70,6 +70,7 @@ class LoadBalancers(Controller):
         self.nodes = context.informer("nodes")
         self.namespaces = context.informer("namespaces")
         self._waiting: set[Key] = set()
+        self._told: dict[Key, str] = {}  # why there is no address, as it was said last
         super().__init__(context)
 
     @property
@@ -88,6 +89,7 @@ class LoadBalancers(Controller):
         if new is None:
             if old is not None:
                 self._waiting.discard(key_of(old))
+                self._told.pop(key_of(old), None)
                 self._freed(self.addresses.release(key_of(old)))
             return
         key = key_of(new)
@@ -121,7 +123,8 @@ class LoadBalancers(Controller):
         before, after = (_own_addresses(each) if each is not None else [] for each in (old, new))
         if before != after:
             self.addresses.reserve(key_of(new or old or {})[1], after)
-            self._wake()
+            if any(self.addresses.pool_of(where) for where in before):
+                self._wake()
 
     def _namespace_changed(self, old: Obj | None, new: Obj | None) -> None:
         if old is not None and new is not None and labels_of(old) != labels_of(new):
@@ -165,10 +168,13 @@ class LoadBalancers(Controller):
             self._freed(self.addresses.release(key))
             self._freed(had)
             self._waiting.add(key)
-            self.context.events.warning("Service", service, "AllocationFailed", str(error), COMPONENT)
+            if self._told.get(key) != str(error):  # looked at again for others' sake, it says nothing new
+                self._told[key] = str(error)
+                self.context.events.warning("Service", service, "AllocationFailed", str(error), COMPONENT)
             await self._release(service)
             return None
         self._waiting.discard(key)
+        self._told.pop(key, None)
         if given.addresses != had:
             self._tell(given.addresses)
             self._freed(tuple(set(had) - set(given.addresses)))
