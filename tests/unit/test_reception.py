@@ -14,11 +14,12 @@ from podlane.compile.spoken import BACKEND_ANNOTATION, announcement, configured
 from podlane.compile.tables import Table
 from podlane.compile.view import STANDING, Change
 from podlane.compile.wireguard import KEY_ANNOTATION
-from podlane.model.backends import Backend, BackendType
+from podlane.model.addresses import Family
+from podlane.model.backends import AVAILABLE_BACKENDS, Backend, BackendType
 from podlane.model.config import DEFAULT, NetworkConfig
 from podlane.model.local import Standing
-from podlane.model.objects import Node
-from tests.unit.test_compile_ways import KEYS, compiled, node, reasons
+from podlane.model.objects import Node, NodeAddress
+from tests.unit.test_compile_ways import KEYS, UPLINK, compiled, keyed, node, reasons
 
 DATA: dict[str, dict[str, int]] = {"vxlan": {"vni": 85, "port": 8472}, "wireguard": {"port": 51820}}
 
@@ -124,6 +125,38 @@ def test_an_annotation_that_cannot_be_read_leaves_that_node_out(text: str) -> No
     assert ways(compiler) == {"node-3": {"vxlan"}}
     compiler.apply([Change("Node", None, node(2))])
     assert not compiler.refused
+
+
+def at(number: int, address: str, since: str) -> Node:
+    plain = node(number)
+    status = replace(plain.status, addresses=[NodeAddress("InternalIP", address)])
+    return replace(plain, status=status, metadata=replace(plain.metadata, creation_timestamp=since))
+
+
+@pytest.mark.parametrize("kind", AVAILABLE_BACKENDS)
+def test_a_peer_with_this_nodes_own_address_is_left_out(kind: BackendType) -> None:
+    compiler = compiled(
+        NetworkConfig(backend=Backend(type=kind)), keyed(1), at(2, "172.30.1.1", "2026-02-01"), keyed(3)
+    )
+    assert "node node-2: its address 172.30.1.1 is this node's own" in reasons(compiler)
+    assert set(ways(compiler)) == {"node-3"}
+
+
+def test_two_nodes_with_one_address_are_told_and_both_sent_to() -> None:
+    young, old = at(2, "172.30.1.7", "2026-03-01"), at(3, "172.30.1.7", "2026-02-01")
+    compiler = compiled(DEFAULT, node(1), young, old, node(4))
+    assert reasons(compiler) == "node node-2: its address 172.30.1.7 is node node-3's too, which is older"
+    assert set(ways(compiler)) == {"node-2", "node-3", "node-4"}
+    compiler.apply([Change("Node", old, None)])
+    assert not compiler.refused
+    assert set(ways(compiler)) == {"node-2", "node-4"}
+
+
+def test_an_uplink_too_small_for_a_family_is_told() -> None:
+    small = replace(UPLINK, mtu_bytes=1300)
+    compiler = compiled(DEFAULT, node(1), node(2), uplink=small)
+    assert "eth0's MTU 1300 leaves 1250 bytes for pods, and IPv6 needs 1280" in reasons(compiler)
+    assert not compiled(replace(DEFAULT, ip_families=[Family.IPV4]), node(1), node(2), uplink=small).refused
 
 
 def test_a_backend_nobody_knows_is_refused_by_name() -> None:

@@ -15,10 +15,11 @@ MARK: Final = "subnet-file"
 
 
 class SubnetFile:
-    """path: "" for none. complaint: why it is not as it should be, "" if it is."""
+    """path: "" for none; a relative one begins at run_dir. complaint: why it is not as it should be, "" if it
+    is."""
 
     def __init__(self, path: str, run_dir: Path) -> None:
-        self._path, self._mark = Path(path) if path else None, run_dir / MARK
+        self._path, self._mark = run_dir / path if path else None, run_dir / MARK
         self._written = ""
         self.complaint = ""
 

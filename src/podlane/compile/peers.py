@@ -26,8 +26,8 @@ from podlane.compile.vxlan import Vxlan
 from podlane.compile.ways import Here, Peer, Way
 from podlane.compile.wireguard import WireguardTunnel
 from podlane.errors import ConfigError
-from podlane.model.addresses import Family, Prefix, host_prefix, overlap
-from podlane.model.backends import BackendType
+from podlane.model.addresses import Family, Prefix, family_of, host_prefix, overlap
+from podlane.model.backends import LEAST_MTU_BYTES, BackendType
 from podlane.model.config import NetworkConfig
 from podlane.model.local import Underlay
 from podlane.model.objects import Node
@@ -56,6 +56,10 @@ def way_of(kind: BackendType, config: NetworkConfig) -> Way:
 def units_of(change: Change, view: View) -> Iterator[UnitKey]:
     if change.kind == "Node" and change.name != view.me.name:
         yield UnitKey(NAME, "node", change.name)
+        for where in {each for side in change.sides for each in facts.internal_addresses(side)}:
+            for other in view.nodes_at(where):  # who has it too
+                if other.name != view.me.name:
+                    yield UnitKey(NAME, "node", other.name)
     elif change.kind == STANDING:
         yield UnitKey(NAME, "node", change.object.node)
     if decides(change, view):
@@ -91,6 +95,8 @@ def _device(view: View) -> Rows | Compiled:
         return NOTHING
     kinds = active(view)
     devices = [partial(way_of(kind, here.config).device, _by(kind, here)) for kind in kinds]
+    if why := _too_small(view):
+        refused.append(f"node {node.name}: {why}")
     if view.config.speaks_bgp and BackendType.BGP not in kinds:
         devices.append(partial(bgp.to_routers, here))
     for device in devices:
@@ -115,7 +121,10 @@ def _peer(name: str, view: View) -> Rows | Compiled:
         return _refused(node, f"spec.podCIDRs: {error}")
     if not theirs:
         return _refused(node, "no podCIDR yet, so its pods cannot be reached")
-    refused: list[str] = []
+    for where in facts.internal_addresses(node):
+        if where == here.address(family_of(where)):
+            return _refused(node, f"its address {where} is this node's own")
+    refused = list(_shared(node, view))
     pods: dict[Family, Prefix] = {}
     for family, prefix in theirs.items():
         if (own := here.pods.get(family)) is None:
@@ -143,6 +152,14 @@ def _peer(name: str, view: View) -> Rows | Compiled:
         told = tuple((family, sent[family]) for family in pods if family in sent)
         rows[Table.PEER_WAYS] = {name: PeerWay(name, told)}
     return Compiled(rows, since(node), tuple(refused))
+
+
+def _shared(node: Node, view: View) -> Iterator[str]:
+    """Told of the younger one, and no more: which of them is wrong nobody here can know."""
+    for where in facts.internal_addresses(node):
+        for other in view.nodes_at(where):
+            if (since(other), other.name) < (since(node), node.name):
+                yield f"node {node.name}: its address {where} is node {other.name}'s too, which is older"
 
 
 def _met(node: Node, pods: dict[Family, Prefix], config: NetworkConfig) -> Peer:
@@ -219,6 +236,15 @@ def link_mtu_bytes(view: View) -> int:
     if outer is None or underlay is None:
         return 0
     return min(_mtu_bytes(kind, view.config, underlay, outer) for kind in active(view))
+
+
+def _too_small(view: View) -> str:
+    underlay, mtu_bytes = view.me.underlay, link_mtu_bytes(view)
+    for family in view.config.ip_families:
+        if underlay is not None and mtu_bytes < LEAST_MTU_BYTES[family]:
+            leaves = f"{underlay.device}'s MTU {underlay.mtu_bytes} leaves {mtu_bytes} bytes for pods"
+            return f"{leaves}, and {family} needs {LEAST_MTU_BYTES[family]}; raise it, or use host-gw"
+    return ""
 
 
 def _mtu_bytes(kind: BackendType, config: NetworkConfig, underlay: Underlay, outer: Family) -> int:

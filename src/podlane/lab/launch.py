@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 import yaml
+from msgspec.structs import replace
 
 from podlane.errors import LabError, PodlaneError
 from podlane.kernel import netns
@@ -25,6 +26,7 @@ from podlane.lab.record import LabRecord, NodeRecord
 from podlane.lab.supervisor.client import Supervisor
 from podlane.model import stores
 from podlane.model.config import NetworkConfig
+from podlane.model.flannel import SUBNET_FILE
 from podlane.model.stores import StoreKind
 
 CONTROL = "control"
@@ -45,6 +47,9 @@ def launch(
     plan = topology.plan(config, nodes)
     if config.speaks_bgp or config.bgp.advertise:
         config = router.peered(config, plan)
+    if config.backend.flannel_compat and config.flannel.subnet_file == SUBNET_FILE:
+        # Nodes share the machine's files: each has its own beside its agent's socket.
+        config = replace(config, flannel=replace(config.flannel, subnet_file=Path(SUBNET_FILE).name))
     preflight.require(config)
     store = stores.parse(config.store)
     paths = LabPaths(name)

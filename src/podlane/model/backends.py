@@ -7,6 +7,7 @@ import binascii
 import enum
 from collections.abc import Iterator
 
+from podlane.model.addresses import Family
 from podlane.model.flannel import KINDS
 from podlane.model.sections import Section
 
@@ -21,6 +22,9 @@ class BackendType(enum.StrEnum):
     BGP = "bgp"
     EXTENSION = "extension"
 
+
+LEAST_MTU_BYTES = {Family.IPV4: 576, Family.IPV6: 1280}
+"""Of pods' links: what every host must take of IPv4 (RFC 791), and every link carry of IPv6 (RFC 8200)."""
 
 TUNNELS = (BackendType.VXLAN, BackendType.IPIP, BackendType.WIREGUARD, BackendType.UDP)
 AVAILABLE_BACKENDS = (*TUNNELS, BackendType.HOST_GW, BackendType.BGP)

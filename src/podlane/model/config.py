@@ -344,6 +344,11 @@ def validate(config: NetworkConfig, where: str) -> NetworkConfig:
     for family, services in config.cluster_services.items():
         if services.prefixlen > family.bits - 4 or (family is Family.IPV6 and services.prefixlen < 64):
             raise refuse("serviceCIDRs", f"{services}: use at least 16 addresses, and /64 or longer for IPv6")
+    for family in families:
+        least = backends.LEAST_MTU_BYTES[family]
+        if 0 < config.backend.mtu_bytes < least:
+            mtu_bytes = config.backend.mtu_bytes
+            raise refuse("backend.mtuBytes", f"{mtu_bytes} is less than the {least} that {family} needs")
     for key, why in chain(
         backends.problems(config.backend, config.wireguard, config.udp),
         bgp.problems(config.bgp),

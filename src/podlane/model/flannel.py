@@ -24,7 +24,8 @@ _OVERHEAD_BYTES: Final = 50  # what Flannel takes off, in either family
 
 class Flannel(Section, frozen=True):
     """Of backend.flannelCompat. netConf: path of a net-conf.json, which decides on networks and backend.
-    subnetFile: written for who reads it, "" for none. ipMasq: what it says of FLANNEL_IPMASQ."""
+    subnetFile: written for who reads it; a relative path begins at the agent's run directory; "" for none.
+    ipMasq: what it says of FLANNEL_IPMASQ."""
 
     net_conf: str = ""
     subnet_file: str = SUBNET_FILE
