@@ -31,6 +31,7 @@ pytestmark = pytest.mark.skipif(missing(), reason="there is no runc")
 
 
 API_PORT = 6444
+LEASE = ("leases.coordination.k8s.io", rights.LEASE, rights.NAMESPACE)
 UNINSTALL = MANIFEST.with_name("uninstall.yaml")
 
 
@@ -204,8 +205,9 @@ def test_the_controller_is_nobody_and_leads(tmp_path: Path) -> None:
                 wait_until(settled, "a Node has podCIDRs, and two are told of their address")
             except AssertionError as error:
                 raise AssertionError(f"{error}\n{container.log.read_text()}") from None
-            log = container.log.read_text()
-            assert "forbidden" not in log
+            assert "forbidden" not in container.log.read_text()
+            lease = api.run(partial(api.server.client.get, *LEASE))
+            assert lease["spec"]["holderIdentity"].startswith("node_")
             container.stop(signal.SIGTERM)
         finally:
             container.close()
