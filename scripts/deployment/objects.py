@@ -99,6 +99,7 @@ def agent(values: Values, annotations: Object) -> Object:
             "readOnlyRootFilesystem": True,
             "runAsUser": 0,
             "capabilities": {"drop": ["ALL"], "add": chosen["capabilities"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
         },
         # An agent that starts reads the node first; its liveness is asked for afterwards.
         "startupProbe": _probe("/livez", 2, 60),
@@ -235,6 +236,7 @@ def uninstall(values: Values) -> Object:
             "readOnlyRootFilesystem": True,
             "runAsUser": 0,
             "capabilities": {"drop": ["ALL"], "add": values["agent"]["capabilities"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
         },
         "volumeMounts": [{"name": name, "mountPath": path} for name, (path, _) in HOST_PATHS.items()]
         + [{"name": "proc-sys-net", "mountPath": ELSEWHERE["proc-sys-net"][1]}],
