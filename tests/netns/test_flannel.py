@@ -138,8 +138,8 @@ def test_pods_of_both_kinds_of_nodes_reach_each_other(tmp_path: Path) -> None:
             mac = json.loads(peer[flannel.DATA["IPv4"]])["VtepMAC"]
             rt.set_neighbour("flannel.3", ip_address("10.244.1.0"), mac)
         api.put("Node", two.name, metadata={"annotations": said_by_flanneld(**changed)}, **two.object)
-        wait_until(lambda: ("plvxlan", "4e:00:00:00:00:99") in rows(one)[Table.FDB], "it is followed")
-        assert ("plvxlan", MACS["IPv4"]) not in rows(one)[Table.FDB]
+        ends = {("plvxlan", "4e:00:00:00:00:99"), ("plvxlan2", MACS["IPv6"])}
+        wait_until(lambda: set(rows(one)[Table.FDB]) == ends, "it is followed, and the old one is forgotten")
         assert_meet(one, two, near, far)
 
         # An agent killed and started again finds nothing to do, and goes on with the address it is to tell.

@@ -41,6 +41,9 @@ def test_networks_and_backend_are_taken_from_it(tmp_path: Path) -> None:
     }
     found = read(tmp_path, both)
     assert (found.pod_cidrs, found.backend.type) == (["10.99.0.0/16", "fd99::/56"], "host-gw")
+    # Flannel's own default.
+    found = read(tmp_path, {"Network": "10.99.0.0/16"})
+    assert (found.backend.type, found.udp.port) == ("udp", 8285)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +51,14 @@ def test_networks_and_backend_are_taken_from_it(tmp_path: Path) -> None:
     [
         ("{", "JSON"),
         ([], "Expected"),
-        ({"Network": "10.99.0.0/16"}, "Backend.Type: udp is none of vxlan, host-gw"),
+        (
+            {"Network": "10.99.0.0/16", "Backend": {"Type": "ipsec"}},
+            "Backend.Type: ipsec is none of vxlan, host-gw",
+        ),
+        (
+            {"Network": "10.99.0.0/16", "EnableIPv6": True, "IPv6Network": "fd99::/56"},
+            "backend.flannelCompat: Flannel's udp carries IPv4 alone",
+        ),
         ({"Backend": {"Type": "vxlan"}}, "Network: there is none, and IPv4 is enabled"),
         (
             {"Network": "10.99.0.1/16", "Backend": {"Type": "vxlan"}},

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from podlane.compile import flannel
 from podlane.compile.engine import Compiler
-from podlane.compile.peers import link_mtu_bytes
+from podlane.compile.peers import flannel_says, link_mtu_bytes
 from podlane.compile.reception import active, choose
 from podlane.compile.spoken import BACKEND_ANNOTATION, announcement, configured
 from podlane.compile.tables import Table
@@ -166,3 +167,22 @@ def test_a_backend_nobody_knows_is_refused_by_name() -> None:
     assert "node node-2: it receives by pigeon, which this node does not send by" in reasons(compiler)
     assert active(compiler.view) == ["vxlan"]
     assert configured(odd, DEFAULT) is DEFAULT
+
+
+def test_flannels_udp_is_spoken_by_its_public_address() -> None:
+    backend = Backend(type=BackendType.UDP, flannel_compat=True)
+    config_ = replace(DEFAULT, backend=backend, ip_families=[Family.IPV4])
+    said = {
+        flannel.MANAGED: "true",
+        flannel.TYPE: "udp",
+        flannel.DATA[Family.IPV4]: "null",
+        flannel.PUBLIC[Family.IPV4]: "198.51.100.2",
+    }
+    peer = replace(node(2), metadata=replace(node(2).metadata, annotations=said))
+    compiler = compiled(config_, node(1), peer, node(3))
+    (row,) = compiler.tables[Table.TUNNEL_PEERS].values()
+    assert (str(row.remote), row.port, list(map(str, row.pods))) == ("198.51.100.2", 8285, ["10.244.2.0/24"])
+    assert f'node node-3: annotation {flannel.MANAGED} is not "true"' in reasons(compiler)
+    told = flannel_says(compiler.view)
+    assert told is not None
+    assert told[0] == {**said, flannel.PUBLIC[Family.IPV4]: "172.30.1.1"}

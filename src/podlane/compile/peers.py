@@ -308,6 +308,8 @@ def _find_here(view: View) -> Here | None:
         pods = facts.pod_prefixes(node)
     except ConfigError as error:
         raise ConfigError(f"spec.podCIDRs: {error}") from None
+    if view.config.backend.flannel_compat:  # Flannel knows what its configuration names
+        pods = {family: prefix for family, prefix in pods.items() if family in view.config.ip_families}
     if not pods:
         raise ConfigError("no podCIDR yet; the controller gives one, or the cluster's own IPAM")
     return Here(

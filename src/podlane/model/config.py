@@ -349,6 +349,8 @@ def validate(config: NetworkConfig, where: str) -> NetworkConfig:
         if 0 < config.backend.mtu_bytes < least:
             mtu_bytes = config.backend.mtu_bytes
             raise refuse("backend.mtuBytes", f"{mtu_bytes} is less than the {least} that {family} needs")
+    if config.backend.flannel_compat and config.backend.type is BackendType.UDP and families != [Family.IPV4]:
+        raise refuse("backend.flannelCompat", "Flannel's udp carries IPv4 alone: ipFamilies [IPv4], or vxlan")
     for key, why in chain(
         backends.problems(config.backend, config.wireguard, config.udp),
         bgp.problems(config.bgp),

@@ -15,9 +15,10 @@ from podlane.model.addresses import Family
 from podlane.model.sections import Section
 
 SUBNET_FILE: Final = "/run/flannel/subnet.env"
-KINDS: Final = ("vxlan", "host-gw")
+KINDS: Final = ("vxlan", "host-gw", "udp")
 """Backends that Flannel and podlane both have, and that flannelCompat goes with."""
 
+_DEFAULT_UDP_PORT: Final = 8285
 _DEFAULT_PORT: Final = 8472  # what Linux takes where Flannel says nothing
 _OVERHEAD_BYTES: Final = 50  # what Flannel takes off, in either family
 
@@ -71,13 +72,15 @@ def with_net_conf(config: Any, text: str, where: str) -> Any:
         config.backend,
         type=type(config.backend.type)(said.backend.type),
         vni=said.backend.vni,
-        port=said.backend.port or _DEFAULT_PORT,
+        port=(said.backend.type == "vxlan" and said.backend.port) or _DEFAULT_PORT,
         mtu_bytes=max(0, said.backend.mtu - _OVERHEAD_BYTES),
         direct_routing=said.backend.directrouting,
         gbp=said.backend.gbp,
     )
+    udp = replace(config.udp, port=(said.backend.type == "udp" and said.backend.port) or _DEFAULT_UDP_PORT)
     return replace(
         config,
+        udp=udp,
         ip_families=families,
         pod_cidrs=[network for _, on, network in enabled if on],
         node_cidr_mask_sizes=[said.subnetlen, said.ipv6subnetlen],
