@@ -19,10 +19,14 @@ from podlane.errors import ConfigError, UsageError
 from podlane.kernel.nft import host_ports
 from podlane.kernel.nft.elements import Elements
 from podlane.kernel.rtnl import Rtnl
+from podlane.lab import agents
 from podlane.model.addresses import Family
+from tests.monitoring import lint, parse
 from tests.netns import packets
 from tests.netns.agent_nodes import wait_until
 from tests.netns.standalone import REFERENCE, Caller, Refusal, Standalone
+
+REQUESTS = "podlane_agent_cni_requests_total"
 
 
 def config(where: Path, kind: str = "bridge", **changes):
@@ -44,6 +48,18 @@ def config(where: Path, kind: str = "bridge", **changes):
 def veths(node: int) -> list[str]:
     with Rtnl(node) as rt:
         return [link.name for link in rt.links() if link.kind == "veth"]
+
+
+def test_requests_are_counted(namespaces, tmp_path):
+    with Standalone(namespaces(), tmp_path) as agent:
+        with pytest.raises(Refusal):
+            agent.caller.call("ADD", "c", None, config(tmp_path))
+        text = agents.fetch(tmp_path / "run" / "agent.sock", "/metrics").decode()
+        lint(text)
+        found = {tuple(s.labels.values()): s.value for s in parse(text)[REQUESTS].samples}
+        assert found["STATUS", "0"] >= 1
+        assert found["ADD", "4"] == 1
+        assert parse(text)["process_resident_memory_bytes"].samples[0].value > 2**20
 
 
 def test_everything_is_made_and_nothing_of_others_replaced(namespaces, tmp_path):
