@@ -50,7 +50,7 @@ from podlane.errors import ConfigError, PodlaneError
 from podlane.kernel.announce.driver import AnnounceDriver
 from podlane.kernel.bpf.sockets import SocketDriver
 from podlane.kernel.driver import Driver, Failure
-from podlane.kernel.nft import policy_chains, skeleton
+from podlane.kernel.nft import policy_chains, senders, skeleton
 from podlane.model.agents import AGENT_ANNOTATION
 from podlane.model.config import LinkMode, NetworkConfig
 from podlane.model.local import Attachment
@@ -165,6 +165,7 @@ class Agent:
                 {
                     skeleton.TABLE: lambda: resync(Table.FRONTENDS),
                     policy_chains.TABLE: lambda: resync(Table.GUARDS),
+                    senders.TABLE: lambda: resync(Table.SENDERS),
                 },
                 others=self._surroundings.changed,
             )

@@ -36,6 +36,7 @@ from podlane.kernel.driver import Driver
 from podlane.kernel.ipip import driver as ipip
 from podlane.kernel.ipip.driver import IpipDriver
 from podlane.kernel.nft.policy import PolicyDriver
+from podlane.kernel.nft.senders import SendersDriver
 from podlane.kernel.nft.services import ServicesDriver
 from podlane.kernel.rtnl.driver import RtnlDriver
 from podlane.kernel.sweeping import Gone
@@ -164,7 +165,8 @@ def drivers(options: AgentOptions, config: NetworkConfig, gone: Gone | None = No
     )
     if options.services:
         found += [HealthChecks(asyncio.get_running_loop()), AnnounceDriver()]
-    return found
+    # Nothing of a pod is sent on before it is known what it may send.
+    return [SendersDriver(config), *found]
 
 
 def _into(device: str) -> Callable[[Table, Any], bool]:

@@ -19,7 +19,7 @@ from podlane.compile.ipip import IpInIp
 from podlane.compile.reception import ANSWERED, active, choose, flips
 from podlane.compile.spoken import received, said
 from podlane.compile.store import Compiled, UnitKey
-from podlane.compile.tables import DIRECT, NOTHING, PeerWay, Rows, Table
+from podlane.compile.tables import DIRECT, NOTHING, PeerWay, Rows, Table, TunnelSource, VxlanLink
 from podlane.compile.udp import UdpTunnel
 from podlane.compile.view import CONFIG, STANDING, UNDERLAY, Change, View, since
 from podlane.compile.vxlan import Vxlan
@@ -104,7 +104,21 @@ def _device(view: View) -> Rows | Compiled:
             _merge(rows, device())
         except ConfigError as error:
             refused.append(f"node {node.name}: {error}")
+    tunnels = [link for link in rows.get(Table.LINKS, {}).values() if isinstance(link, VxlanLink)]
+    if tunnels:
+        guarded = {(link.port, None): TunnelSource(link.port) for link in tunnels}
+        rows[Table.TUNNEL_SOURCES] = dict(guarded)
     return Compiled(rows, since(node), tuple(refused))
+
+
+def _sources(node: Node, found: Rows, here: Here) -> dict[Any, Any]:
+    """Where VXLAN of that node may come from: every address that it is known by."""
+    port = here.config.backend.port
+    told = facts.announced_underlay(node)
+    addresses = {address for address, _ in told.addresses} if told else set()
+    addresses.update(facts.internal_addresses(node))
+    addresses |= {entry.remote for entry in found.get(Table.FDB, {}).values()}
+    return {(port, address): TunnelSource(port, address) for address in addresses}
 
 
 def _peer(name: str, view: View) -> Rows | Compiled:
@@ -148,6 +162,8 @@ def _peer(name: str, view: View) -> Rows | Compiled:
             _receive(rows, part, kind, view, here)
     except ConfigError as error:
         refused.append(f"node {name}: {error}")
+    if BackendType.VXLAN in active(view):
+        rows[Table.TUNNEL_SOURCES] = _sources(node, rows, here)
     if sent:
         told = tuple((family, sent[family]) for family in pods if family in sent)
         rows[Table.PEER_WAYS] = {name: PeerWay(name, told)}

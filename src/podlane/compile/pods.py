@@ -20,7 +20,7 @@ from typing import Any, Final
 from podlane.compile import facts
 from podlane.compile.engine import Capability
 from podlane.compile.store import Compiled, UnitKey
-from podlane.compile.tables import NOTHING, Neighbour, Port, Route, Rows, Table
+from podlane.compile.tables import NOTHING, Neighbour, Port, Route, Rows, Sender, Table
 from podlane.compile.view import ATTACHMENT, UNDERLAY, Change, View, pod_addresses, since
 from podlane.errors import ConfigError
 from podlane.model.addresses import family_of, host_prefix
@@ -62,7 +62,12 @@ def compile_unit(key: UnitKey, view: View) -> Rows | Compiled:
         device = attachment.bridge or attachment.device
         routes[destination] = Route(destination, None, device, source)
         neighbours[device, where] = Neighbour(device, where, attachment.mac)
-    rows = {Table.ROUTES: routes, Table.NEIGHBOURS: neighbours}
+    sender = Sender(attachment.device, attachment.mac, attachment.addresses, attachment.bridge)
+    rows = {
+        Table.ROUTES: routes,
+        Table.NEIGHBOURS: neighbours,
+        Table.SENDERS: {attachment.device: sender},
+    }
     if not attachment.bridge:
         return rows
     hairpin = view.config.link.hairpin is Hairpin.VETH

@@ -27,6 +27,8 @@ class Table(enum.StrEnum):
     PEERS = "peers"  # PodKey -> Peer
     POLICIES = "policies"  # PolicyKey -> Policy
     GUARDS = "guards"  # device name -> Guard
+    SENDERS = "senders"  # device name -> Sender
+    TUNNEL_SOURCES = "tunnel-sources"  # (UDP port, address or None) -> TunnelSource
     BRIDGES = "bridges"  # device name -> BridgeLink
     PORTS = "ports"  # device name -> Port
     LINKS = "links"  # device name -> VxlanLink
@@ -62,6 +64,24 @@ class BridgeLink(Struct, frozen=True):
     mac: str
     mtu_bytes: int
     addresses: tuple[Interface, ...]
+
+
+class Sender(Struct, frozen=True):
+    """What a pod's link may send as: its addresses, and as a port of `bridge` its MAC address."""
+
+    device: str
+    mac: str
+    addresses: tuple[Address, ...]
+    bridge: str = ""
+
+
+class TunnelSource(Struct, frozen=True):
+    """A host that may send to this node's VXLAN port. address None: the port itself, where others are
+    dropped.
+    """
+
+    port: int
+    address: Address | None = None
 
 
 class Port(Struct, frozen=True):
