@@ -34,8 +34,9 @@ lock:             ## remake the hash-pinned locks from requirements*.in (needs p
 	pip-compile --generate-hashes --no-emit-index-url --no-emit-trusted-host --strip-extras --allow-unsafe -q --no-header -o requirements.txt requirements.in
 	pip-compile --generate-hashes --no-emit-index-url --no-emit-trusted-host --strip-extras --allow-unsafe -q --no-header -o requirements-dev.txt requirements-dev.in
 
-manifests: setup  ## write deploy/ from scripts/deployment/
+manifests: setup  ## write deploy/ from scripts/deployment/, dashboard and alerts from scripts/monitoring.py
 	@$(PY) -m scripts.deployment.render
+	@$(PY) scripts/monitoring.py
 
 sbom:             ## print a bill of materials (CycloneDX): pinned requirements, and what the image has of Debian
 	@scripts/sbom.py --packages $$(grep -v '^#' scripts/image/packages)
