@@ -24,6 +24,7 @@ KINDS = {
     "outside-nodeport",
     "outside-loadbalancer",
     "no-nat",
+    "path-mtu",
 }
 
 

@@ -16,7 +16,8 @@ def command(name: str | None, lab: str | None, timeout: str, output: str) -> Non
     """Try every way of communicating in lab NAME, with real packets; exits 1 if any fails.
 
     Containers of one pod over localhost, pods on one node and across nodes, pods and nodes both ways,
-    services from pods, nodes and outside, and that pods see each other's own addresses.
+    services from pods, nodes and outside, that pods see each other's own addresses, and that the largest
+    packets of pods get from node to node whole.
 
     \b
     Examples:
@@ -28,10 +29,12 @@ def command(name: str | None, lab: str | None, timeout: str, output: str) -> Non
     from podlane.lab import snapshot
     from podlane.model.addresses import address
     from podlane.observe.check import Place, check
+    from podlane.observe.check import report as summed
     from podlane.observe.check_plan import plan
     from podlane.observe.check_policy import expectations
     from podlane.observe.cluster import Cluster
     from podlane.observe.ground import survey
+    from podlane.observe.path_mtu import measure, paths
     from podlane.observe.text import report_lines
 
     if name and lab and name != lab:
@@ -49,7 +52,8 @@ def command(name: str | None, lab: str | None, timeout: str, output: str) -> Non
     }
     steps = plan(ground)
     expected = expectations(steps, cluster, config)
-    report = check(steps, ground, places, timeout_s=timeout_s, expected=expected)
+    tried = check(steps, ground, places, timeout_s=timeout_s, expected=expected).checks
+    report = summed([*tried, *measure(paths(cluster.nodes.values(), config), places)])
     if output == "json":
         click.echo(report.json())
     else:

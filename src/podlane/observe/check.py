@@ -80,7 +80,7 @@ class _Answer(Struct, frozen=True):
     node: str = ""
 
 
-class _Failure(Exception):
+class CheckFailure(Exception):
     """Why a conversation did not come about, in words."""
 
 
@@ -170,7 +170,7 @@ async def _try(
         async with asyncio.timeout(timeout_s):
             answer = await _ask(step, port, places)
         wrong = _wrong(step, answer)
-    except _Failure as failure:
+    except CheckFailure as failure:
         wrong = str(failure)
     except TimeoutError:
         wrong = f"no answer within {timeout_s:g} s"
@@ -213,14 +213,14 @@ def _who(answer: _Answer | None) -> str:
 # --- sockets --------------------------------------------------------------------------------------
 
 
-def _socket(places: Mapping[str, Place], place: str, family: int, kind: int) -> socket.socket:
+def socket_of(places: Mapping[str, Place], place: str, family: int, kind: int) -> socket.socket:
     """A non-blocking socket of that place's namespace."""
     if place not in places:
-        raise _Failure(f"{place} has no network namespace here: is it still running?")
+        raise CheckFailure(f"{place} has no network namespace here: is it still running?")
     try:
         namespace = netns.open_path(places[place].namespace)
     except KernelNotFoundError:
-        raise _Failure(f"{place} went away meanwhile") from None
+        raise CheckFailure(f"{place} went away meanwhile") from None
     try:
         with cgroups.joined(places[place].cgroup):
             made = netns.socket_in(namespace, family, kind)
@@ -234,7 +234,7 @@ async def _ask(step: Step, port: int, places: Mapping[str, Place]) -> _Answer | 
     """None where no more than a connection was asked for."""
     loop = asyncio.get_running_loop()
     kind = socket.SOCK_DGRAM if step.protocol is Protocol.UDP else socket.SOCK_STREAM
-    with _socket(places, step.place, family_of(step.address).af, kind) as sender:
+    with socket_of(places, step.place, family_of(step.address).af, kind) as sender:
         await loop.sock_connect(sender, (str(step.address), port))
         if step.protocol is Protocol.UDP:
             await loop.sock_sendall(sender, b"podlane-check\n")
@@ -251,7 +251,7 @@ async def _ask(step: Step, port: int, places: Mapping[str, Place]) -> _Answer | 
             received += part
             if not part or _complete(received):
                 return _decode(received.partition(b"\r\n\r\n")[2])
-    raise _Failure("the answer has no end")
+    raise CheckFailure("the answer has no end")
 
 
 def _complete(received: bytes) -> bool:
@@ -286,8 +286,8 @@ async def _listeners(
     async with contextlib.AsyncExitStack() as stack:
         for node, addresses in ground.nodes.items():
             for where in wanted.intersection(addresses):
-                with contextlib.suppress(_Failure):  # no such namespace: the steps will say so
-                    listener = _socket(places, f"{_NODE}{node}", family_of(where).af, socket.SOCK_STREAM)
+                with contextlib.suppress(CheckFailure):  # no such namespace: the steps will say so
+                    listener = socket_of(places, f"{_NODE}{node}", family_of(where).af, socket.SOCK_STREAM)
                     stack.enter_context(listener)
                     listener.bind((str(where), 0))
                     listener.listen(_MOST)
