@@ -28,11 +28,14 @@ HOST_PATHS = {
     "cni-state": ("/var/lib/cni", "DirectoryOrCreate"),
     # Namespaces of pods that others.takeOver leads over to podlane.
     "netns": ("/run/netns", "DirectoryOrCreate"),
+    # Others' rules in iptables; what neighbours of flanneld's read.
+    "xtables-lock": ("/run/xtables.lock", "FileOrCreate"),
+    "flannel": ("/run/flannel", "DirectoryOrCreate"),
     # services.mode socket
     "bpf": ("/sys/fs/bpf", "Directory"),
 }
 # What a runtime mounts there later is seen too.
-_PROPAGATION = {"netns": {"mountPropagation": "HostToContainer"}}
+_PROPAGATION = {name: {"mountPropagation": "HostToContainer"} for name in ("bpf", "netns")}
 PROC_SYS = "/host/proc/sys"
 # A container's own /proc/sys is read-only, and of its cgroups it sees its own alone.
 ELSEWHERE = {

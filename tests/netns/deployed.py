@@ -134,12 +134,20 @@ class Deployed:
                 source = Path(path)
             else:
                 source = Path(f"{self.host}{path}")
-                source.mkdir(parents=True, exist_ok=True)
+                source.parent.mkdir(parents=True, exist_ok=True)
+                if volume["hostPath"]["type"] == "FileOrCreate":
+                    source.touch()
+                else:
+                    source.mkdir(exist_ok=True)
             found.append(_bind(str(source), where, read_only=mount.get("readOnly", False)))
         for each in found:
             # The root is read-only: the places of mounts are there before. runc makes those on other mounts.
-            if not each["destination"].startswith("/sys/"):
-                (root / each["destination"].lstrip("/")).mkdir(parents=True, exist_ok=True)
+            place = root / each["destination"].lstrip("/")
+            if Path(each["source"]).is_file():
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.touch()
+            elif not each["destination"].startswith("/sys/"):
+                place.mkdir(parents=True, exist_ok=True)
         return found
 
     # --- life ---

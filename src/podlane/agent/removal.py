@@ -15,6 +15,7 @@ directory; so both stay until it has sent them all, and the uninstall is to be r
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -57,11 +58,13 @@ class Place(Struct, frozen=True, kw_only=True):
 
 
 class Account(Struct):
-    """What became of it, as sentences. attached: pods that the runtime has yet to end."""
+    """What became of it, as sentences. attached: pods that the runtime has yet to end. failed: what could not
+    be removed; the next time may be better."""
 
     removed: list[str]
     kept: list[str]
     attached: list[str]
+    failed: list[str]
 
     @property
     def complete(self) -> bool:
@@ -79,13 +82,21 @@ def uninstall(place: Place, *, force: bool = False) -> Account:
             f"pods have their network of podlane ({len(attached)}): {_some(attached)}; drain the node "
             "first, or --force: they lose their network"
         )
-    account = Account([], [], attached)
-    for step in (_conflist, _engines, _programs, _tables, _network, _settings, _files):
-        try:
-            step(place, account)
-        except (KernelError, OSError) as error:
-            account.kept.append(str(error))
+    account = Account([], [], attached, [])
+    engines = (_bird, _wireguard, _udp)
+    for step in (_conflist, *engines, _programs, _tables, _network, _settings):
+        _try(step, place, account)
+    if not account.failed:  # what is noted there may be needed once more
+        _try(_files, place, account)
     return account
+
+
+def _try(step: Callable[[Place, Account], None], place: Place, account: Account) -> None:
+    """What goes wrong with one keeps none of the others."""
+    try:
+        step(place, account)
+    except (PodlaneError, OSError) as error:
+        account.failed.append(str(error))
 
 
 def held(state_dir: Path) -> dict[str, str]:
@@ -136,7 +147,7 @@ def _conflist(place: Place, account: Account) -> None:
         account.removed += [f"what kept {path} aside" for path in aside.bring_back(directory)]
 
 
-def _engines(place: Place, account: Account) -> None:
+def _bird(place: Place, account: Account) -> None:
     directory = place.run_dir / "bird"
     if directory.exists():
         bird.stop(directory)
@@ -145,9 +156,15 @@ def _engines(place: Place, account: Account) -> None:
             for route in left:
                 rt.do(routes.delete(route))
         account.removed.append(f"BIRD, and {len(left)} routes of its" if left else "BIRD")
+
+
+def _wireguard(place: Place, account: Account) -> None:
     if (place.run_dir / "wireguard").exists():
         wireguard.stop(place.run_dir / "wireguard")
         account.removed.append("wireguard-go")
+
+
+def _udp(place: Place, account: Account) -> None:
     if (place.run_dir / "udp").exists():
         udp.stop(place.run_dir / "udp")
         account.removed.append("the UDP proxy")
@@ -165,6 +182,8 @@ def _tables(place: Place, account: Account) -> None:
     done = subprocess.run(
         [command.PROGRAM, "list", "tables"], capture_output=True, text=True, check=False, timeout=60
     )
+    if done.returncode:
+        raise KernelError.of(errno.EPERM, "nft list tables", done.stderr.strip())
     found = [line.removeprefix("table ").strip() for line in done.stdout.splitlines()]
     ours = [each for each in found if _is_ours(each.partition(" ")[2])]
     if ours:

@@ -55,10 +55,12 @@ def command(
     if output == "json":
         head = {"apiVersion": "podlane.dev/v1alpha1", "kind": "Uninstall"}
         click.echo(json.dumps(head | msgspec.to_builtins(account)))
-        return
-    for sentence in account.removed:
-        click.echo(f"removed: {sentence}")
-    for sentence in account.kept:
-        click.echo(f"kept: {sentence}")
-    if not account.removed and not account.kept:
-        click.echo("there was nothing of podlane's")
+    else:
+        for sentence in account.removed:
+            click.echo(f"removed: {sentence}")
+        for sentence in account.kept:
+            click.echo(f"kept: {sentence}")
+        if not account.removed and not account.kept and not account.failed:
+            click.echo("there was nothing of podlane's")
+    if account.failed:
+        raise PodlaneError("not all is removed, run it once more: " + "; ".join(account.failed))

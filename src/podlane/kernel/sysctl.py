@@ -70,7 +70,10 @@ class Journal:
                 log.warning("%s: %s", self._path, error.strerror)
 
     def restore(self) -> list[tuple[str, bool]]:
-        """Puts back what is still as it was written. Returns what was done, and what was not and why."""
+        """Puts back what is still as it was written. Returns what was done, and what was not and why.
+
+        Raises KernelError.
+        """
         told: list[tuple[str, bool]] = []
         for name, change in reversed(self._file.settings.items()):
             present = read(name)
@@ -81,11 +84,8 @@ class Journal:
                 why = f"sysctl {dotted}={present} is not what podlane wrote ({change.now})"
                 told.append((why, False))
             elif present != change.was:
-                try:
-                    write(name, change.was)
-                    told.append((f"sysctl {dotted}={change.now}, which was {change.was}", True))
-                except KernelError as error:
-                    told.append((str(error), False))
+                write(name, change.was)
+                told.append((f"sysctl {dotted}={change.now}, which was {change.was}", True))
         return told
 
 
