@@ -28,6 +28,17 @@ log = logging.getLogger(__name__)
 GROUPS: Final = (1, 3, 5, 7, 9, 11)  # LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE
 
 OURS: Final = "pl"
+WATCHED: Final = (
+    Table.BRIDGES,
+    Table.PORTS,
+    Table.LINKS,
+    Table.TUNNELS,
+    Table.NEIGHBOURS,
+    Table.FDB,
+    Table.ROUTES,
+    Table.ANNOUNCEMENTS,
+)
+"""What links, addresses, routes and neighbours are the rows of; rulesets have a monitor of their own."""
 DEBOUNCE_S: Final = 0.02
 
 
@@ -134,7 +145,7 @@ def _carries(device: str, desired: Desired) -> bool:
 class Monitor:
     """Listens on the running loop; calls back a moment after something that matters.
 
-    damaged(tables), uplink_changed(): on the loop. lost notices call both, with every table.
+    damaged(tables), uplink_changed(): on the loop. lost notices call both, with all that is watched.
     """
 
     def __init__(
@@ -166,8 +177,8 @@ class Monitor:
         except KernelError as error:
             if error.errno != errno.ENOBUFS:
                 raise
-            log.warning("notices of the kernel were lost; comparing everything")
-            self._damaged(set(Table))
+            log.warning("notices of the kernel were lost; comparing all that they are of")
+            self._damaged(set(WATCHED))
             self._uplink_changed()
             return
         # Judged a moment later: what the agent itself is about to remove is then no longer desired.

@@ -61,9 +61,9 @@ def units_of(change: Change, view: View) -> Iterator[UnitKey]:
             service = view.services.get(service_of(piece))
             if service is not None and announced(service) and _local(service):
                 yield _unit(service)
-    elif change.kind in (CONFIG, UNDERLAY) or (change.kind == "Node" and _differs(change)):
+    elif change.kind in (CONFIG, UNDERLAY, "Node") and (balanced := view.balanced):
         # Another node, or its labels: each address may have another order.
-        for namespace, name in view.balanced:
+        for namespace, name in balanced if change.kind != "Node" or _differs(change) else ():
             yield UnitKey(NAME, "service", name, namespace)
 
 

@@ -57,9 +57,17 @@ class PodGroups:
         self._by_namespace: dict[str, dict[bytes, Group]] = {}
         self._by_port: dict[str, dict[bytes, Group]] = {}
         self._by_label: dict[str, dict[str, dict[bytes, Group]]] = {}  # of the keys asked for
+        # One change asks for one pod several times.
+        self._asked_for: Pod | None = None
+        self._group = Group(b"", "", {}, ())
 
     def group_of(self, pod: Pod) -> Group:
         """The pod's, or one like it that nobody is in."""
+        if pod is not self._asked_for:
+            self._asked_for, self._group = pod, self._find(pod)
+        return self._group
+
+    def _find(self, pod: Pod) -> Group:
         ports = tuple(sorted(set(declared_ports(pod))))
         labels, namespace = pod.metadata.labels, pod.namespace
         identity = hashlib.blake2b(_canonical((namespace, labels, ports)), digest_size=16).digest()

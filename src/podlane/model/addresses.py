@@ -83,6 +83,7 @@ def packed(text: str) -> bytes:
     return address(text).packed
 
 
+@lru_cache(maxsize=1024)
 def prefix(text: str) -> Prefix:
     """A CIDR whose host bits are zero. Raises ConfigError."""
     try:

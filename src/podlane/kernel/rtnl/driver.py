@@ -55,6 +55,9 @@ class RtnlDriver:
 
     def actual(self) -> dict[Table, dict[Any, Any]]:
         """What the kernel holds of ours, as rows."""
+        return self._actual(self._routes())
+
+    def _actual(self, held_routes: list[KernelRoute]) -> dict[Table, dict[Any, Any]]:
         found = self._rt.links()
         name = {link.index: link.name for link in found}
         adopted = {row.device for t in (Table.PORTS, Table.NEIGHBOURS) for row in self._desired[t].values()}
@@ -85,7 +88,7 @@ class RtnlDriver:
                 r.destination: Route(
                     r.destination, r.via, name.get(r.link, ""), r.source, r.onlink, r.mtu_bytes
                 )
-                for r in self._routes()
+                for r in held_routes
                 if not _stray(r)
             },
         }
@@ -108,12 +111,13 @@ class RtnlDriver:
         batch = _Batch(self._rt)
         batch.bridges(self._desired[Table.BRIDGES])
         batch.links(self._desired[Table.LINKS])
-        actual = self.actual()
+        held_routes = self._routes()
+        actual = self._actual(held_routes)
         differences = {table: delta(self._desired[table], actual[table]) for table in TABLES}
         batch.rows(differences)
         batch.remove_links(Table.LINKS, differences[Table.LINKS].removed)
         batch.remove_links(Table.BRIDGES, differences[Table.BRIDGES].removed)
-        batch.remove_strays(route for route in self._routes() if _stray(route))
+        batch.remove_strays(route for route in held_routes if _stray(route))
         return batch.report()
 
     def _is_ours(self, link: Link, adopted: Collection[str]) -> bool:
