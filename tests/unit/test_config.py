@@ -166,3 +166,9 @@ def test_what_has_parts_is_set_as_json() -> None:
     assert (found.peers[0].as_number, found.route_reflectors) == (64511, {"a": "b"})
     with pytest.raises(ConfigError, match=r"--set bgp\.peers: \[\{: no JSON"):
         with_settings(DEFAULT, ["bgp.peers=[{"])
+
+
+@pytest.mark.parametrize("sizes", [[], [24, 64, 80]])
+def test_a_mask_size_is_of_a_family(sizes: list[int]) -> None:
+    with pytest.raises(ConfigError, match="nodeCidrMaskSizes: one for IPv4 and one for IPv6"):
+        parse({"nodeCidrMaskSizes": sizes})

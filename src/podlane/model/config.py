@@ -335,6 +335,8 @@ def validate(config: NetworkConfig, where: str) -> NetworkConfig:
             prefix(text)
         except ConfigError as error:
             raise refuse("nonMasqueradeCIDRs", str(error)) from None
+    if not 1 <= len(config.node_cidr_mask_sizes) <= 2:
+        raise refuse("nodeCidrMaskSizes", "one for IPv4 and one for IPv6 (64 when it is left out), as 24,64")
     for family, bits in config.node_mask_bits.items():
         pods = config.pods[family]
         if not pods.prefixlen <= bits <= family.bits - 2:

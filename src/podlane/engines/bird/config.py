@@ -113,7 +113,7 @@ def _session(name: str, family: Family, speaker: BgpSpeaker, peer: BgpPeer) -> I
         return
     own_name = session_name(name, family)
     yield f"protocol bgp {own_name} {{"
-    yield f'  description "{_quoted(name)}";'
+    yield f'  description "{_shown(name)}";'
     if peer.address is None:
         yield f"  local as {speaker.as_number};"
         yield f"  neighbor range fe80::/10 as {peer.as_number};"
@@ -196,6 +196,11 @@ def _within(prefix: Prefix, wholes: Iterable[Prefix]) -> bool:
 
 def _order(prefix: Prefix) -> tuple[int, int, int]:
     return prefix.version, int(prefix.network_address), prefix.prefixlen
+
+
+def _shown(name: str) -> str:
+    """For people: what cannot be written is left out, so that one bad name keeps nothing from being read."""
+    return "".join(each if " " <= each <= "~" and each != '"' else "?" for each in name)[:64]
 
 
 def _quoted(text: str) -> str:

@@ -24,6 +24,7 @@ family `bridge` makes sure that a port sends its own address only, in IP, ARP an
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Collection, Iterable, Iterator
 from typing import Final, NamedTuple
 
@@ -55,6 +56,7 @@ CHECK, DISCOVERY, PREROUTING = "check-source", "discovery", "prerouting"
 # but nft 1.0.6 lists such a set in bytes that are no text.
 _PREFIX: Final = b"pl"
 
+_NAMES: Final = re.compile(r"[a-z0-9./-]+")
 _ADDRESS: Final = {Family.IPV4: Field(7, 4), Family.IPV6: Field(8, 16)}
 _LINK: Final = Field(41, 16, text=True)
 _ICMPV6_TYPE: Final = Field(29, 1)
@@ -296,11 +298,14 @@ def port_key(where: Address, protocol: Protocol, number: int) -> bytes:
 
 
 def policy_chain(key: PolicyKey) -> str:
-    """Its name. nft's listings take these characters; the kernel takes 255 of them."""
+    """Its name. nft's listings take the characters of objects' names, and the kernel 255 of them; a name with
+    others, which no API server lets pass, becomes a digest."""
     whole = f"{key.direction}/{key.namespace}/{key.name}"
-    if len(whole) < 200:
+    known = _NAMES.fullmatch(whole)
+    if known and len(whole) < 200:
         return whole
-    return f"{whole[:180]}-{hashlib.sha256(whole.encode()).hexdigest()[:16]}"
+    digest = hashlib.sha256(whole.encode(errors="surrogatepass")).hexdigest()[:16]
+    return f"{whole[:180]}-{digest}" if known else f"{key.direction}/{digest}"
 
 
 def policy(key: PolicyKey, row: Policy, family: Family) -> tuple[Chain, dict[str, Contents]]:

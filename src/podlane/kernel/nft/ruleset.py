@@ -91,8 +91,15 @@ class Chain(NamedTuple):
         return tuple(rule.comment for rule in self.rules)
 
 
+def plain(shown: str) -> str:
+    """As a listing of nft's shows it, and reads it again: printable ASCII, and nothing that would end its
+    quotation marks. The one place where objects' names and labels become text of a ruleset."""
+    return "".join(each if " " <= each <= "~" and each not in '"\\' else "?" for each in shown)
+
+
 def rule(comment: str, *expressions: bytes) -> Rule:
     """A comment that is too long loses its middle."""
+    comment = plain(comment)
     whole = b"".join(expressions)
     digest = hashlib.sha256(whole).hexdigest()[:_DIGEST]
     room = _COMMENT_BYTES - _DIGEST - 2
@@ -266,7 +273,7 @@ def _named(kind: int, name_attribute: int, verb: str, table: str, place: Place) 
 
 def _user_data(kind: int, comment: str) -> bytes:
     """libnftnl's: type, length, value."""
-    value = text(comment[:_COMMENT_BYTES])
+    value = text(plain(comment)[:_COMMENT_BYTES])
     return bytes([kind, len(value)]) + value
 
 
