@@ -193,8 +193,26 @@ class TestNode:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
+        self._end_engines()
         for fd in (*self.pods.values(), self.fd):
             os.close(fd)
+
+    def _end_engines(self) -> None:
+        """What runs beside an agent outlives it."""
+        for path in self.sockets.glob("*/*.pid"):
+            pid = int(path.read_text())
+            if _is_of(pid, path.parent):
+                os.kill(pid, signal.SIGKILL)
+                wait_until(lambda pid=pid, path=path: not _is_of(pid, path.parent), f"the end of {path.stem}")
+
+
+def _is_of(pid: int, directory: Path) -> bool:
+    """Whether pid is a living engine of `directory`. wireguard-go's command line does not say whose it is."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return str(directory).encode() in command or b"wireguard-go" in command
 
 
 def join(one: TestNode, two: TestNode) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,6 +31,13 @@ def policy_lab(request: pytest.FixtureRequest) -> Iterator[PolicyLab]:
         yield made
     finally:
         made.close()
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """Shorter than pytest's own: a socket's path may be 107 bytes long."""
+    with tempfile.TemporaryDirectory(prefix="t-", ignore_cleanup_errors=True) as where:
+        yield Path(where)
 
 
 @pytest.fixture

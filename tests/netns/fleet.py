@@ -16,10 +16,8 @@ from typing import Any
 
 from podlane.kernel import netns
 from podlane.kernel.rtnl import Rtnl
-from tests.netns.agent_nodes import FAMILIES, UNDERLAY, TestNode, wait_until
+from tests.netns.agent_nodes import FAMILIES, UNDERLAY, TestNode
 from tests.netns.fake_api import FakeApi
-
-ENGINES = ("bird/bird.pid", "wireguard/wireguard.pid")
 
 
 class Fleet:
@@ -65,25 +63,7 @@ def fleet(where: Path, count: int, **config: Any) -> Iterator[Fleet]:
     finally:
         for node in nodes:
             node.close()
-            _end_engines(node.dir)
         os.close(switch)
-
-
-def _end_engines(beside: Path) -> None:
-    """What runs beside an agent outlives it."""
-    for name in ENGINES:
-        path = beside / name
-        if path.exists():
-            pid = int(path.read_text())
-            os.kill(pid, signal.SIGKILL)
-            wait_until(lambda pid=pid: not _alive(pid), f"the end of {name}")
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 class Datagrams:

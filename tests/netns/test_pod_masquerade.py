@@ -69,7 +69,7 @@ def test_another_proxy_serves_and_what_leaves_is_masqueraded_all_the_same(tmp_pa
                 ["nft", "list", "ruleset"], capture_output=True, text=True, errors="replace", check=True
             )
         # an address that no service has is the other proxy's to judge
-        assert "hook prerouting" not in listed.stdout
+        assert "type nat hook prerouting" not in listed.stdout
         assert "hook output" not in listed.stdout
         one.stop(signal.SIGKILL)
         one.start()  # served here from now on
@@ -78,7 +78,7 @@ def test_another_proxy_serves_and_what_leaves_is_masqueraded_all_the_same(tmp_pa
             listed = subprocess.run(
                 ["nft", "list", "ruleset"], capture_output=True, text=True, errors="replace", check=True
             )
-        assert listed.stdout.count("hook prerouting") == 2
+        assert listed.stdout.count("type nat hook prerouting") == 2
 
 
 def test_everything_may_be_exempt(tmp_path: Path) -> None:
